@@ -1,0 +1,122 @@
+"""A VM's port with its link attached; for local ports also how an application sends and receives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ringway.agent.errors import AgentCause, AgentError
+from ringway.control.handover import take
+from ringway.control.messages import Offer, Take
+from ringway.shm import BreakCause, Consumer, DropCause, Geometry, Producer, QueueBells, Region
+
+_STEP = 0.1  # seconds a sleeping call holds its lock: how long a withdrawal may have to wait for it
+
+
+class Port:
+    """One end of a link, attached. Sending and receiving may be done by different threads, each queue by one of each.
+
+    An application uses `send` and `receive` of a local port; for frames in its own C code it takes
+    `region.native` and the functions of shm/api.h.
+    """
+
+    def __init__(self, vm: str, offer: Offer) -> None:
+        handover = take(Path(offer.handover), Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket))
+        self.offer = offer
+        self.name = offer.port
+        self._connection = handover.connection  # open as long as the end is attached: that is how the broker knows
+        self._sending = [threading.Lock() for _ in handover.bells]
+        self._receiving = [threading.Lock() for _ in handover.bells]
+        granted = handover.geometry
+        geometry = Geometry(granted.queues, granted.slot_count, granted.slot_payload, granted.headroom)
+        try:
+            self.region = Region.attach(
+                handover.region_fd,
+                geometry,
+                handover.link_id,
+                offer.side,
+                handover.incarnation,
+                [QueueBells(*bells) for bells in handover.bells],
+            )
+        except BaseException:
+            self._connection.close()
+            raise
+        finally:
+            os.close(handover.region_fd)
+
+    @property
+    def attached(self) -> bool:
+        return self.region.attached
+
+    @property
+    def broken(self) -> BreakCause:
+        return self.region.broken if self.attached else BreakCause.WHOLE
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes of the longest frame this link carries."""
+        return self.region.shape.frame_max
+
+    def send(self, frames: Sequence[bytes], *, queue: int = 0, timeout: float | None = None) -> int:
+        """Send frames in order, waiting for room; returns how many were dealt with when `timeout` seconds were over.
+
+        Frames that the link never carries (runt, oversize) are dropped and counted. RegionBrokenError, AgentError
+        (WITHDRAWN) when the link is gone.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        done = 0
+        while True:
+            with self._use(self._sending[queue]):
+                producer: Producer = self.region.producers[queue]
+                done += producer.send(frames[done:])
+                if done == len(frames) or _is_over(deadline):
+                    return done
+                producer.wait(_left(deadline))
+
+    def send_or_drop(self, frames: Sequence[bytes], *, queue: int = 0) -> int:
+        """Send what there is room for now; the rest is dropped and counted as `full`. Returns how many were sent."""
+        with self._use(self._sending[queue]):
+            producer: Producer = self.region.producers[queue]
+            done = producer.send(frames)
+            if done < len(frames):
+                producer.drop(DropCause.FULL, len(frames) - done)
+                producer.send([])
+            return done
+
+    def receive(self, count: int = 256, *, queue: int = 0, timeout: float | None = None) -> list[bytes]:
+        """Take up to `count` frames, waiting for the first one; an empty list after `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with self._use(self._receiving[queue]):
+                consumer: Consumer = self.region.consumers[queue]
+                if (frames := consumer.receive(count)) or _is_over(deadline):
+                    return frames
+                consumer.wait(_left(deadline))
+
+    @contextlib.contextmanager
+    def _use(self, lock: threading.Lock) -> Iterator[None]:
+        with lock:
+            if not self.attached:
+                message = f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
+                raise AgentError(AgentCause.WITHDRAWN, message)
+            yield
+
+    def detach(self) -> None:
+        """Give the end back. Waits for calls under way, which take up to a tenth of a second. Safe to call twice."""
+        with contextlib.ExitStack() as stack:
+            for lock in (*self._sending, *self._receiving):
+                stack.enter_context(lock)
+            self.region.detach()
+            self._connection.close()
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
+
+
+def _left(deadline: float | None) -> float:
+    return _STEP if deadline is None else max(0.0, min(_STEP, deadline - time.monotonic()))

@@ -1,0 +1,35 @@
+"""`ringway agent`: an agent as a process of its own, until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from ringway.agent.agent import Agent
+from ringway.agent.errors import AgentError
+
+
+def main(vm: str, runtime: Path, spin_us: int = 0) -> None:
+    """Run the agent of `vm`. Waits for broker and fabric as long as it takes; SIGTERM and SIGINT end it."""
+    stop = threading.Event()
+
+    def log(text: str) -> None:
+        print(f"agent {vm}: {text}", file=sys.stderr, flush=True)
+
+    agent = Agent(vm, runtime, timeout=None, spin_us=spin_us, log=log)
+
+    def on_signal(*_: object) -> None:
+        stop.set()
+        agent.interrupt()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        with agent:
+            log("ready")
+            stop.wait()
+    except AgentError:
+        if not stop.is_set():
+            raise

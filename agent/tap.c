@@ -1,0 +1,203 @@
+/*
+ * A kernel interface as a port: frames read from a tap straight into slots, frames in slots written straight to it.
+ *
+ * The kernel's struct virtio_net_hdr, in front of each frame, and the extension line say the same things; they are
+ * translated here and checked both ways. A 64 KiB TCP segment is one read, one frame over many slots, one write.
+ */
+#define _GNU_SOURCE
+#include "agent/agent.h"
+
+#include <errno.h>
+#include <linux/virtio_net.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#include "stack/job.h"
+
+_Static_assert(sizeof(struct virtio_net_hdr) == 10, "the tap's header length is the default one");
+_Static_assert(sizeof(struct rway_piece) == sizeof(struct iovec), "a piece is handed to readv as it is");
+_Static_assert(offsetof(struct rway_piece, len) == offsetof(struct iovec, iov_len), "likewise");
+
+enum { TAG_AT = 12, TAG_LEN = 4 };
+
+struct tap {
+    struct rway_job job;
+    int fd;
+    bool gone; /* the interface was deleted */
+    bool held; /* not read: the ring has no room for the longest frame */
+    struct rway_producer *producer;
+    struct rway_consumer *consumer;
+    uint32_t frame_max;
+};
+
+/* The kernel's header as our offload data. Our own kernel wrote it, which is no reason not to check it. */
+static struct rway_offload offload_of(const struct virtio_net_hdr *header)
+{
+    struct rway_offload offload = {0};
+    if (header->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
+        offload.flags = RWAY_EXT_CSUM;
+        offload.csum_start = header->csum_start;
+        offload.csum_offset = header->csum_offset;
+    }
+    if (header->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+        offload.flags |= RWAY_EXT_GSO;
+        offload.gso_type = header->gso_type;
+        offload.gso_size = header->gso_size;
+        offload.hdr_len = header->hdr_len;
+    }
+    return offload;
+}
+
+static struct virtio_net_hdr header_of(const struct rway_offload *offload, const struct rway_frame *frame)
+{
+    uint16_t tag = frame->flags & RWAY_FLAG_VLAN ? TAG_LEN : 0;
+    struct virtio_net_hdr header = {0};
+    if (offload->flags & RWAY_EXT_CSUM) {
+        header.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+        header.csum_start = offload->csum_start + tag;
+        header.csum_offset = offload->csum_offset;
+    } else if (frame->flags & RWAY_FLAG_CSUM_VALID) {
+        header.flags = VIRTIO_NET_HDR_F_DATA_VALID;
+    }
+    if (offload->flags & RWAY_EXT_GSO) {
+        header.gso_type = (uint8_t)offload->gso_type;
+        header.gso_size = offload->gso_size;
+        header.hdr_len = offload->hdr_len ? offload->hdr_len + tag : 0;
+    }
+    return header;
+}
+
+/* Read one frame into a claimed one. Returns 1, or 0 when there is none (or it was dropped: *again). */
+static int read_one(struct tap *tap, struct rway_frame *frame, bool *again)
+{
+    struct virtio_net_hdr header;
+    uint8_t beyond[64]; /* a frame that reaches in here is longer than it may be; the kernel would cut it silently */
+    struct iovec pieces[RWAY_PIECES_MAX + 2];
+    *again = false;
+    uint32_t count = rway_producer_pieces(tap->producer, frame, (struct rway_piece *)&pieces[1]);
+    pieces[0] = (struct iovec){.iov_base = &header, .iov_len = sizeof header};
+    pieces[count + 1] = (struct iovec){.iov_base = beyond, .iov_len = sizeof beyond};
+    ssize_t got = readv(tap->fd, pieces, (int)count + 2);
+    if (got < (ssize_t)sizeof header) {
+        tap->gone |= got < 0 && errno == EBADFD;
+        if (got < 0 && errno == EFAULT)
+            rway_producer_vanished(tap->producer);
+        rway_ring_trim(tap->producer, frame, 0);
+        return 0;
+    }
+    struct rway_offload offload = offload_of(&header);
+    uint32_t len = (uint32_t)got - (uint32_t)sizeof header;
+    *again = true;
+    int unfit = len > tap->frame_max ? RWAY_DROP_OVERSIZE + 1 : rway_producer_fits(tap->producer, len, 0);
+    if (!unfit) {
+        rway_ring_trim(tap->producer, frame, len);
+        frame->flags = header.flags & VIRTIO_NET_HDR_F_DATA_VALID ? RWAY_FLAG_CSUM_VALID : 0;
+        unfit = rway_frame_set_offload(tap->producer, frame, &offload) != 0 ? RWAY_DROP_OFFLOAD + 1 : 0;
+    }
+    if (unfit) {
+        rway_producer_drop(tap->producer, (uint32_t)unfit - 1, 1);
+        rway_ring_trim(tap->producer, frame, 0);
+        return 0;
+    }
+    return 1;
+}
+
+/* Tap to ring. Without room for the longest frame the tap is left alone: the kernel's queue is the place to wait. */
+static uint32_t fill_ring(struct tap *tap)
+{
+    struct rway_frame frames[RWAY_BURST];
+    uint32_t filled = 0, dropped = 0;
+    bool again = true;
+    while (again && filled + dropped < RWAY_BURST) {
+        frames[filled] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = tap->frame_max};
+        tap->held = rway_ring_claim(tap->producer, &frames[filled], 1) == 0;
+        if (tap->held)
+            break;
+        if (read_one(tap, &frames[filled], &again))
+            filled++;
+        else
+            dropped += again;
+    }
+    rway_ring_publish(tap->producer, frames, filled);
+    return filled + dropped;
+}
+
+static void write_one(struct tap *tap, const struct rway_frame *frame)
+{
+    struct iovec pieces[RWAY_PIECES_MAX + 3];
+    struct rway_offload offload;
+    if (rway_frame_offload(tap->consumer, frame, &offload) != 0) {
+        rway_consumer_drop(tap->consumer, RWAY_DROP_OFFLOAD, 1);
+        return;
+    }
+    struct virtio_net_hdr header = header_of(&offload, frame);
+    const uint8_t tag[TAG_LEN] = {0x81, 0x00, (uint8_t)(frame->vlan >> 8), (uint8_t)frame->vlan};
+    uint32_t first = frame->flags & RWAY_FLAG_VLAN ? 3 : 1;
+    uint32_t count = first + rway_consumer_pieces(tap->consumer, frame, (struct rway_piece *)&pieces[first]);
+    pieces[0] = (struct iovec){.iov_base = &header, .iov_len = sizeof header};
+    if (first == 3) {
+        /* A tag that was taken off goes back between the addresses and the type. */
+        pieces[1] = (struct iovec){.iov_base = pieces[3].iov_base, .iov_len = TAG_AT};
+        pieces[2] = (struct iovec){.iov_base = (void *)tag, .iov_len = TAG_LEN};
+        pieces[3].iov_base = (uint8_t *)pieces[3].iov_base + TAG_AT;
+        pieces[3].iov_len -= TAG_AT;
+    }
+    if (writev(tap->fd, pieces, (int)count) >= 0)
+        return;
+    tap->gone |= errno == EBADFD;
+    if (errno == EFAULT)
+        rway_consumer_vanished(tap->consumer);
+    rway_consumer_drop(tap->consumer, RWAY_DROP_SINK, 1);
+}
+
+static uint32_t empty_ring(struct tap *tap)
+{
+    struct rway_frame frames[RWAY_BURST];
+    uint32_t taken = rway_ring_peek(tap->consumer, frames, RWAY_BURST);
+    for (uint32_t i = 0; i < taken; i++)
+        if (frames[i].kind == RWAY_DESC_FRAME)
+            write_one(tap, &frames[i]);
+    rway_ring_release(tap->consumer);
+    return taken;
+}
+
+static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
+{
+    struct tap *tap = (struct tap *)job;
+    (void)turn;
+    uint32_t moved = empty_ring(tap);
+    return tap->gone ? moved : moved + fill_ring(tap);
+}
+
+static void arm(struct rway_job *job, struct rway_waiter *waiter)
+{
+    struct tap *tap = (struct tap *)job;
+    rway_waiter_add_consumer(waiter, tap->consumer);
+    if (tap->gone)
+        return;
+    if (tap->held)
+        rway_waiter_add_producer(waiter, tap->producer, rway_producer_slots(tap->producer, tap->frame_max, 0));
+    else
+        rway_waiter_add_fd(waiter, tap->fd, POLLIN);
+}
+
+static void release(struct rway_job *job)
+{
+    free(job);
+}
+
+struct rway_job *rway_tap_new(int tap_fd, struct rway_producer *producer, struct rway_consumer *consumer,
+                              uint32_t frame_max)
+{
+    struct tap *tap = calloc(1, sizeof *tap);
+    if (tap == NULL)
+        return NULL;
+    *tap = (struct tap){.job = {.run = run, .arm = arm, .free = release},
+                        .fd = tap_fd,
+                        .producer = producer,
+                        .consumer = consumer,
+                        .frame_max = frame_max};
+    return &tap->job;
+}

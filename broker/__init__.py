@@ -1,0 +1,1 @@
+"""The host daemon that makes and removes links; it never reads or writes a slot."""

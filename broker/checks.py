@@ -1,0 +1,113 @@
+"""What is judged about a fabric as a whole: ends that exist and are free, sizes, limits."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from pathlib import Path
+from typing import Final
+
+from ringway.broker.config import MIB, End, FabricConfig, LinkConfig, config_from
+from ringway.broker.fabric_file import FabricCause, FabricFile, read_text
+from ringway.shm import RegionError
+
+FRAME_OVERHEAD: Final = 18  # Ethernet header and one VLAN tag, beyond the mtu
+GEOMETRY_KEYS: Final = {"slot_count": "slots", **{key: key for key in ("queues", "slot_payload", "headroom")}}
+
+
+def read_config(path: Path) -> FabricConfig:
+    return parse_config(read_text(path), str(path))
+
+
+def parse_config(text: str, name: str) -> FabricConfig:
+    """The fabric that the text asks for, or FabricError."""
+    file = FabricFile(text, name)
+    config = config_from(file)
+    _check_ends(file, config)
+    _check_interfaces(file, config)
+    for link in config.links.values():
+        _check_shape(file, config, link)
+    _check_vm_limits(file, config)
+    return config
+
+
+def _check_ends(file: FabricFile, config: FabricConfig) -> None:
+    used: dict[End, str] = {}
+    for link in config.links.values():
+        key = ("link", link.name, "ends")
+        for end in link.ends:
+            _check_end_exists(file, config, link, end)
+        if link.ends[0] == link.ends[1]:
+            message = f"both ends are {str(link.ends[0])!r}: a link joins two ports"
+            raise file.error(FabricCause.SAME_END, key, message)
+        for end in link.ends:
+            if end in used:
+                message = f"port {str(end)!r} is already an end of link {used[end]!r}: a port takes one link"
+                raise file.error(FabricCause.PORT_USED, key, message)
+            used[end] = link.name
+
+
+def _check_end_exists(file: FabricFile, config: FabricConfig, link: LinkConfig, end: End) -> None:
+    vm = config.vms.get(end.vm)
+    known = [str(End(name, port)) for name, owner in config.vms.items() for port in owner.ports]
+    if vm is not None and end.port in vm.ports:
+        return
+    what = f"VM {end.vm!r} has no port {end.port!r}" if vm else f"there is no VM {end.vm!r}"
+    near = difflib.get_close_matches(str(end), known, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    message = f"{str(end)!r} leads nowhere, {what}; {hint}ports are: {', '.join(known[:20]) or 'none'}"
+    raise file.error(FabricCause.NOWHERE, ("link", link.name, "ends"), message)
+
+
+def _check_interfaces(file: FabricFile, config: FabricConfig) -> None:
+    for vm in config.vms.values():
+        owners: dict[str, str] = {}
+        for port in vm.ports.values():
+            if port.interface is None:
+                continue
+            if port.interface in owners:
+                message = f"port {owners[port.interface]!r} has the interface {port.interface!r} too: use another name"
+                raise file.error(FabricCause.DUPLICATE, ("vm", vm.name, "port", port.name, "interface"), message)
+            owners[port.interface] = port.name
+
+
+def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> None:
+    key = ("link", link.name)
+    try:
+        shape = link.geometry.shape()
+    except RegionError as error:
+        concerned = [ours for theirs, ours in GEOMETRY_KEYS.items() if theirs in str(error)]
+        at = (*key, concerned[0]) if concerned else key
+        raise file.error(FabricCause.SIZE, at, str(error)) from None
+    if link.memory() > config.limits.link_bytes:
+        message = (
+            f"takes {_mib(link.memory())} and limits.link_bytes is {_mib(config.limits.link_bytes)}: "
+            "take fewer queues or slots, a smaller slot_payload, or raise the limit"
+        )
+        raise file.error(FabricCause.LIMIT, key, message)
+    for end in link.ends:
+        mtu = config.port(end).mtu
+        if mtu is not None and mtu + FRAME_OVERHEAD > shape.frame_max:
+            message = (
+                f"{mtu} and {FRAME_OVERHEAD} bytes of headers are more than link {link.name!r} carries, frames of "
+                f"{shape.frame_max} bytes: use at most {shape.frame_max - FRAME_OVERHEAD}, or more or larger slots"
+            )
+            raise file.error(FabricCause.MTU, ("vm", end.vm, "port", end.port, "mtu"), message)
+
+
+def _check_vm_limits(file: FabricFile, config: FabricConfig) -> None:
+    taken: dict[str, int] = defaultdict(int)
+    for link in config.links.values():
+        for vm in {end.vm for end in link.ends}:
+            taken[vm] += link.memory()
+    for vm, memory in taken.items():
+        if memory > config.limits.vm_bytes:
+            message = (
+                f"its links take {_mib(memory)} and limits.vm_bytes is {_mib(config.limits.vm_bytes)}: "
+                "make links smaller, or raise the limit"
+            )
+            raise file.error(FabricCause.LIMIT, ("vm", vm), message)
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.1f} MiB"

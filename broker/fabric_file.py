@@ -1,0 +1,174 @@
+"""A fabric file as text: reading it within limits, its TOML, and the line on which each of its keys stands."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+TEXT_SIZE: Final = 1_000_000  # bytes; with its envelope it has to fit one control message of 1 MiB
+
+Key = tuple[str | int, ...]  # ("vm", "client", "port", "net", "mtu"); an int is an index into an array
+
+
+class FabricCause(StrEnum):
+    FILE = "file"
+    ENCODING = "encoding"
+    SYNTAX = "syntax"
+    DUPLICATE = "duplicate"
+    UNKNOWN_KEY = "unknown_key"
+    MISSING_KEY = "missing_key"
+    TYPE = "type"
+    NAME = "name"
+    VALUE = "value"
+    KIND = "kind"
+    PORT_USED = "port_used"
+    NOWHERE = "nowhere"
+    SAME_END = "same_end"
+    SIZE = "size"
+    MTU = "mtu"
+    LIMIT = "limit"
+    FORWARD = "forward"
+    RULE = "rule"
+
+
+class FabricError(Exception):
+    """A fabric file that cannot be applied: `where` is file and line, the message says the key and the remedy."""
+
+    def __init__(self, cause: FabricCause, message: str, where: str) -> None:
+        super().__init__(f"{where}: {message}")
+        self.cause = cause
+        self.message = message
+        self.where = where
+
+
+def read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(TEXT_SIZE + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise FabricError(FabricCause.FILE, f"cannot be read ({why}): name a fabric file", str(path)) from None
+    if len(data) > TEXT_SIZE:
+        message = f"has more than {TEXT_SIZE} bytes: a fabric file is text of at most that; is it the right file?"
+        raise FabricError(FabricCause.FILE, message, str(path))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"byte {error.start} is not UTF-8 ({error.reason}): save the file as UTF-8"
+        raise FabricError(FabricCause.ENCODING, message, f"{path}:{line}") from None
+
+
+class FabricFile:
+    """A parsed fabric file that knows where its keys stand."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self.name = name
+        self.tables = _parse(text, name)
+        self._lines: dict[Key, int] = {}
+        for key, line in _keys(text):
+            if _exists(self.tables, key):  # else it only looked like a key, inside an array or a string
+                self._lines.setdefault(key, line)
+
+    def where(self, key: Key) -> str:
+        """File and line of the key, or of what holds it."""
+        for length in range(len(key), 0, -1):
+            if key[:length] in self._lines:
+                return f"{self.name}:{self._lines[key[:length]]}"
+        return self.name
+
+    def error(self, cause: FabricCause, key: Key, message: str) -> FabricError:
+        return FabricError(cause, f"{spell(key)}: {message}" if key else message, self.where(key))
+
+
+def spell(key: Key) -> str:
+    """The key as a reader would write it; a rule is counted from 1."""
+    parts = [f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in key]
+    return "".join(parts).removeprefix(".")
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    if len(text) > TEXT_SIZE:
+        raise FabricError(FabricCause.FILE, f"has more than {TEXT_SIZE} characters", name)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+        line = int(found[1]) if found else text.count("\n") + 1
+        what = str(error)[: found.start()] if found else str(error)
+        if re.match(r"Cannot (overwrite|declare|mutate)", what):
+            message = f"{what}: the name is there twice; take one out or rename it"
+            raise FabricError(FabricCause.DUPLICATE, message, f"{name}:{line}") from None
+        raise FabricError(FabricCause.SYNTAX, f"not TOML: {what}", f"{name}:{line}") from None
+    except (RecursionError, ValueError) as error:  # ValueError: a number with thousands of digits, an impossible date
+        why = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise FabricError(FabricCause.SYNTAX, f"not TOML that can be read: {why}", name) from None
+
+
+HEADER: Final = re.compile(r"\s*(\[\[?)\s*([^\[\]=]+?)\s*\]\]?\s*(?:#.*)?$")
+KEY_PART: Final = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+ASSIGNMENT: Final = re.compile(rf"\s*({KEY_PART}(?:\s*\.\s*{KEY_PART})*)\s*=")
+
+
+def _keys(text: str) -> Iterator[tuple[Key, int]]:
+    """All that looks like a table header or an assignment, line by line."""
+    table: Key = ()
+    counts: dict[Key, int] = {}  # of arrays of tables, so far
+    for line, content in enumerate(text.split("\n"), 1):
+        if (header := HEADER.match(content)) is not None:
+            parts = _within(counts, _split(header[2]))
+            if not parts:
+                continue
+            if header[1] == "[[":
+                counts[parts] = counts.get(parts, -1) + 1
+                yield parts, line
+                parts = (*parts, counts[parts])
+            table = parts
+            yield from _prefixes(table, line)
+        elif (assignment := ASSIGNMENT.match(content)) is not None:
+            yield from _prefixes((*table, *_split(assignment[1])), line)
+
+
+def _prefixes(key: Key, line: int) -> Iterator[tuple[Key, int]]:
+    """The key and what it implies: [vm.a.port.b] may be the only line on which vm.a stands."""
+    for length in range(1, len(key) + 1):
+        yield key[:length], line
+
+
+def _split(dotted: str) -> Key:
+    try:
+        table: object = tomllib.loads(f"{dotted} = 0")
+    except tomllib.TOMLDecodeError:
+        return ()
+    parts: list[str] = []
+    while isinstance(table, dict):
+        name, table = next(iter(table.items()))
+        parts.append(name)
+    return tuple(parts)
+
+
+def _within(counts: dict[Key, int], key: Key) -> Key:
+    """A header below an array of tables means the array's last element."""
+    found: Key = ()
+    for part in key[:-1]:
+        found = (*found, part)
+        if found in counts:
+            found = (*found, counts[found])
+    return (*found, *key[-1:])
+
+
+def _exists(value: object, key: Key) -> bool:
+    for part in key:
+        if isinstance(part, int):
+            if not isinstance(value, list) or part >= len(value):
+                return False
+            value = value[part]
+        else:
+            if not isinstance(value, dict) or part not in value:
+                return False
+            value = value[part]
+    return True

@@ -1,0 +1,52 @@
+"""The broker's claim on its runtime directory: private, and one broker at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from ringway.control.errors import ControlError
+from ringway.control.messages import Cause
+from ringway.control.runtime import control_path, handover_path
+
+
+def claim(runtime: Path) -> int:
+    """Make the directory if need be, lock it, clear away what a killed broker left. Returns the lock, to be kept."""
+    sockets = (control_path(runtime), handover_path(runtime))
+    try:
+        runtime.mkdir(mode=0o700, exist_ok=True)
+        _check_private(runtime)
+        lock_fd = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        message = f"{runtime} cannot be used ({error.strerror}): choose another directory with --runtime"
+        raise ControlError(Cause.RUNTIME, message) from None
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in sockets:
+            path.unlink(missing_ok=True)
+    except BlockingIOError:
+        os.close(lock_fd)
+        message = f"a broker is already running on {runtime}: use it, stop it, or choose another --runtime"
+        raise ControlError(Cause.RUNTIME, message) from None
+    except OSError as error:
+        os.close(lock_fd)
+        message = f"{error.filename or runtime} cannot be removed ({error.strerror}): remove it by hand"
+        raise ControlError(Cause.RUNTIME, message) from None
+    return lock_fd
+
+
+def _check_private(runtime: Path) -> None:
+    """Whoever can enter the directory can speak to the broker, so nobody else may."""
+    found = runtime.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        message = f"{runtime} is not a directory: remove it or choose another with --runtime"
+    elif found.st_uid != os.geteuid():
+        message = f"{runtime} belongs to uid {found.st_uid}, not to {os.geteuid()}: choose another with --runtime"
+    elif found.st_mode & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        message = f"{runtime} is open to others (mode {mode:04o}): chmod 700 it, or choose another with --runtime"
+    else:
+        return
+    raise ControlError(Cause.RUNTIME, message)

@@ -1,0 +1,101 @@
+"""What `ringway show` says about links: read from the regions by pread, never from memory of what should be so.
+
+The ends can write what they like into a region. So nothing read here is believed or acted upon; sums wrap as the
+counters do, and a region that cannot be read is a broken link.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from ringway.broker.effects import Held
+from ringway.broker.fabric import LinkState, geometry_message
+from ringway.control.messages import EndShown, LinkShown, RingShown
+from ringway.shm import Counts, RegionError, RegionReading, RingReading, SideReading, SideState, read_region
+
+WRAP: Final = (1 << 64) - 1
+END_STATES: Final[dict[SideState, Literal["detached", "attached", "broken"]]] = {
+    SideState.DETACHED: "detached",
+    SideState.ATTACHED: "attached",
+    SideState.BROKEN: "broken",
+}
+
+
+def is_broken(held: Held) -> bool:
+    """Does the link carry nothing any more, so that only a new region helps?"""
+    try:
+        reading = read_region(held.region_fd)
+    except RegionError:
+        return True
+    return any(side.state is SideState.BROKEN for side in reading.sides)
+
+
+def show_link(link: LinkState, held: Held) -> LinkShown:
+    reading: RegionReading | None = None
+    note = held.note
+    try:
+        reading = read_region(held.region_fd)
+    except RegionError as error:
+        note = "; ".join(filter(None, (note, f"the region is damaged ({error}): apply the fabric again")))
+    shape = held.config.geometry.shape()
+    ends = [_end(link, side, reading.sides[side] if reading else None) for side in (0, 1)]
+    return LinkShown(
+        name=link.config.name,
+        link_id=link.link_id,
+        state=_state(ends),
+        ends=ends,
+        geometry=geometry_message(held.config.geometry),
+        frame_max=shape.frame_max,
+        memory=shape.region_size if held.huge else shape.memory,
+        pages="huge" if held.huge else "ordinary",
+        note=note,
+        rings=[_ring(ring) for ring in reading.rings] if reading else [],
+    )
+
+
+def _state(ends: list[EndShown]) -> Literal["up", "half", "down", "broken"]:
+    if any(end.state in ("broken", "unreadable") for end in ends):
+        return "broken"
+    attached = sum(end.state == "attached" and end.held for end in ends)
+    return "up" if attached == 2 else "half" if attached else "down"
+
+
+def _end(link: LinkState, side: int, reading: SideReading | None) -> EndShown:
+    end = link.ends[side]
+    return EndShown(
+        vm=end.vm,
+        port=end.port.name,
+        kind=end.port.kind,
+        state=END_STATES[reading.state] if reading else "unreadable",
+        cause=reading.cause.name.lower() if reading and reading.state is SideState.BROKEN else "",
+        incarnation=end.incarnation,
+        queues_served=reading.queues_served if reading else 0,
+        held=end.holder is not None,
+    )
+
+
+def _ring(ring: RingReading) -> RingShown:
+    produced, consumed = ring.produced, ring.consumed
+    return RingShown(
+        producing_side=ring.producing_side,
+        queue=ring.queue,
+        offered=(produced.frames + sum(produced.drops.values())) & WRAP,
+        published=produced.frames,
+        delivered=(consumed.frames - sum(consumed.drops.values())) & WRAP,
+        in_flight=ring.in_flight,
+        drops_produced=produced.drops,
+        drops_consumed=consumed.drops,
+        balanced=produced.frames == (consumed.frames + ring.in_flight) & WRAP,
+        produced=_activity(produced),
+        consumed=_activity(consumed),
+    )
+
+
+def _activity(counts: Counts) -> dict[str, int]:
+    return {
+        "bytes": counts.bytes,
+        "bells": counts.bells,
+        "sleeps": counts.sleeps,
+        "bells_idle": counts.bells_idle,
+        "mutes": counts.mutes,
+    }

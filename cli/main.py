@@ -1,0 +1,142 @@
+"""`ringway …`: the commands, their errors as one line each, and their exit codes (1: refused, 2: wrong usage)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from ringway.control.client import Client
+from ringway.control.errors import ControlError
+from ringway.control.messages import Applied, Apply, Show, Shown
+from ringway.control.names import printable
+from ringway.control.runtime import runtime_directory
+
+RUNTIME_OPTION = click.option(
+    "--runtime",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The broker's private directory; else $RINGWAY_RUNTIME, /run/ringway for root, $XDG_RUNTIME_DIR/ringway.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ringway")
+def commands() -> None:
+    """Join appliances on one host by shared-memory packet rings."""
+
+
+@commands.command()
+@RUNTIME_OPTION
+@click.option("--fabric", type=click.Path(path_type=Path), metavar="FILE", help="Apply this fabric at once.")
+def broker(runtime: Path | None, fabric: Path | None) -> None:
+    """Run the broker, which makes links, until SIGTERM or SIGINT."""
+    from ringway.broker.checks import read_config
+    from ringway.broker.loop import Loop
+
+    stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os.eventfd_write(stop_fd, 1))
+    config = read_config(fabric) if fabric else None
+    directory = runtime_directory(runtime)
+    loop = Loop(directory, _log)
+    try:
+        if config is not None:
+            loop.apply(config)
+        click.echo(f"broker ready on {directory}")
+        sys.stdout.flush()
+        loop.run(stop_fd)
+    finally:
+        loop.close()
+
+
+def _log(line: str) -> None:
+    with contextlib.suppress(OSError):  # whoever read the log may be gone; links do not depend on it
+        click.echo(f"ringway broker: {line}", err=True)
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@RUNTIME_OPTION
+def apply(file: Path, runtime: Path | None) -> None:
+    """Make the broker's fabric as FILE says."""
+    from ringway.broker.fabric_file import read_text
+
+    request = Apply(name=printable(str(file)), text=read_text(file))
+    with Client(runtime_directory(runtime)) as client:
+        # Making memory takes its time: the kernel zeroes it all.
+        applied = client.call(request, Applied, timeout=60.0)
+    for verb in ("made", "replaced", "removed", "kept"):
+        if names := getattr(applied, verb):
+            click.echo(f"{verb}: {', '.join(names)}")
+    for note in applied.notes:
+        click.echo(f"note: {note}")
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Check FILE without a broker."""
+    from ringway.broker.checks import read_config
+
+    config = read_config(file)
+    click.echo(f"{printable(str(file))}: good: {len(config.vms)} VMs, {len(config.links)} links")
+    for link in config.links.values():
+        shape = link.geometry.shape()
+        memory = f"{link.memory() / (1 << 20):.1f} MiB"
+        click.echo(f"link {link.name}: {link.ends[0]} - {link.ends[1]}, frames up to {shape.frame_max} bytes, {memory}")
+
+
+@commands.command()
+@RUNTIME_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+def show(runtime: Path | None, as_json: bool) -> None:
+    """Show links, rings with their books, VMs and rules."""
+    import msgspec
+
+    from ringway.cli.tables import print_tables
+
+    with Client(runtime_directory(runtime)) as client:
+        shown = client.call(Show(), Shown, timeout=10.0)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2))
+    else:
+        print_tables(shown)
+
+
+@commands.command()
+@click.option("--vm", required=True, metavar="NAME", help="The VM of the fabric that this agent stands beside.")
+@RUNTIME_OPTION
+def agent(vm: str, runtime: Path | None) -> None:
+    """Run an agent: attach a VM's ports and carry their frames."""
+    from ringway.agent.run import main as run_agent
+
+    run_agent(vm=vm, runtime=runtime_directory(runtime))
+
+
+def main() -> NoReturn:
+    """Every foreseen refusal becomes one line; what is not foreseen is a bug and keeps its traceback."""
+    from ringway.broker.fabric_file import FabricError
+    from ringway.shm import RegionError
+
+    try:
+        commands(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains once more
+        sys.exit(1)
+    except (ControlError, FabricError, RegionError) as error:
+        click.echo(f"ringway: {printable(str(error))}", err=True)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,1 @@
+"""The words that broker and agents say to each other, and how they travel."""

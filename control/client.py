@@ -1,0 +1,187 @@
+"""The broker's clients: one that asks and goes, and an agent's session, which the broker also speaks to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ringway.control import wire
+from ringway.control.errors import ControlError
+from ringway.control.messages import FROM_BROKER, PUSHED, Cause, ErrorReply, Hello, Message, Notice, Welcome
+from ringway.control.runtime import control_path
+
+CALL_TIMEOUT: Final = 5.0  # seconds
+HIGH_WATER: Final = 256  # messages queued in either direction
+PUSHES_MAX: Final = 65536  # kept while an answer is awaited
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+class Connection:
+    """A DEALER socket to the broker's control socket."""
+
+    def __init__(self, runtime: Path) -> None:
+        self._path = control_path(runtime)
+        self._context = zmq.Context()
+        self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a broker that is not there
+        self.socket.setsockopt(zmq.MAXMSGSIZE, wire.REPLY_SIZE)
+        self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self.socket.connect(f"ipc://{self._path}")
+
+    def close(self) -> None:
+        self.socket.close()
+        self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _send(self, request_id: str, message: Message, timeout: float) -> None:
+        try:
+            payload = wire.encode(request_id, message)
+        except wire.WireError as error:
+            raise ControlError(Cause.BAD_MESSAGE, error.message) from None
+        if not self.socket.poll(0, zmq.POLLOUT):
+            self._probe()  # says at once that there is nobody, where ZeroMQ would keep trying
+        if not self.socket.poll(int(timeout * 1000), zmq.POLLOUT):
+            raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} took no message for {timeout:g} s")
+        self.socket.send(payload, zmq.NOBLOCK)
+
+    def _receive(self, timeout: float) -> wire.Received | None:
+        if not self.socket.poll(int(max(timeout, 0) * 1000), zmq.POLLIN):
+            return None
+        frames = self.socket.recv_multipart(zmq.NOBLOCK)
+        try:
+            if len(frames) != 1:
+                raise wire.WireError(wire.WireCause.ENVELOPE, f"{len(frames)} frames in one message, not 1")
+            return wire.decode(frames[0], FROM_BROKER, wire.REPLY_SIZE)
+        except wire.WireError as error:
+            raise ControlError(Cause.PROTOCOL, f"the broker's message is not readable: {error.message}") from None
+
+    def _probe(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+            status = probe.connect_ex(os.fsencode(self._path))
+        if status in (0, errno.EAGAIN):  # EAGAIN: a broker whose backlog is full
+            return
+        why = os.strerror(status)
+        message = f"no broker answers at {self._path} ({why}): start one with `ringway broker`, or name its --runtime"
+        raise ControlError(Cause.NO_BROKER, message)
+
+
+def _refuse(error: ErrorReply) -> ControlError:
+    return ControlError(error.cause, error.message)
+
+
+class Client(Connection):
+    """Asks one thing at a time."""
+
+    def call(self, request: Message, expected: type[Reply], timeout: float = CALL_TIMEOUT) -> Reply:
+        request_id = wire.new_id()
+        deadline = time.monotonic() + timeout
+        self._send(request_id, request, timeout)
+        while (received := self._receive(deadline - time.monotonic())) is not None:
+            if received.request_id not in (request_id, wire.NO_ID):
+                continue  # the answer to a call that was given up
+            if isinstance(received.message, ErrorReply):
+                raise _refuse(received.message)
+            if isinstance(received.message, expected):
+                return received.message
+            raise ControlError(Cause.PROTOCOL, f"the broker answered with a {type(received.message).__name__}")
+        raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} did not answer within {timeout:g} s")
+
+
+class AgentSession(Connection):
+    """An agent's conversation with its broker; `socket` and `monitor` are for the agent's own zmq.Poller.
+
+    The broker forgets its agents when it restarts and ZeroMQ reconnects silently, so `monitor` becomes readable when
+    the connection changes, and `rejoined` then says whether it is time for another hello.
+    """
+
+    def __init__(self, runtime: Path, vm: str, version: str = "") -> None:
+        super().__init__(runtime)
+        self.vm = vm
+        self._version = version
+        self._pushed: deque[wire.Received] = deque()
+        # A pair of its own: events of the first connection may come in late, after the first hello.
+        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self._lost = False
+
+    def close(self) -> None:
+        self.socket.disable_monitor()
+        super().close()
+
+    def hello(self, timeout: float = CALL_TIMEOUT) -> Welcome:
+        """Make oneself known, again whenever a fresh ticket is needed. Pushes that come in meanwhile are kept."""
+        request_id = wire.new_id()
+        deadline = time.monotonic() + timeout
+        self._send(request_id, Hello(vm=self.vm, pid=os.getpid(), version=self._version), timeout)
+        while (received := self._receive(deadline - time.monotonic())) is not None:
+            if isinstance(received.message, PUSHED):
+                self._keep(received)
+            elif received.request_id != request_id:
+                continue
+            elif isinstance(received.message, ErrorReply):
+                raise _refuse(received.message)
+            elif isinstance(received.message, Welcome):
+                return received.message
+        raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} did not answer hello within {timeout:g} s")
+
+    def receive(self) -> wire.Received | None:
+        """The next request of the broker, without waiting. After hello look here first, then poll `socket`."""
+        if self._pushed:
+            return self._pushed.popleft()
+        while (received := self._receive(0)) is not None:
+            if isinstance(received.message, PUSHED):
+                return received
+        return None
+
+    def answer(self, request_id: str, reply: Message) -> None:
+        """Answer a pushed request. A broker that is gone needs no answer."""
+        self._say(request_id, reply)
+
+    def notify(self, notice: Notice) -> None:
+        self._say(wire.new_id(), notice)
+
+    def rejoined(self) -> bool:
+        """Drain `monitor`; true when the connection was lost and is there again."""
+        returned = False
+        while self.monitor.poll(0):
+            event = recv_monitor_message(self.monitor)["event"]
+            if event == zmq.EVENT_DISCONNECTED:
+                self._lost = True
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._lost:
+                self._lost = False
+                returned = True
+        return returned
+
+    def _say(self, request_id: str, message: Message) -> None:
+        try:
+            self.socket.send(wire.encode(request_id, message), zmq.NOBLOCK)
+        except wire.WireError as error:
+            raise ControlError(Cause.BAD_MESSAGE, error.message) from None
+        except zmq.Again:
+            return
+
+    def _keep(self, received: wire.Received) -> None:
+        if len(self._pushed) >= PUSHES_MAX:
+            raise ControlError(Cause.PROTOCOL, f"the broker pushed {PUSHES_MAX} requests and no answer to hello")
+        self._pushed.append(received)

@@ -1,0 +1,264 @@
+"""Every message that broker, agents and command line exchange: the only list.
+
+    who says it       message    answered with
+    command line      Apply      Applied
+                      Show       Shown
+    agent             Hello      Welcome
+                      Notice     (nothing)
+    broker to agent   Offered    Done
+                      Withdrawn  Done
+                      SetStack   Done
+                      Ask        Told
+    agent, handover   Take       Granted, with descriptors
+
+Any request may be answered with ErrorReply instead.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
+
+from ringway.control.names import Name, PlainName
+from ringway.control.rules import Stack
+
+# Line breaks and tabs pass, terminal control codes do not: the text is printed by other people's terminals.
+Text = Annotated[str, Meta(max_length=8192, pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
+Word = Annotated[str, Meta(max_length=128, pattern=r"\A[ -~]*\Z")]
+Uint = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Side = Annotated[int, Meta(ge=0, le=1)]
+TicketText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+Counters = dict[Word, int]
+
+
+class Cause(StrEnum):
+    """Why a request was refused, or could not be made at all."""
+
+    NO_BROKER = "no_broker"
+    TIMEOUT = "timeout"
+    PROTOCOL = "protocol"  # the other end said something that makes no sense here
+    RUNTIME = "runtime"  # the runtime directory cannot be used
+    BAD_MESSAGE = "bad_message"
+    BAD_FABRIC = "bad_fabric"
+    LIMIT = "limit"  # more than this host or this broker can give
+    SYSTEM = "system"  # the operating system refused
+    UNKNOWN_VM = "unknown_vm"
+    AGENT_EXISTS = "agent_exists"
+    NOT_GREETED = "not_greeted"  # an agent's message from somebody who has not said hello
+    TICKET_WRONG = "ticket_wrong"
+    TICKET_USED = "ticket_used"
+    TICKET_EXPIRED = "ticket_expired"
+    TICKET_MISMATCH = "ticket_mismatch"  # a good ticket, for another VM, link or side
+    ALREADY_ATTACHED = "already_attached"
+    BUSY = "busy"
+    FAILED = "failed"  # an agent could not do what it was asked
+
+
+class Message(Struct, forbid_unknown_fields=True):
+    """Base of everything in KINDS."""
+
+
+class Part(Struct, forbid_unknown_fields=True):
+    """Base of what messages are made of."""
+
+
+class Geometry(Part):
+    """struct rway_geometry; sizes in bytes."""
+
+    queues: Uint
+    slot_count: Uint
+    slot_payload: Uint
+    headroom: Uint
+
+
+class Offer(Part):
+    """One end of a link, for its VM's agent to take with the ticket on the socket at `handover`."""
+
+    link: Name
+    link_id: Uint
+    port: PlainName
+    side: Side
+    incarnation: Uint
+    geometry: Geometry
+    kind: Literal["tap", "local"]
+    ticket: TicketText
+    handover: str
+    interface: str | None = None  # the rest is for tap ports
+    mtu: Uint | None = None
+    offload: bool = False
+    mac: str | None = None
+    address: list[str] = []
+
+
+class PortTold(Part):
+    port: PlainName
+    link: Name
+    state: Word
+    cause: Word = ""
+    counters: Counters = {}
+
+
+class LoopTold(Part):
+    name: Word
+    counters: Counters = {}
+
+
+class RuleCount(Part):
+    name: Name
+    frames: int
+    bytes: int
+
+
+class EndShown(Part):
+    vm: PlainName
+    port: PlainName
+    kind: Literal["tap", "local"]
+    state: Literal["detached", "attached", "broken", "unreadable"]
+    cause: Word
+    incarnation: int
+    queues_served: int
+    held: bool  # an agent holds the end's descriptors
+
+
+class RingShown(Part):
+    """The books of one ring. Exact when both ends are quiet: offered = delivered + in_flight + dropped."""
+
+    producing_side: Side
+    queue: Uint
+    offered: int
+    published: int
+    delivered: int
+    in_flight: int
+    drops_produced: Counters
+    drops_consumed: Counters
+    balanced: bool  # published = taken out + in_flight
+    produced: Counters  # bytes, bells, sleeps, bells_idle, mutes
+    consumed: Counters
+
+
+class LinkShown(Part):
+    name: Name
+    link_id: Uint
+    state: Literal["up", "half", "down", "broken"]
+    ends: list[EndShown]
+    geometry: Geometry
+    frame_max: Uint
+    memory: Uint
+    pages: Literal["ordinary", "huge"]
+    note: Text
+    rings: list[RingShown]
+
+
+class VmShown(Part):
+    name: PlainName
+    state: Literal["present", "silent", "away"]
+    pid: int | None
+    version: Word
+    problem: Text  # what its agent last failed to do
+    ports: list[PortTold]
+    loops: list[LoopTold]
+    rules: list[RuleCount]
+
+
+class Hello(Message):
+    vm: PlainName
+    pid: Uint
+    version: Word
+
+
+class Welcome(Message):
+    vm: PlainName
+    offers: list[Offer]
+    stack: Stack | None
+
+
+class Notice(Message):
+    """Something an agent tells unasked, about one of its ports."""
+
+    port: PlainName
+    link: Name
+    event: Word
+    cause: Word = ""
+
+
+class Offered(Message):
+    offer: Offer
+
+
+class Withdrawn(Message):
+    link: Name
+    link_id: Uint
+    port: PlainName
+
+
+class SetStack(Message):
+    stack: Stack | None
+
+
+class Ask(Message):
+    pass
+
+
+class Done(Message):
+    pass
+
+
+class Told(Message):
+    ports: list[PortTold]
+    loops: list[LoopTold]
+    rules: list[RuleCount]
+
+
+class Apply(Message):
+    name: Text  # of the file, for messages
+    text: str
+
+
+class Applied(Message):
+    made: list[Name]
+    removed: list[Name]
+    replaced: list[Name]
+    kept: list[Name]
+    notes: list[Text]
+
+
+class Show(Message):
+    pass
+
+
+class Shown(Message):
+    links: list[LinkShown]
+    vms: list[VmShown]
+
+
+class Take(Message):
+    vm: PlainName
+    link: Name
+    side: Side
+    ticket: TicketText
+
+
+class Granted(Message):
+    link_id: Uint
+    geometry: Geometry
+    incarnation: Uint
+
+
+class ErrorReply(Message):
+    cause: Cause
+    message: Text
+
+
+TO_BROKER: Final[tuple[type[Message], ...]] = (Hello, Notice, Apply, Show, Done, Told, ErrorReply)
+FROM_BROKER: Final[tuple[type[Message], ...]] = (
+    *(Welcome, Applied, Shown, ErrorReply),
+    *(Offered, Withdrawn, SetStack, Ask),
+)
+PUSHED: Final[tuple[type[Message], ...]] = (Offered, Withdrawn, SetStack, Ask)
+TO_HANDOVER: Final[tuple[type[Message], ...]] = (Take,)
+FROM_HANDOVER: Final[tuple[type[Message], ...]] = (Granted, ErrorReply)
+KINDS: Final[dict[str, type[Message]]] = {
+    kind.__name__: kind for kind in (*TO_BROKER, *FROM_BROKER, *TO_HANDOVER, *FROM_HANDOVER)
+}

@@ -1,0 +1,252 @@
+"""Filter rules: the text a fabric file holds, its checks, and the plain values that broker and agents exchange."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Sequence
+from enum import StrEnum
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from ringway.control.names import NAME_RULE, is_name
+
+RULES_MAX: Final = 1024
+DEFAULT_NAME: Final = "default"  # what the default action's counters are listed under
+
+ETHERS: Final = {"arp": 0x0806, "ipv4": 0x0800, "ipv6": 0x86DD}
+PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
+WITH_PORTS: Final = (6, 17, 132)  # TCP, UDP, SCTP
+TCP_FLAGS: Final = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ECE": 64, "CWR": 128}
+VLAN_ETHERS: Final = (0x8100, 0x88A8)
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class RuleCause(StrEnum):
+    NAME = "name"
+    ACTION = "action"
+    PORT_NAME = "port_name"
+    ETHER = "ether"
+    PROTOCOL = "protocol"
+    PREFIX = "prefix"
+    FAMILY = "family"
+    PORT_RANGE = "port_range"
+    TCP_FLAGS = "tcp_flags"
+    TOO_MANY = "too_many"
+
+
+class RuleError(Exception):
+    """A rule that cannot be meant so; `index` says which rule and `key` which of its keys."""
+
+    def __init__(self, cause: RuleCause, key: str, message: str, index: int = 0) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.key = key
+        self.message = message
+        self.index = index
+
+
+class RuleText(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_port": "from"}):
+    """A rule as the fabric file writes it."""
+
+    name: str
+    action: str
+    from_port: str | None = None
+    ether: str | int | None = None
+    protocol: str | int | None = None
+    source: str | None = None
+    destination: str | None = None
+    source_port: int | str | None = None
+    destination_port: int | str | None = None
+    tcp_flags: str | None = None
+
+
+class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A checked rule. None means any; all that is given must match, and the first rule that matches decides."""
+
+    name: str
+    action: Literal["allow", "deny"]
+    from_port: str | None = None
+    ether: int | None = None  # the type after VLAN tags; given whenever the rest of the rule implies it
+    protocol: int | None = None
+    source: str | None = None  # CIDR as ipaddress writes it
+    destination: str | None = None
+    source_port: tuple[int, int] | None = None  # first and last
+    destination_port: tuple[int, int] | None = None
+    tcp_mask: int = 0  # of the TCP flag bits, those that must be as in tcp_value
+    tcp_value: int = 0
+
+
+class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an agent runs over its local ports."""
+
+    forward: list[tuple[str, str]]  # pairs of ports, both directions
+    default: Literal["allow", "deny"]
+    rules: list[Rule]
+
+
+def check_rules(texts: Sequence[RuleText], ports: Collection[str]) -> list[Rule]:
+    """Check all rules of one stack; `ports` are those that frames can enter by."""
+    if len(texts) > RULES_MAX:
+        message = f"there are {len(texts)} rules; at most {RULES_MAX} are possible"
+        raise RuleError(RuleCause.TOO_MANY, "name", message, RULES_MAX)
+    rules: list[Rule] = []
+    seen: set[str] = set()
+    for index, text in enumerate(texts):
+        try:
+            rule = check(text, ports)
+            if rule.name in seen:
+                raise RuleError(RuleCause.NAME, "name", f"rule {rule.name!r} exists twice; give each its own name")
+        except RuleError as error:
+            error.index = index
+            raise
+        seen.add(rule.name)
+        rules.append(rule)
+    return rules
+
+
+def check(text: RuleText, ports: Collection[str]) -> Rule:
+    """Check one rule and bring it to plain values."""
+    if not is_name(text.name):
+        raise RuleError(RuleCause.NAME, "name", f"{text.name!r} is not a rule name: use {NAME_RULE}")
+    if text.name == DEFAULT_NAME:
+        message = f"{DEFAULT_NAME!r} stands for the default action's counters; use another name"
+        raise RuleError(RuleCause.NAME, "name", message)
+    if text.from_port is not None and text.from_port not in ports:
+        known = ", ".join(sorted(ports)) or "none"
+        message = f"{text.from_port!r} is not a port that frames can enter by; those are: {known}"
+        raise RuleError(RuleCause.PORT_NAME, "from", message)
+    protocol = _protocol(text.protocol)
+    source = _network("source", text.source)
+    destination = _network("destination", text.destination)
+    mask, value = _tcp_flags(text.tcp_flags, protocol)
+    return Rule(
+        name=text.name,
+        action=_action(text.action),
+        from_port=text.from_port,
+        ether=_ether_implied(_ether(text.ether), protocol, source, destination),
+        protocol=protocol,
+        source=None if source is None else str(source),
+        destination=None if destination is None else str(destination),
+        source_port=_port_range("source_port", text.source_port, protocol),
+        destination_port=_port_range("destination_port", text.destination_port, protocol),
+        tcp_mask=mask,
+        tcp_value=value,
+    )
+
+
+def _action(text: str) -> Literal["allow", "deny"]:
+    match text:
+        case "allow" | "deny":
+            return text
+    raise RuleError(RuleCause.ACTION, "action", f'{text!r} is not an action: use "allow" or "deny"')
+
+
+def _number(text: str | int, names: dict[str, int]) -> int | None:
+    if isinstance(text, int):
+        return text
+    if text in names:
+        return names[text]
+    if re.fullmatch(r"0x[0-9a-fA-F]{1,4}", text):
+        return int(text, 16)
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) else None
+
+
+def _ether(text: str | int | None) -> int | None:
+    if text is None:
+        return None
+    number = _number(text, ETHERS)
+    if number is None or not 0x0600 <= number <= 0xFFFF:
+        message = f"{text!r} is not an Ethernet type: use {', '.join(ETHERS)} or a number from 0x0600 to 0xffff"
+        raise RuleError(RuleCause.ETHER, "ether", message)
+    if number in VLAN_ETHERS:
+        message = f"{text!r} is a VLAN tag, and rules see the type after the tags: give that type"
+        raise RuleError(RuleCause.ETHER, "ether", message)
+    return number
+
+
+def _protocol(text: str | int | None) -> int | None:
+    if text is None:
+        return None
+    number = _number(text, PROTOCOLS)
+    if number is None or not 0 <= number <= 255:
+        message = f"{text!r} is not an IP protocol: use {', '.join(PROTOCOLS)} or a number from 0 to 255"
+        raise RuleError(RuleCause.PROTOCOL, "protocol", message)
+    return number
+
+
+def _network(key: str, text: str | None) -> Network | None:
+    if text is None:
+        return None
+    if "%" in text:
+        raise RuleError(RuleCause.PREFIX, key, f"{text!r} names a scope; a prefix has none: leave out what follows '%'")
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        pass
+    try:
+        loose = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        message = f"{text!r} is not an address or prefix: write 10.0.0.0/8 or 2001:db8::/32"
+        raise RuleError(RuleCause.PREFIX, key, message) from None
+    raise RuleError(RuleCause.PREFIX, key, f"{text!r} has bits set beyond its prefix; did you mean {str(loose)!r}?")
+
+
+def _ether_implied(
+    ether: int | None, protocol: int | None, source: Network | None, destination: Network | None
+) -> int | None:
+    """The Ethernet type that all parts of a rule agree on, if they imply one."""
+    wanted: dict[str, int] = {} if ether is None else {"ether": ether}
+    if protocol in (PROTOCOLS["icmp"], PROTOCOLS["icmpv6"]):
+        wanted["protocol"] = ETHERS["ipv4"] if protocol == PROTOCOLS["icmp"] else ETHERS["ipv6"]
+    for key, network in (("source", source), ("destination", destination)):
+        if network is not None:
+            wanted[key] = ETHERS["ipv4"] if network.version == 4 else ETHERS["ipv6"]
+    if len(set(wanted.values())) > 1:
+        parts = " and ".join(f"{key} means {_ether_name(number)}" for key, number in wanted.items())
+        message = f"{parts}: no frame is both; take one out or make two rules"
+        raise RuleError(RuleCause.FAMILY, next(iter(wanted)), message)
+    agreed = next(iter(wanted.values()), None)
+    if protocol is not None and agreed not in (None, ETHERS["ipv4"], ETHERS["ipv6"]):
+        message = f"protocol is a field of IP, and ether means {_ether_name(agreed)}: take one of them out"
+        raise RuleError(RuleCause.FAMILY, "protocol", message)
+    return agreed
+
+
+def _ether_name(number: int | None) -> str:
+    return next((name for name, value in ETHERS.items() if value == number), f"{number or 0:#06x}")
+
+
+def _port_range(key: str, text: int | str | None, protocol: int | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if protocol not in WITH_PORTS:
+        message = f'{key} needs a protocol that has ports: add protocol = "tcp", "udp" or 132 (SCTP)'
+        raise RuleError(RuleCause.PORT_RANGE, key, message)
+    found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", str(text))
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (-1, -1)
+    if not 0 <= first <= last <= 65535:
+        message = f'{text!r} is not a port or range: write 80 or "1024-65535", the lower first, none over 65535'
+        raise RuleError(RuleCause.PORT_RANGE, key, message)
+    return first, last
+
+
+def _tcp_flags(text: str | None, protocol: int | None) -> tuple[int, int]:
+    """Mask and value of "SYN,!ACK": SYN set, ACK clear, others as they like."""
+    if text is None:
+        return 0, 0
+    if protocol != PROTOCOLS["tcp"]:
+        raise RuleError(RuleCause.TCP_FLAGS, "tcp_flags", 'tcp_flags needs TCP: add protocol = "tcp"')
+    mask = value = 0
+    for word in text.split(","):
+        flag = word.strip()
+        bit = TCP_FLAGS.get(flag.removeprefix("!").upper(), 0)
+        if not bit or mask & bit:
+            problem = "is there twice" if bit else "is not a TCP flag"
+            message = f'{flag!r} {problem}: write flags like "SYN,!ACK", each once, of {", ".join(TCP_FLAGS)}'
+            raise RuleError(RuleCause.TCP_FLAGS, "tcp_flags", message)
+        mask |= bit
+        value |= 0 if flag.startswith("!") else bit
+    return mask, value

@@ -1,0 +1,37 @@
+"""The memory of ringway: regions, rings and bells, written in C and used from Python."""
+
+from ringway.shm._native import ffi, lib
+from ringway.shm.errors import BreakCause, DropCause, RefusalCause, RegionBrokenError, RegionError
+from ringway.shm.geometry import Geometry, Shape
+from ringway.shm.reading import Counts, RegionReading, RingReading, SideReading, SideState, counts_of, read_region
+from ringway.shm.region import QueueBells, Region, create_region, make_bell
+from ringway.shm.ring import Consumer, Producer
+
+# A stale extension is found here and not on first use: cffi compares a type's offsets only when it is touched.
+for _name in ffi.list_types()[1]:
+    ffi.typeof(f"struct {_name}").fields  # noqa: B018
+if lib.rway_layout_version() != lib.RWAY_LAYOUT_MAJOR << 16 | lib.RWAY_LAYOUT_MINOR:
+    raise ImportError("ringway.shm._native was built from another layout.h: run `./run test`, which builds it again")
+
+__all__ = [
+    "BreakCause",
+    "Consumer",
+    "Counts",
+    "DropCause",
+    "Geometry",
+    "Producer",
+    "QueueBells",
+    "RefusalCause",
+    "Region",
+    "RegionBrokenError",
+    "RegionError",
+    "RegionReading",
+    "RingReading",
+    "Shape",
+    "SideReading",
+    "SideState",
+    "counts_of",
+    "create_region",
+    "make_bell",
+    "read_region",
+]

@@ -1,0 +1,270 @@
+/*
+ * The public functions of shm/: regions, rings, bells. Read unchanged by C and by cffi; declarations only.
+ *
+ * Functions that can fail return a negative enum and fill a struct rway_error, if one is given, with what was found
+ * and what was expected. Nothing here is thread-safe except where it says so; a producer, a consumer and a waiter
+ * each belong to one thread at a time, and different ones may be used by different threads.
+ */
+
+/* Why a region was not created or not attached. */
+enum rway_refusal {
+    RWAY_OK = 0,
+    RWAY_REFUSED_SYSTEM = 1,    /* a system call failed: sys_errno */
+    RWAY_REFUSED_SIZE = 2,      /* the carrier is shorter than its header says */
+    RWAY_REFUSED_MAGIC = 3,     /* not a region, or not finished */
+    RWAY_REFUSED_VERSION = 4,   /* another major version */
+    RWAY_REFUSED_FEATURE = 5,   /* a required feature that this release does not know */
+    RWAY_REFUSED_GEOMETRY = 6,  /* out of range, or not what the broker offered */
+    RWAY_REFUSED_LINK = 7,      /* another link's region */
+    RWAY_REFUSED_SECTION = 8,   /* missing, twice, overlapping, out of bounds, or of the wrong length, writer or reader */
+    RWAY_REFUSED_COUNTERS = 9,  /* counters that cannot be continued from */
+    RWAY_REFUSED_ARGUMENT = 10, /* the caller's own mistake */
+    RWAY_REFUSED_NO_HUGE = 11   /* huge pages were asked for and there are not enough */
+};
+
+/* Why a ring is no longer used. Each is the peer's doing, except VANISHED, which may be the host's. */
+enum rway_break {
+    RWAY_WHOLE = 0,
+    RWAY_BROKEN_HEAD = 1,       /* the peer's head went back, or further than the ring is long */
+    RWAY_BROKEN_TAIL = 2,       /* the peer's tail went back, or past our head */
+    RWAY_BROKEN_KIND = 3,       /* unknown descriptor kind, or a continuation where a frame must begin, or the reverse */
+    RWAY_BROKEN_FLAGS = 4,      /* unknown descriptor flag */
+    RWAY_BROKEN_LENGTH = 5,     /* frame length under RWAY_FRAME_MIN or over the link's frame_max */
+    RWAY_BROKEN_SLOTS = 6,      /* slots of a frame do not follow from its length */
+    RWAY_BROKEN_INCOMPLETE = 7, /* a frame of which not all slots were published */
+    RWAY_BROKEN_PUSHED = 8,     /* more pushed bytes than there is headroom */
+    RWAY_BROKEN_VANISHED = 9    /* the memory itself went away (SIGBUS, EFAULT) */
+};
+
+/* What went wrong; owned by the caller. */
+struct rway_error {
+    int32_t cause;     /* enum rway_refusal */
+    int32_t sys_errno; /* errno of the failed call, or 0 */
+    uint64_t found;
+    uint64_t expected;
+    char what[64]; /* the field, section or call concerned */
+};
+
+/* What follows from a geometry. Sizes in bytes. */
+struct rway_shape {
+    uint32_t slot_stride;
+    uint32_t frame_max;
+    uint64_t queue_size;      /* one ring: control, descriptors, slots */
+    uint64_t rings_size;      /* one direction: all its rings */
+    uint64_t rings_offset[2]; /* of the rings that side a, side b produces */
+    uint64_t region_size;     /* from the header to the end of the last section, a multiple of 2 MiB */
+    uint64_t memory;          /* what is allocated with ordinary pages; with huge pages region_size is */
+};
+
+/* Check a geometry and compute its shape. Returns 0 or -enum rway_refusal. */
+int rway_geometry_shape(const struct rway_geometry *geometry, struct rway_shape *shape, struct rway_error *error);
+
+enum rway_create_flag { RWAY_CREATE_HUGE = 1 /* 2 MiB pages, or fail with RWAY_REFUSED_NO_HUGE */ };
+
+/*
+ * Make a region: a memfd whose sections are allocated and zeroed, formatted, sealed against shrinking and growing.
+ * Returns its descriptor, owned by the caller, or -enum rway_refusal. Only the broker calls this.
+ */
+int rway_region_create(const struct rway_geometry *geometry, uint64_t link_id, uint32_t flags,
+                       struct rway_error *error);
+
+/* One side's mapping of a region. */
+struct rway_region;
+
+/*
+ * Map the region behind fd as side and check all of it against the broker's offer; what is checked here is not read
+ * again. fd is not kept. Counters found in the region are continued from. Returns NULL on refusal. The side counts as
+ * attached from here on; whether somebody else is attached as the same side is the broker's business.
+ */
+struct rway_region *rway_region_attach(int fd, const struct rway_geometry *offer, uint64_t link_id, uint32_t side,
+                                       uint32_t incarnation, struct rway_error *error);
+
+/* Mark the side detached, unmap and free. No thread may use its producers, consumers or frames any more. */
+void rway_region_detach(struct rway_region *region);
+
+const struct rway_shape *rway_region_shape(const struct rway_region *region);
+const struct rway_geometry *rway_region_geometry(const struct rway_region *region);
+
+/* enum rway_break of this side: 0 while the region is whole. Any thread. */
+int rway_region_broken(const struct rway_region *region);
+
+/* What the other side says of itself (a copy; the peer's word, not checked). Any thread. */
+void rway_region_peer(const struct rway_region *region, struct rway_side *peer);
+
+/* Publish that this side's loop for the queue is at its loops-th iteration. The queue's thread. */
+void rway_region_progress(struct rway_region *region, uint32_t queue, uint64_t loops);
+
+/* The two halves of this side's queue: its ring towards the peer and the peer's ring towards it. Owned by the region. */
+struct rway_producer;
+struct rway_consumer;
+struct rway_producer *rway_region_producer(struct rway_region *region, uint32_t queue);
+struct rway_consumer *rway_region_consumer(struct rway_region *region, uint32_t queue);
+
+/*
+ * Give a half its bells: wait_fd, the read end of the pipe on which it sleeps, and ring_fd, the write end of the one
+ * its peer sleeps on. Ownership passes to the region. Without bells (-1) sleeps end by their bound only.
+ * The writing thread must block or ignore SIGPIPE, as CPython does.
+ */
+int rway_producer_bells(struct rway_producer *producer, int wait_fd, int ring_fd, struct rway_error *error);
+int rway_consumer_bells(struct rway_consumer *consumer, int wait_fd, int ring_fd, struct rway_error *error);
+
+/* A frame in a ring. The first piece starts at data; rway_frame_pieces finds the rest. */
+struct rway_frame {
+    uint8_t *data;   /* first byte, in shared memory: valid until publish or release */
+    uint32_t len;    /* bytes of the whole frame */
+    uint32_t index;  /* of its first slot */
+    uint16_t slots;  /* it occupies */
+    uint16_t pushed; /* bytes of it that lie in the headroom */
+    uint16_t vlan;
+    uint8_t kind;  /* enum rway_desc_kind: FRAME or MARK */
+    uint8_t flags; /* enum rway_desc_flag */
+    uint32_t hash;
+};
+
+/* A contiguous part of a frame; the same shape as struct iovec. */
+struct rway_piece {
+    uint8_t *data;
+    size_t len;
+};
+
+enum { RWAY_PIECES_MAX = 257 /* pieces of the longest frame at the smallest payload */ };
+
+/*
+ * Claim slots for count frames, in order. In: len, pushed, kind, vlan, flags and hash of each frame. Out: data, index,
+ * slots. Returns how many were claimed; fewer than count when the ring is full or the next frame's len or pushed is
+ * not one that the link carries (rway_producer_fits tells which). Nothing is visible to the peer yet.
+ */
+uint32_t rway_ring_claim(struct rway_producer *producer, struct rway_frame *frames, uint32_t count);
+
+/* Shorten the frame claimed last to len bytes and give back the slots it no longer needs; len 0 gives it back whole. */
+void rway_ring_trim(struct rway_producer *producer, struct rway_frame *last, uint32_t len);
+
+/*
+ * Publish the claimed frames, all of them and in the order of their claims, by one store, and ring the consumer's bell
+ * if it asked for that. What is claimed and not named here is given back.
+ */
+void rway_ring_publish(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count);
+
+/* Would a frame of this length fit the link at all? 0, or enum rway_drop + 1 naming why not. */
+int rway_producer_fits(const struct rway_producer *producer, uint32_t len, uint32_t pushed);
+
+/* enum rway_break of the region this ring is in. */
+int rway_producer_broken(const struct rway_producer *producer);
+
+/* A system call found the ring's memory gone (EFAULT): break the region, as the SIGBUS guard does. */
+void rway_producer_vanished(struct rway_producer *producer);
+void rway_consumer_vanished(struct rway_consumer *consumer);
+
+/* Slots free to claim now. */
+uint32_t rway_producer_room(struct rway_producer *producer);
+
+/* Slots that len bytes take, pushed ones included. */
+uint32_t rway_producer_slots(const struct rway_producer *producer, uint32_t len, uint32_t pushed);
+
+/* Count frames that were meant for this ring and never entered it. Visible with the next publish, sleep or detach. */
+void rway_producer_drop(struct rway_producer *producer, uint32_t cause, uint64_t frames);
+
+/*
+ * Take up to count frames that the peer has published. Every word of a descriptor is read once and checked; the bytes
+ * of a frame stay where they are and a hostile peer can still change them. Returns how many; 0 also when the ring is
+ * broken (rway_region_broken). Marks are returned too.
+ */
+uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frames, uint32_t count);
+
+/* Give all peeked frames' slots back to the producer, by one store, and ring its bell if it asked for that. */
+void rway_ring_release(struct rway_consumer *consumer);
+
+/* Count frames that were taken out of this ring and went no further. Visible with the next release. */
+void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t frames);
+
+/* The frame's bytes, in order, as pieces. Returns how many there are, never more than RWAY_PIECES_MAX. */
+uint32_t rway_producer_pieces(const struct rway_producer *producer, const struct rway_frame *frame,
+                              struct rway_piece *pieces);
+uint32_t rway_consumer_pieces(const struct rway_consumer *consumer, const struct rway_frame *frame,
+                              struct rway_piece *pieces);
+
+/* What a frame's extension line says of checksum and segmentation; a private copy. Fields as in struct rway_extension. */
+struct rway_offload {
+    uint16_t flags; /* RWAY_EXT_CSUM, RWAY_EXT_GSO */
+    uint16_t gso_type;
+    uint16_t gso_size;
+    uint16_t hdr_len;
+    uint16_t csum_start;
+    uint16_t csum_offset;
+};
+
+/* Does the offload data fit a frame of len bytes? 0, or -1. Pure. virtio 1.2, 5.1.6.2 and 5.1.6.4. */
+int rway_offload_check(const struct rway_offload *offload, uint32_t len);
+
+/* Read and check a peeked frame's offload data; all 0 when it has none. Returns 0, or -1 when it does not fit. */
+int rway_frame_offload(const struct rway_consumer *consumer, const struct rway_frame *frame,
+                       struct rway_offload *offload);
+
+/*
+ * Give a claimed frame offload data, before it is published; all 0 takes it away again. Returns 0, or -1 when it does
+ * not fit the frame (then the frame has none).
+ */
+int rway_frame_set_offload(const struct rway_producer *producer, struct rway_frame *frame,
+                           const struct rway_offload *offload);
+
+/* Finish the checksum that offload asks for, in place; for frames of one's own making or private copies. RFC 1071. */
+void rway_checksum_finish(uint8_t *frame, uint32_t len, const struct rway_offload *offload);
+
+/*
+ * Copy frames into a ring and publish them: count frames stand in bytes one after the other, lens are their lengths.
+ * Returns how many were dealt with: published, or dropped and counted because no ring of this link carries such a
+ * length. Stops early when the ring is full or broken; then the caller decides to wait or to drop the rest.
+ */
+uint32_t rway_frames_copy_in(struct rway_producer *producer, const uint8_t *bytes, const uint32_t *lens,
+                             uint32_t count);
+
+/*
+ * Copy up to count frames out of a ring, one after the other into bytes (of size bytes), checksums finished and VLAN
+ * tags put back, and release them. Their lengths go into lens. Frames that do not fit stay in the ring; ones with bad offload data are
+ * dropped and counted; marks are passed over. Returns how many were copied.
+ */
+uint32_t rway_frames_copy_out(struct rway_consumer *consumer, uint8_t *bytes, size_t size, uint32_t *lens,
+                              uint32_t count);
+
+/* What a sleeper waits for. A waiter is reused: reset, add, wait. */
+struct rway_waiter;
+struct rway_waiter *rway_waiter_new(void);
+void rway_waiter_free(struct rway_waiter *waiter);
+void rway_waiter_reset(struct rway_waiter *waiter);
+int rway_waiter_add_consumer(struct rway_waiter *waiter, struct rway_consumer *consumer);
+int rway_waiter_add_producer(struct rway_waiter *waiter, struct rway_producer *producer, uint32_t slots);
+int rway_waiter_add_fd(struct rway_waiter *waiter, int fd, short events);
+
+/*
+ * Sleep until a consumer has a frame, a producer the slots it needs, or an fd is ready; bound_us microseconds at the
+ * longest, and never longer than 10 ms while a ring is waited for, so that a lost bell costs milliseconds.
+ * Looks again after arming and before sleeping. Returns 1 when there is work, 0 after the bound or a signal.
+ */
+int rway_waiter_wait(struct rway_waiter *waiter, uint64_t bound_us);
+
+/*
+ * Read a region through its descriptor with pread, without mapping it: for the broker and tools, which must not be
+ * harmed by what happens to the memory. What the ends wrote is returned as found; only the header is checked.
+ * Returns 0 or -enum rway_refusal.
+ */
+struct rway_reading {
+    struct rway_header header;
+    struct rway_side sides[2];
+};
+int rway_region_read(int fd, struct rway_reading *reading, struct rway_error *error);
+
+/* One ring as pread found it. On a live link the counters are not of one instant; on a quiet one they are exact. */
+struct rway_ring_reading {
+    uint64_t head; /* slots */
+    uint64_t tail;
+    uint64_t in_flight; /* frames, counted by walking the descriptors between tail and head */
+    struct rway_counts produced;
+    struct rway_counts consumed;
+};
+
+/* RWAY_REFUSED_COUNTERS when head and tail cannot be; a descriptor that cannot be ends the walk. */
+int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producing_side, uint32_t queue,
+                   struct rway_ring_reading *ring, struct rway_error *error);
+
+/* Version of the layout this library was compiled for: major << 16 | minor. */
+uint32_t rway_layout_version(void);

@@ -1,0 +1,54 @@
+"""Geometry: what is chosen for a link, and the sizes that follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ringway.shm._native import ffi, lib
+from ringway.shm.errors import error_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What follows from a geometry; all in bytes."""
+
+    slot_stride: int
+    frame_max: int
+    queue_size: int
+    rings_size: int
+    region_size: int
+    memory: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What the broker chooses for a link: rings per direction, slots per ring, bytes per slot and before its payload."""
+
+    queues: int = 1
+    slot_count: int = lib.RWAY_SLOTS_DEFAULT
+    slot_payload: int = lib.RWAY_PAYLOAD_DEFAULT
+    headroom: int = lib.RWAY_HEADROOM_MIN
+
+    def shape(self) -> Shape:
+        """Compute the sizes; RegionError (GEOMETRY) names the value that is out of range."""
+        shape, error = ffi.new("struct rway_shape *"), ffi.new("struct rway_error *")
+        if lib.rway_geometry_shape(self.native(), shape, error) != 0:
+            raise error_of(error)
+        return Shape(
+            slot_stride=shape.slot_stride,
+            frame_max=shape.frame_max,
+            queue_size=shape.queue_size,
+            rings_size=shape.rings_size,
+            region_size=shape.region_size,
+            memory=shape.memory,
+        )
+
+    def native(self) -> Any:
+        """The C struct; a number that does not fit 32 bits is clipped to one that is out of every range."""
+        clipped = [min(max(value, 0), 0xFFFFFFFF) for value in dataclasses.astuple(self)]
+        return ffi.new("struct rway_geometry *", clipped)
+
+    @classmethod
+    def of(cls, native: Any) -> Geometry:
+        return cls(native.queues, native.slot_count, native.slot_payload, native.headroom)

@@ -1,0 +1,99 @@
+/*
+ * The SIGBUS guard: memory that vanishes under a mapping breaks that region and nothing else.
+ *
+ * A carrier can be shortened, or have holes punched into it on a host without memory to fill them; the next access is
+ * then a SIGBUS in whoever touches it. The handler puts private zero pages over the whole mapping and marks the
+ * region broken, so that the access returns, reads zeros, and the next check sees the mark. mmap is a bare system
+ * call on Linux and safe in a handler. A SIGBUS outside every region goes to the handler that was there before.
+ */
+#define _GNU_SOURCE
+#include "ring.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { REGIONS_MAX = 1024 };
+
+static struct {
+    uintptr_t start; /* 0: free; stored last, cleared first */
+    uint64_t size;
+    struct rway_region *region;
+} guarded[REGIONS_MAX];
+
+static pthread_mutex_t changes = PTHREAD_MUTEX_INITIALIZER;
+static struct sigaction previous;
+
+static void pass_on(int number, siginfo_t *info, void *context)
+{
+    if (previous.sa_flags & SA_SIGINFO) {
+        previous.sa_sigaction(number, info, context);
+    } else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
+        previous.sa_handler(number);
+    } else {
+        /* The faulting instruction runs again and now ends the process, with the address in its core. */
+        signal(SIGBUS, SIG_DFL);
+    }
+}
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+    uintptr_t at = (uintptr_t)info->si_addr;
+    for (int i = 0; i < REGIONS_MAX; i++) {
+        /* Acquire: pairs with the release in rway_guard_add; size and region are written before start. */
+        uintptr_t start = __atomic_load_n(&guarded[i].start, __ATOMIC_ACQUIRE);
+        if (start == 0 || at < start || at - start >= guarded[i].size)
+            continue;
+        int whole = RWAY_WHOLE;
+        __atomic_compare_exchange_n(&guarded[i].region->broken, &whole, RWAY_BROKEN_VANISHED, 0, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED);
+        void *over = mmap((void *)start, guarded[i].size, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+        if (over != MAP_FAILED)
+            return;
+    }
+    pass_on(number, info, context);
+}
+
+/* Somebody may have put a handler of his own over ours since the last region; then he is the one we pass on to. */
+static int install(void)
+{
+    struct sigaction current;
+    struct sigaction ours;
+    memset(&ours, 0, sizeof ours);
+    ours.sa_sigaction = on_sigbus;
+    ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigemptyset(&ours.sa_mask);
+    if (sigaction(SIGBUS, NULL, &current) != 0)
+        return -1;
+    if ((current.sa_flags & SA_SIGINFO) && current.sa_sigaction == on_sigbus)
+        return 0;
+    previous = current;
+    return sigaction(SIGBUS, &ours, NULL);
+}
+
+int rway_guard_add(struct rway_region *region)
+{
+    int result = -1;
+    pthread_mutex_lock(&changes);
+    for (int i = 0; i < REGIONS_MAX && result != 0; i++) {
+        if (guarded[i].start != 0 || install() != 0)
+            continue;
+        guarded[i].size = region->size;
+        guarded[i].region = region;
+        __atomic_store_n(&guarded[i].start, (uintptr_t)region->memory, __ATOMIC_RELEASE);
+        result = 0;
+    }
+    pthread_mutex_unlock(&changes);
+    return result;
+}
+
+void rway_guard_remove(struct rway_region *region)
+{
+    pthread_mutex_lock(&changes);
+    for (int i = 0; i < REGIONS_MAX; i++)
+        if (guarded[i].start != 0 && guarded[i].region == region)
+            __atomic_store_n(&guarded[i].start, 0, __ATOMIC_RELEASE);
+    pthread_mutex_unlock(&changes);
+}

@@ -1,0 +1,131 @@
+"""A region as the broker and tools see it: read through its descriptor, never mapped."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+from ringway.shm._native import ffi, lib
+from ringway.shm.errors import BreakCause, DropCause, error_of
+from ringway.shm.geometry import Geometry
+
+
+class SideState(enum.IntEnum):
+    """What a side says of itself."""
+
+    DETACHED = lib.RWAY_SIDE_DETACHED
+    ATTACHED = lib.RWAY_SIDE_ATTACHED
+    BROKEN = lib.RWAY_SIDE_BROKEN
+
+
+@dataclasses.dataclass(frozen=True)
+class SideReading:
+    """One side's own words: a state or cause that this release does not know reads as DETACHED or WHOLE."""
+
+    state: SideState
+    cause: BreakCause
+    incarnation: int
+    queues_served: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """One half's account of a ring. `drops` holds the causes that are not zero, by lower-case name."""
+
+    frames: int
+    bytes: int
+    bells: int
+    sleeps: int
+    bells_idle: int
+    mutes: int
+    drops: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class RingReading:
+    """One ring; head and tail in slots, `in_flight` in frames."""
+
+    producing_side: int
+    queue: int
+    head: int
+    tail: int
+    produced: Counts
+    consumed: Counts
+    in_flight: int
+
+    @property
+    def offered(self) -> int:
+        return self.produced.frames + sum(self.produced.drops.values())
+
+    @property
+    def delivered(self) -> int:
+        return self.consumed.frames - sum(self.consumed.drops.values())
+
+    @property
+    def balanced(self) -> bool:
+        """Published = released + in flight. Exact when both ends are quiet, else true only within a burst or two."""
+        return self.produced.frames == self.consumed.frames + self.in_flight
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionReading:
+    """Everything a tool can know of a region."""
+
+    geometry: Geometry
+    link_id: int
+    sides: tuple[SideReading, SideReading]
+    rings: list[RingReading]
+
+
+def _known(kind: Any, value: int, otherwise: Any) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        return otherwise
+
+
+def _side_of(native: Any) -> SideReading:
+    return SideReading(
+        state=_known(SideState, native.state, SideState.DETACHED),
+        cause=_known(BreakCause, native.cause, BreakCause.WHOLE),
+        incarnation=native.incarnation,
+        queues_served=native.queues_served,
+    )
+
+
+def counts_of(native: Any) -> Counts:
+    """A `struct rway_counts` in Python's words."""
+    drops = {cause.name.lower(): native.drops[cause] for cause in DropCause if native.drops[cause]}
+    return Counts(
+        native.frames, native.bytes, native.bells, native.sleeps, native.bells_idle, native.mutes, drops
+    )
+
+
+def _read_ring(fd: int, reading: Any, side: int, queue: int) -> RingReading:
+    ring, error = ffi.new("struct rway_ring_reading *"), ffi.new("struct rway_error *")
+    if lib.rway_ring_read(fd, reading, side, queue, ring, error) != 0:
+        raise error_of(error)
+    return RingReading(
+        producing_side=side,
+        queue=queue,
+        head=ring.head,
+        tail=ring.tail,
+        produced=counts_of(ring.produced),
+        consumed=counts_of(ring.consumed),
+        in_flight=ring.in_flight,
+    )
+
+
+def read_region(fd: int) -> RegionReading:
+    """Read a region. RegionError when its header is damaged or head and tail of a ring cannot be."""
+    reading, error = ffi.new("struct rway_reading *"), ffi.new("struct rway_error *")
+    if lib.rway_region_read(fd, reading, error) != 0:
+        raise error_of(error)
+    geometry = Geometry.of(reading.header.geometry)
+    return RegionReading(
+        geometry=geometry,
+        link_id=reading.header.link_id,
+        sides=(_side_of(reading.sides[0]), _side_of(reading.sides[1])),
+        rings=[_read_ring(fd, reading, side, queue) for side in (0, 1) for queue in range(geometry.queues)],
+    )

@@ -1,0 +1,412 @@
+/* A region's life: made and formatted by the broker, attached and detached by an end. */
+#define _GNU_SOURCE
+#include "ring.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21 << 26)
+#endif
+
+uint32_t rway_layout_version(void)
+{
+    return (uint32_t)RWAY_LAYOUT_MAJOR << 16 | RWAY_LAYOUT_MINOR;
+}
+
+static int refuse_errno(struct rway_error *error, const char *what)
+{
+    int number = errno;
+    rway_refuse(error, RWAY_REFUSED_SYSTEM, what, 0, 0);
+    if (error != NULL)
+        error->sys_errno = number;
+    return -RWAY_REFUSED_SYSTEM;
+}
+
+static void add_section(struct rway_header *header, uint32_t kind, uint64_t offset, uint64_t length, uint32_t writer,
+                        uint32_t reader)
+{
+    header->sections[header->section_count++] = (struct rway_section){
+        .kind = kind, .offset = offset, .length = length, .writer = writer, .reader = reader};
+}
+
+static void format(struct rway_header *header, const struct rway_geometry *geometry, const struct rway_shape *shape,
+                   uint64_t link_id)
+{
+    header->major = RWAY_LAYOUT_MAJOR;
+    header->minor = RWAY_LAYOUT_MINOR;
+    header->header_size = RWAY_HEADER_SIZE;
+    header->region_size = shape->region_size;
+    header->link_id = link_id;
+    header->geometry = *geometry;
+    header->slot_stride = shape->slot_stride;
+    header->frame_max = shape->frame_max;
+    for (uint32_t side = 0; side < 2; side++) {
+        add_section(header, RWAY_SECTION_SIDE, RWAY_HEADER_SIZE + side * RWAY_SIDE_SIZE, RWAY_SIDE_SIZE, side,
+                    RWAY_SIDE_BOTH);
+        add_section(header, RWAY_SECTION_RINGS, shape->rings_offset[side], shape->rings_size, side, 1 - side);
+    }
+    /* Release: whoever finds the magic finds the rest. */
+    rway_store_release(&header->magic, RWAY_MAGIC);
+}
+
+/* Allocate what sections cover, now, so that no one meets a full host later, as a SIGBUS. */
+static int allocate(int fd, const struct rway_shape *shape, bool huge, struct rway_error *error)
+{
+    if (ftruncate(fd, (off_t)shape->region_size) != 0)
+        return refuse_errno(error, "ftruncate");
+    if (huge) {
+        if (fallocate(fd, 0, 0, (off_t)shape->region_size) == 0)
+            return 0;
+        return rway_refuse(error, RWAY_REFUSED_NO_HUGE, "huge pages of 2 MiB", 0, shape->region_size >> 21);
+    }
+    const uint64_t extents[][2] = {{0, RWAY_HEADER_SIZE + 2 * RWAY_SIDE_SIZE},
+                                   {shape->rings_offset[0], shape->rings_size},
+                                   {shape->rings_offset[1], shape->rings_size}};
+    for (int i = 0; i < 3; i++)
+        if (fallocate(fd, 0, (off_t)extents[i][0], (off_t)extents[i][1]) != 0)
+            return refuse_errno(error, "fallocate");
+    return 0;
+}
+
+static int fill(int fd, const struct rway_geometry *geometry, const struct rway_shape *shape, uint64_t link_id,
+                bool huge, struct rway_error *error)
+{
+    /* Mapped, because hugetlbfs has no write; nobody else has the descriptor yet. */
+    size_t size = huge ? RWAY_RINGS_ALIGN : RWAY_HEADER_SIZE;
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED)
+        return refuse_errno(error, "mmap");
+    format(memory, geometry, shape, link_id);
+    munmap(memory, size);
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+        return refuse_errno(error, "F_ADD_SEALS");
+    return 0;
+}
+
+int rway_region_create(const struct rway_geometry *geometry, uint64_t link_id, uint32_t flags,
+                       struct rway_error *error)
+{
+    struct rway_shape shape;
+    bool huge = flags & RWAY_CREATE_HUGE;
+    int refused = rway_geometry_shape(geometry, &shape, error);
+    if (refused)
+        return refused;
+    int fd = memfd_create("ringway", MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
+    if (fd < 0 && huge)
+        return rway_refuse(error, RWAY_REFUSED_NO_HUGE, "huge pages of 2 MiB", 0, shape.region_size >> 21);
+    if (fd < 0)
+        return refuse_errno(error, "memfd_create");
+    if ((refused = allocate(fd, &shape, huge, error)) || (refused = fill(fd, geometry, &shape, link_id, huge, error))) {
+        close(fd);
+        return refused;
+    }
+    return fd;
+}
+
+static int check_offer(const struct rway_header *header, const struct rway_geometry *offer, uint64_t link_id,
+                       struct rway_error *error)
+{
+    const struct rway_geometry *found = &header->geometry;
+    if (header->features_readable != 0)
+        return rway_refuse(error, RWAY_REFUSED_FEATURE, "features_readable", header->features_readable, 0);
+    if (header->link_id != link_id)
+        return rway_refuse(error, RWAY_REFUSED_LINK, "link_id", header->link_id, link_id);
+    if (found->queues != offer->queues)
+        return rway_refuse(error, RWAY_REFUSED_GEOMETRY, "queues", found->queues, offer->queues);
+    if (found->slot_count != offer->slot_count)
+        return rway_refuse(error, RWAY_REFUSED_GEOMETRY, "slot_count", found->slot_count, offer->slot_count);
+    if (found->slot_payload != offer->slot_payload)
+        return rway_refuse(error, RWAY_REFUSED_GEOMETRY, "slot_payload", found->slot_payload, offer->slot_payload);
+    if (found->headroom != offer->headroom)
+        return rway_refuse(error, RWAY_REFUSED_GEOMETRY, "headroom", found->headroom, offer->headroom);
+    return 0;
+}
+
+static struct rway_ring ring_at(struct rway_region *region, uint64_t rings_offset, uint32_t queue)
+{
+    const struct rway_geometry *geometry = &region->geometry;
+    uint8_t *start = region->memory + rings_offset + queue * region->shape.queue_size;
+    uint8_t *descs = start + sizeof(struct rway_ring_control);
+    return (struct rway_ring){
+        .control = (struct rway_ring_control *)start,
+        .descs = (struct rway_desc *)descs,
+        .slots = descs + (uint64_t)geometry->slot_count * sizeof(struct rway_desc),
+        .slot_count = geometry->slot_count,
+        .mask = geometry->slot_count - 1,
+        .stride = region->shape.slot_stride,
+        .payload = geometry->slot_payload,
+        .headroom = geometry->headroom,
+        .frame_max = region->shape.frame_max,
+        .region = region,
+    };
+}
+
+static struct rway_counts read_counts(const struct rway_counts *shared)
+{
+    struct rway_counts counts;
+    for (size_t i = 0; i < sizeof counts / sizeof(uint64_t); i++)
+        ((uint64_t *)&counts)[i] = rway_read_once(&((const uint64_t *)shared)[i]);
+    return counts;
+}
+
+/* Take up a ring where its counters stand. They are read once, as if a peer had written them. */
+static int continue_producer(struct rway_producer *producer, struct rway_ring ring, struct rway_error *error)
+{
+    uint64_t head = rway_read_once(&ring.control->head);
+    uint64_t tail = rway_load_acquire(&ring.control->tail);
+    if (head - tail > ring.slot_count)
+        return rway_refuse(error, RWAY_REFUSED_COUNTERS, "head of an own ring", head - tail, ring.slot_count);
+    *producer = (struct rway_producer){.ring = ring,
+                                       .head = head,
+                                       .claimed = head,
+                                       .peer_tail = tail,
+                                       .counts = read_counts(&ring.control->produced),
+                                       .bell = {.wait_fd = -1, .ring_fd = -1}};
+    return 0;
+}
+
+static int continue_consumer(struct rway_consumer *consumer, struct rway_ring ring, struct rway_error *error)
+{
+    uint64_t tail = rway_read_once(&ring.control->tail);
+    uint64_t head = rway_load_acquire(&ring.control->head);
+    if (head - tail > ring.slot_count)
+        return rway_refuse(error, RWAY_REFUSED_COUNTERS, "tail of the peer's ring", head - tail, ring.slot_count);
+    *consumer = (struct rway_consumer){.ring = ring,
+                                       .tail = tail,
+                                       .cursor = tail,
+                                       .peer_head = tail,
+                                       .counts = read_counts(&ring.control->consumed),
+                                       .bell = {.wait_fd = -1, .ring_fd = -1}};
+    return 0;
+}
+
+static int open_rings(struct rway_region *region, const struct rway_places *places, uint32_t side,
+                      struct rway_error *error)
+{
+    uint32_t queues = region->geometry.queues;
+    region->producers = calloc(queues, sizeof *region->producers);
+    region->consumers = calloc(queues, sizeof *region->consumers);
+    if (region->producers == NULL || region->consumers == NULL)
+        return refuse_errno(error, "calloc");
+    for (uint32_t queue = 0; queue < queues; queue++) {
+        int refused = continue_producer(&region->producers[queue], ring_at(region, places->rings[side], queue), error);
+        if (!refused)
+            refused = continue_consumer(&region->consumers[queue], ring_at(region, places->rings[1 - side], queue),
+                                        error);
+        if (refused)
+            return refused;
+    }
+    return 0;
+}
+
+static void free_region(struct rway_region *region)
+{
+    if (region->producers != NULL && region->consumers != NULL)
+        for (uint32_t queue = 0; queue < region->geometry.queues; queue++) {
+            rway_bell_close(&region->producers[queue].bell);
+            rway_bell_close(&region->consumers[queue].bell);
+        }
+    free(region->producers);
+    free(region->consumers);
+    free(region);
+}
+
+static int check_arguments(uint64_t size, const struct rway_geometry *offer, uint32_t side, struct rway_error *error)
+{
+    struct rway_shape shape;
+    if (side > RWAY_SIDE_B)
+        return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "side", side, RWAY_SIDE_B);
+    if (size < RWAY_HEADER_SIZE)
+        return rway_refuse(error, RWAY_REFUSED_SIZE, "size of the carrier", size, RWAY_HEADER_SIZE);
+    return rway_geometry_shape(offer, &shape, error);
+}
+
+static int open_region(struct rway_region *region, const struct rway_geometry *offer, uint64_t link_id, uint32_t side,
+                       uint32_t incarnation, struct rway_error *error)
+{
+    struct rway_header header;
+    struct rway_places places;
+    memcpy(&header, region->memory, sizeof header);
+    int refused = rway_header_check(&header, region->size, &region->shape, &places, error);
+    if (!refused)
+        refused = check_offer(&header, offer, link_id, error);
+    if (refused)
+        return refused;
+    region->geometry = *offer;
+    if ((refused = open_rings(region, &places, side, error)))
+        return refused;
+    region->own = (struct rway_side *)(region->memory + places.side[side]);
+    region->peer = (const struct rway_side *)(region->memory + places.side[1 - side]);
+    rway_write_once(&region->own->incarnation, incarnation);
+    rway_write_once(&region->own->cause, RWAY_WHOLE);
+    rway_write_once(&region->own->queues_served, (uint32_t)(((uint64_t)1 << region->geometry.queues) - 1));
+    rway_store_release(&region->own->state, RWAY_SIDE_ATTACHED);
+    return 0;
+}
+
+struct rway_region *rway_region_over(void *memory, uint64_t size, const struct rway_geometry *offer, uint64_t link_id,
+                                     uint32_t side, uint32_t incarnation, struct rway_error *error)
+{
+    if (check_arguments(size, offer, side, error))
+        return NULL;
+    struct rway_region *region = calloc(1, sizeof *region);
+    if (region == NULL) {
+        refuse_errno(error, "calloc");
+        return NULL;
+    }
+    region->memory = memory;
+    region->size = size;
+    if (rway_guard_add(region) != 0) {
+        rway_refuse(error, RWAY_REFUSED_ARGUMENT, "attached regions in this process", 1025, 1024);
+        free(region);
+        return NULL;
+    }
+    int refused = open_region(region, offer, link_id, side, incarnation, error);
+    if (!refused && rway_read_once(&region->broken) == RWAY_BROKEN_VANISHED)
+        refused = rway_refuse(error, RWAY_REFUSED_SIZE, "memory that is really there", 0, size);
+    if (refused) {
+        rway_guard_remove(region);
+        free_region(region);
+        return NULL;
+    }
+    return region;
+}
+
+struct rway_region *rway_region_attach(int fd, const struct rway_geometry *offer, uint64_t link_id, uint32_t side,
+                                       uint32_t incarnation, struct rway_error *error)
+{
+    struct stat status;
+    struct rway_shape shape;
+    if (fstat(fd, &status) != 0) {
+        refuse_errno(error, "fstat");
+        return NULL;
+    }
+    if (!S_ISREG(status.st_mode)) {
+        rway_refuse(error, RWAY_REFUSED_ARGUMENT, "kind of descriptor", status.st_mode & S_IFMT, S_IFREG);
+        return NULL;
+    }
+    if (rway_geometry_shape(offer, &shape, error))
+        return NULL;
+    uint64_t size = (uint64_t)status.st_size;
+    if (size < shape.region_size) {
+        rway_refuse(error, RWAY_REFUSED_SIZE, "size of the carrier", size, shape.region_size);
+        return NULL;
+    }
+    /* No more than the offer needs: a longer carrier costs no address space. */
+    size = shape.region_size;
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED) {
+        refuse_errno(error, "mmap");
+        return NULL;
+    }
+    struct rway_region *region = rway_region_over(memory, size, offer, link_id, side, incarnation, error);
+    if (region == NULL)
+        munmap(memory, size);
+    else
+        region->mapped = true;
+    return region;
+}
+
+void rway_region_detach(struct rway_region *region)
+{
+    for (uint32_t queue = 0; queue < region->geometry.queues; queue++) {
+        struct rway_producer *producer = &region->producers[queue];
+        struct rway_consumer *consumer = &region->consumers[queue];
+        rway_counts_store(&producer->ring.control->produced, &producer->counts);
+        rway_counts_store(&consumer->ring.control->consumed, &consumer->counts);
+    }
+    rway_write_once(&region->own->queues_served, 0);
+    rway_store_release(&region->own->state, RWAY_SIDE_DETACHED);
+    rway_guard_remove(region);
+    if (region->mapped)
+        munmap(region->memory, region->size);
+    free_region(region);
+}
+
+void rway_region_break(struct rway_region *region, int cause)
+{
+    int whole = RWAY_WHOLE;
+    if (!__atomic_compare_exchange_n(&region->broken, &whole, cause, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        return;
+    rway_write_once(&region->own->cause, (uint32_t)cause);
+    rway_store_release(&region->own->state, RWAY_SIDE_BROKEN);
+}
+
+int rway_region_broken(const struct rway_region *region)
+{
+    return rway_read_once(&region->broken);
+}
+
+const struct rway_shape *rway_region_shape(const struct rway_region *region)
+{
+    return &region->shape;
+}
+
+const struct rway_geometry *rway_region_geometry(const struct rway_region *region)
+{
+    return &region->geometry;
+}
+
+void rway_region_peer(const struct rway_region *region, struct rway_side *peer)
+{
+    *peer = (struct rway_side){
+        .state = rway_load_acquire(&region->peer->state),
+        .cause = rway_read_once(&region->peer->cause),
+        .incarnation = rway_read_once(&region->peer->incarnation),
+        .queues_served = rway_read_once(&region->peer->queues_served),
+    };
+    for (uint32_t queue = 0; queue < RWAY_QUEUES_MAX; queue++)
+        peer->progress[queue].loops = rway_read_once(&region->peer->progress[queue].loops);
+}
+
+void rway_region_progress(struct rway_region *region, uint32_t queue, uint64_t loops)
+{
+    rway_write_once(&region->own->progress[queue].loops, loops);
+}
+
+struct rway_producer *rway_region_producer(struct rway_region *region, uint32_t queue)
+{
+    return queue < region->geometry.queues ? &region->producers[queue] : NULL;
+}
+
+struct rway_consumer *rway_region_consumer(struct rway_region *region, uint32_t queue)
+{
+    return queue < region->geometry.queues ? &region->consumers[queue] : NULL;
+}
+
+/* A bell must be a pipe: on a file poll would say "ready" for ever, and a write would grow it. */
+static int set_bell(struct rway_bell *bell, int wait_fd, int ring_fd, struct rway_error *error)
+{
+    const int fds[] = {wait_fd, ring_fd};
+    for (int i = 0; i < 2; i++) {
+        struct stat status;
+        if (fds[i] < 0)
+            continue;
+        if (fstat(fds[i], &status) != 0)
+            return refuse_errno(error, "fstat of a bell");
+        if (!S_ISFIFO(status.st_mode))
+            return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "kind of a bell", status.st_mode & S_IFMT, S_IFIFO);
+        /* The flag is this end's own: the other end of a pipe cannot make our write or read block. */
+        if (fcntl(fds[i], F_SETFL, fcntl(fds[i], F_GETFL) | O_NONBLOCK) != 0)
+            return refuse_errno(error, "O_NONBLOCK of a bell");
+    }
+    rway_bell_close(bell);
+    *bell = (struct rway_bell){.wait_fd = wait_fd, .ring_fd = ring_fd};
+    return 0;
+}
+
+int rway_producer_bells(struct rway_producer *producer, int wait_fd, int ring_fd, struct rway_error *error)
+{
+    return set_bell(&producer->bell, wait_fd, ring_fd, error);
+}
+
+int rway_consumer_bells(struct rway_consumer *consumer, int wait_fd, int ring_fd, struct rway_error *error)
+{
+    return set_bell(&consumer->bell, wait_fd, ring_fd, error);
+}

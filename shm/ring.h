@@ -1,0 +1,113 @@
+/*
+ * What one side keeps in private memory about a region and its rings. Peers cannot write any of this; what was
+ * checked at attach is used from here and never read from shared memory again.
+ */
+#ifndef RINGWAY_RING_H
+#define RINGWAY_RING_H
+
+#include <stdbool.h>
+
+#include "ringway.h"
+
+/* Where a ring lies and how it is divided; constant while attached. */
+struct rway_ring {
+    struct rway_ring_control *control;
+    struct rway_desc *descs;
+    uint8_t *slots;
+    uint32_t slot_count;
+    uint32_t mask;
+    uint32_t stride;
+    uint32_t payload;
+    uint32_t headroom;
+    uint32_t frame_max;
+    struct rway_region *region;
+};
+
+/* The bell of one sleeper, and the peer's. */
+struct rway_bell {
+    int wait_fd;
+    int ring_fd;
+    uint32_t idle_streak;    /* bells in a row that brought no work */
+    uint64_t muted_until_ns; /* not listened to before; UINT64_MAX: never again, the other end of the pipe is gone */
+};
+
+struct rway_producer {
+    struct rway_ring ring;
+    uint64_t head;      /* published */
+    uint64_t claimed;   /* head plus what is claimed and not yet published */
+    uint64_t peer_tail; /* last one seen and checked */
+    struct rway_counts counts;
+    bool counts_dirty; /* more than frames and bytes changed since the counts were last published */
+    struct rway_bell bell;
+};
+
+struct rway_consumer {
+    struct rway_ring ring;
+    uint64_t tail;      /* released */
+    uint64_t cursor;    /* tail plus what is peeked and not yet released */
+    uint64_t peer_head; /* last one seen and checked */
+    uint64_t taken_frames;
+    uint64_t taken_bytes; /* since the last release */
+    struct rway_counts counts;
+    bool counts_dirty;
+    struct rway_bell bell;
+};
+
+struct rway_region {
+    uint8_t *memory;
+    uint64_t size;
+    bool mapped; /* by us: unmap at detach */
+    int broken;  /* enum rway_break; written by any thread and by the SIGBUS guard */
+    struct rway_geometry geometry;
+    struct rway_shape shape;
+    struct rway_side *own;
+    const struct rway_side *peer;
+    struct rway_producer *producers; /* geometry.queues of them */
+    struct rway_consumer *consumers;
+};
+
+/* Attach over memory that is mapped already and stays the caller's; for what rway_region_attach does after mmap. */
+struct rway_region *rway_region_over(void *memory, uint64_t size, const struct rway_geometry *offer, uint64_t link_id,
+                                     uint32_t side, uint32_t incarnation, struct rway_error *error);
+
+/* Check a private copy of a header, and find the sections: offsets of the two sides and of the two directions. */
+struct rway_places {
+    uint64_t side[2];
+    uint64_t rings[2];
+};
+int rway_header_check(const struct rway_header *header, uint64_t carrier_size, struct rway_shape *shape,
+                      struct rway_places *places, struct rway_error *error);
+
+/* The first cause wins; the side says so to whoever reads the region. */
+void rway_region_break(struct rway_region *region, int cause);
+
+static inline bool rway_ring_whole(const struct rway_ring *ring)
+{
+    return __builtin_expect(rway_read_once(&ring->region->broken) == RWAY_WHOLE, 1);
+}
+
+static inline uint8_t *rway_slot(const struct rway_ring *ring, uint32_t index)
+{
+    return ring->slots + (uint64_t)index * ring->stride;
+}
+
+/* Does W lie in (from, to]? Then the counter's step from one to the other is what its sleeper waits for. */
+static inline bool rway_step_wakes(uint64_t from, uint64_t to, uint64_t wake)
+{
+    return wake - from - 1 < to - from;
+}
+
+void rway_bell_ring(struct rway_bell *bell, struct rway_counts *counts, bool *dirty);
+void rway_bell_close(struct rway_bell *bell);
+
+/* Publish all of the private counts, drops and bells included. */
+void rway_counts_store(struct rway_counts *shared, const struct rway_counts *counts);
+
+/* Register memory so that a SIGBUS in it breaks the region instead of ending the process. -1 when there is no room. */
+int rway_guard_add(struct rway_region *region);
+void rway_guard_remove(struct rway_region *region);
+
+/* Fill an error and return its negative cause. */
+int rway_refuse(struct rway_error *error, int cause, const char *what, uint64_t found, uint64_t expected);
+
+#endif

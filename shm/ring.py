@@ -1,0 +1,106 @@
+"""The two halves of a queue from Python: frames go in and come out in bursts, copied by C with the GIL released."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ringway.shm._native import ffi, lib
+from ringway.shm.errors import BreakCause, DropCause, RegionBrokenError
+
+if TYPE_CHECKING:
+    from ringway.shm.region import Region
+
+_WAIT_STEP_US = 100_000  # how long a signal handler of Python may have to wait
+
+
+class _Half(abc.ABC):
+    """What producer and consumer share: the C object while the region is attached, and the one way to sleep."""
+
+    def __init__(self, region: Region, native: Any) -> None:
+        self._region = region
+        self._native = native
+        self._waiter = ffi.gc(lib.rway_waiter_new(), lib.rway_waiter_free)
+
+    @property
+    def native(self) -> Any:
+        if not self._region.attached:
+            raise ValueError("the region is detached")
+        return self._native
+
+    def _check_whole(self) -> None:
+        cause = self._region.broken
+        if cause is not BreakCause.WHOLE:
+            raise RegionBrokenError(cause)
+
+    @abc.abstractmethod
+    def _add_to_waiter(self) -> None:
+        """Say to the waiter what this half waits for."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep until there is something to do here; False after `timeout` seconds. RegionBrokenError ends it too."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            self._check_whole()
+            lib.rway_waiter_reset(self._waiter)
+            self._add_to_waiter()
+            left = _WAIT_STEP_US
+            if deadline is not None:
+                left = max(0, min(left, int((deadline - time.monotonic()) * 1e6)))
+            if lib.rway_waiter_wait(self._waiter, left):
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+
+
+class Producer(_Half):
+    """The sending half of a queue. One thread at a time."""
+
+    def _add_to_waiter(self) -> None:
+        lib.rway_waiter_add_producer(self._waiter, self.native, 1)
+
+    def send(self, frames: Sequence[bytes]) -> int:
+        """Copy frames into the ring and publish them; returns how many were dealt with before the ring was full.
+
+        Frames of a length that the link never carries are dropped and counted (runt, oversize), not raised.
+        """
+        lens = ffi.new("uint32_t[]", [len(frame) for frame in frames])
+        done = lib.rway_frames_copy_in(self.native, b"".join(frames), lens, len(frames))
+        self._check_whole()
+        return int(done)
+
+    def drop(self, cause: DropCause, frames: int) -> None:
+        """Count frames that were meant for this ring and that the caller gives up; visible at the next send or wait."""
+        lib.rway_producer_drop(self.native, cause, frames)
+
+
+class Consumer(_Half):
+    """The receiving half of a queue. One thread at a time."""
+
+    def __init__(self, region: Region, native: Any) -> None:
+        super().__init__(region, native)
+        self._buffer: bytearray | None = None
+
+    def _add_to_waiter(self) -> None:
+        lib.rway_waiter_add_consumer(self._waiter, self.native)
+
+    def receive(self, count: int = 256) -> list[bytes]:
+        """Take up to `count` frames that are there now, checksums finished; an empty list when there are none.
+
+        RegionBrokenError once the link is broken and nothing more can come.
+        """
+        if self._buffer is None:
+            self._buffer = bytearray(max(1 << 18, self._region.shape.frame_max))
+        lens = ffi.new("uint32_t[]", count)
+        buffer = ffi.from_buffer(self._buffer)
+        got = lib.rway_frames_copy_out(self.native, buffer, len(self._buffer), lens, count)
+        if got == 0:
+            self._check_whole()
+        frames, at = [], 0
+        view = memoryview(self._buffer)
+        for length in ffi.unpack(lens, got) if got else ():
+            frames.append(bytes(view[at : at + length]))
+            at += length
+        return frames

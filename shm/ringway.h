@@ -1,0 +1,83 @@
+/*
+ * What every C file of shm/ includes: the shared layout and the public functions as C sees them, the asserts that the
+ * layout is what layout.h says, and the only four ways to touch a word that another process may write.
+ */
+#ifndef RINGWAY_H
+#define RINGWAY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "layout.h"
+
+#include "api.h"
+
+#define RWAY_MAGIC ((uint64_t)RWAY_MAGIC_HIGH << 32 | RWAY_MAGIC_LOW)
+
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "layout 1 is little-endian and is not translated"
+#endif
+_Static_assert(__atomic_always_lock_free(4, 0) && __atomic_always_lock_free(8, 0), "shared words need plain atomics");
+
+#define RWAY_AT(type, field, at) \
+    _Static_assert(offsetof(struct type, field) == (at), #type "." #field " is not where layout 1 has it")
+
+RWAY_AT(rway_header, magic, 0);
+RWAY_AT(rway_header, major, 8);
+RWAY_AT(rway_header, minor, 10);
+RWAY_AT(rway_header, header_size, 12);
+RWAY_AT(rway_header, region_size, 16);
+RWAY_AT(rway_header, link_id, 24);
+RWAY_AT(rway_header, features_required, 32);
+RWAY_AT(rway_header, features_optional, 36);
+RWAY_AT(rway_header, features_readable, 40);
+RWAY_AT(rway_header, section_count, 44);
+RWAY_AT(rway_header, geometry, 48);
+RWAY_AT(rway_header, slot_stride, 64);
+RWAY_AT(rway_header, frame_max, 68);
+RWAY_AT(rway_header, sections, 128);
+_Static_assert(sizeof(struct rway_geometry) == 16, "geometry");
+_Static_assert(sizeof(struct rway_section) == 32, "section");
+_Static_assert(sizeof(struct rway_header) <= RWAY_HEADER_SIZE, "the section table fits the header");
+_Static_assert(sizeof(((struct rway_header *)0)->sections) == 32 * RWAY_SECTIONS_MAX, "section table");
+
+RWAY_AT(rway_side, state, 0);
+RWAY_AT(rway_side, cause, 4);
+RWAY_AT(rway_side, incarnation, 8);
+RWAY_AT(rway_side, queues_served, 12);
+RWAY_AT(rway_side, progress, 128);
+_Static_assert(sizeof(struct rway_progress) == RWAY_LINE, "a line for each loop");
+_Static_assert(sizeof(((struct rway_side *)0)->progress) == RWAY_LINE * RWAY_QUEUES_MAX, "a line for each queue");
+_Static_assert(sizeof(struct rway_side) == RWAY_SIDE_SIZE, "side");
+
+/* 128 bytes apart: the adjacent-line prefetcher of x86 moves lines in pairs. */
+RWAY_AT(rway_ring_control, head, 0);
+RWAY_AT(rway_ring_control, tail, 128);
+RWAY_AT(rway_ring_control, wake_consumer, 256);
+RWAY_AT(rway_ring_control, wake_producer, 384);
+RWAY_AT(rway_ring_control, produced, 512);
+RWAY_AT(rway_ring_control, consumed, 640);
+_Static_assert(sizeof(struct rway_counts) == 2 * RWAY_LINE, "counts fill their own lines");
+_Static_assert(sizeof(((struct rway_counts *)0)->drops) == 8 * RWAY_DROPS, "drop causes");
+_Static_assert(sizeof(struct rway_ring_control) == 1024, "ring control");
+
+RWAY_AT(rway_desc, flags, 1);
+RWAY_AT(rway_desc, slots, 2);
+RWAY_AT(rway_desc, len, 4);
+RWAY_AT(rway_desc, vlan, 8);
+RWAY_AT(rway_desc, pushed, 10);
+RWAY_AT(rway_desc, hash, 12);
+_Static_assert(sizeof(struct rway_desc) == 16, "descriptor");
+RWAY_AT(rway_extension, timestamp_ns, 16);
+RWAY_AT(rway_extension, clock, 24);
+_Static_assert(sizeof(struct rway_extension) == RWAY_LINE, "the extension is one line");
+_Static_assert(RWAY_PIECES_MAX >= (RWAY_FRAME_MAX + RWAY_PAYLOAD_MIN - 1) / RWAY_PAYLOAD_MIN, "pieces");
+
+/* Shared words are read and written through these and nothing else, so that each is fetched once. */
+#define rway_load_acquire(word) __atomic_load_n((word), __ATOMIC_ACQUIRE)
+#define rway_store_release(word, value) __atomic_store_n((word), (value), __ATOMIC_RELEASE)
+#define rway_read_once(word) __atomic_load_n((word), __ATOMIC_RELAXED)
+#define rway_write_once(word, value) __atomic_store_n((word), (value), __ATOMIC_RELAXED)
+#define rway_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+
+#endif

@@ -1,0 +1,1 @@
+"""The packet functions an agent runs beside the kernel's own."""

@@ -1,0 +1,197 @@
+/*
+ * The public functions of stack/: judge a frame's headers. Read unchanged by C and by cffi; declarations only.
+ *
+ * All of it works on private copies of bytes that a peer wrote; nothing here reads shared memory.
+ */
+
+enum {
+    RWAY_HEADERS_MAX = 256, /* bytes of a frame's start that are judged: 2 tags, IPv4 and TCP with all options take 142;
+                               2 tags, IPv6 and TCP leave 134 for extension headers */
+    RWAY_RULES_MAX = 1024,
+    RWAY_READERS_MAX = 64 /* loop threads of one filter */
+};
+
+/* Why a frame's headers cannot be judged. Such a frame is dropped as RWAY_DROP_MALFORMED. */
+enum rway_malformed {
+    RWAY_WELL_FORMED = 0,
+    RWAY_MALFORMED_ETHERNET = 1,       /* shorter than an Ethernet header */
+    RWAY_MALFORMED_VLAN = 2,           /* a third tag, or a tag cut short */
+    RWAY_MALFORMED_ARP = 3,            /* cut short, or address lengths that Ethernet and IPv4 do not have */
+    RWAY_MALFORMED_IP_VERSION = 4,     /* not the version that the Ethernet type announced */
+    RWAY_MALFORMED_IP_HEADER = 5,      /* cut short, or a header length that cannot be */
+    RWAY_MALFORMED_IP_LENGTH = 6,      /* shorter than its header, or longer than the frame */
+    RWAY_MALFORMED_IP_OPTIONS = 7,     /* an IPv4 option that leaves the header */
+    RWAY_MALFORMED_SOURCE_ROUTE = 8,   /* another destination than the one judged: RFC 7126 4.3, RFC 5095 3 */
+    RWAY_MALFORMED_JUMBOGRAM = 9,      /* RFC 2675: longer than any frame here */
+    RWAY_MALFORMED_EXTENSION = 10,     /* IPv6 extension headers: cut short, out of place, or more than 8 */
+    RWAY_MALFORMED_FRAGMENT = 11,      /* RFC 1858, RFC 3128; past 64 KiB; a fragment of a fragment */
+    RWAY_MALFORMED_TINY_FRAGMENT = 12, /* a first fragment without all headers: RFC 1858, RFC 7112 */
+    RWAY_MALFORMED_TRANSPORT = 13,     /* a TCP, UDP, SCTP, ICMP or ICMPv6 header cut short or of wrong length */
+    RWAY_MALFORMED_TOO_LONG = 14       /* headers that go on behind RWAY_HEADERS_MAX */
+};
+
+enum rway_headers_flag {
+    RWAY_HEADERS_PORTS = 1,          /* source_port and destination_port are there; for TCP, tcp_flags too */
+    RWAY_HEADERS_FIRST_FRAGMENT = 2, /* more fragments follow */
+    RWAY_HEADERS_LATER_FRAGMENT = 4  /* the transport header is in another fragment */
+};
+
+/* What the headers say. Offsets are bytes from the frame's start, never behind the bytes that were judged. */
+struct rway_headers {
+    uint16_t ether;          /* type behind the tags; 0: an 802.3 length frame */
+    uint16_t l3_offset;      /* of what ether announces */
+    uint16_t l4_offset;      /* IP: of what protocol announces, a later fragment's data included; else 0 */
+    uint16_t l4_len;         /* bytes of the transport header; 0 when it is not one that is parsed */
+    uint16_t payload_offset; /* l4_offset + l4_len */
+    uint16_t source_port;
+    uint16_t destination_port;
+    uint8_t ip_version; /* 4, 6; 0: not IP */
+    uint8_t protocol;   /* IP: behind all extension headers; in a later fragment what its fragment header says */
+    uint8_t tcp_flags;
+    uint8_t flags; /* enum rway_headers_flag */
+    uint8_t vlan_count;
+    uint8_t pad;
+    uint8_t source[16]; /* IPv4 in the first four, the others 0 */
+    uint8_t destination[16];
+};
+
+/*
+ * Judge a frame of frame_len bytes by its first copied ones: min(frame_len, RWAY_HEADERS_MAX) bytes in private memory.
+ * Returns enum rway_malformed; out is all 0 unless RWAY_WELL_FORMED. Never reads behind copied. IPv4's header checksum
+ * is not verified: it protects against noise, not against a peer, and the receiving stack verifies it.
+ */
+int rway_parse(const uint8_t *bytes, uint32_t copied, uint32_t frame_len, struct rway_headers *out);
+
+/* 1 when offload data that rway_offload_check passed belongs to the packet that was judged, else 0. */
+int rway_offload_fits(const struct rway_headers *headers, const struct rway_offload *offload);
+
+enum rway_action { RWAY_DENY = 0, RWAY_ALLOW = 1 };
+
+/* The fields of a rule that a packet must agree with; without any the rule matches every frame. */
+enum rway_match {
+    RWAY_MATCH_IN_PORT = 1,
+    RWAY_MATCH_ETHER = 2,
+    RWAY_MATCH_PROTOCOL = 4,
+    RWAY_MATCH_SOURCE = 8,
+    RWAY_MATCH_DESTINATION = 16,
+    RWAY_MATCH_SOURCE_PORT = 32,
+    RWAY_MATCH_DESTINATION_PORT = 64,
+    RWAY_MATCH_TCP_FLAGS = 128,
+    RWAY_MATCHES_KNOWN = 255
+};
+
+/* A filter rule. Ports and TCP flags never match a later fragment: it does not say which it has. */
+struct rway_rule {
+    char name[64];    /* ends with a 0; counts are carried over to the rule of the same name */
+    uint32_t action;  /* enum rway_action */
+    uint32_t match;   /* enum rway_match */
+    uint32_t in_port; /* number of the port by which the frame came in */
+    uint16_t ether;
+    uint8_t protocol;
+    uint8_t ip_version; /* of source and destination: 4 or 6; 0 when neither is matched */
+    uint8_t source[16]; /* IPv4 in the first four; bits behind the prefix are ignored */
+    uint8_t destination[16];
+    uint8_t source_bits;
+    uint8_t destination_bits;
+    uint8_t tcp_mask; /* the flags looked at */
+    uint8_t tcp_value;
+    uint16_t source_port_low;
+    uint16_t source_port_high; /* included */
+    uint16_t destination_port_low;
+    uint16_t destination_port_high;
+};
+
+/* Check a rule. Returns 0 or -RWAY_REFUSED_ARGUMENT, and the error names the field. */
+int rway_rule_check(const struct rway_rule *rule, struct rway_error *error);
+
+/* What a rule decided, or the default action. Writer: one reader; others may read at any time. */
+struct rway_rule_counts {
+    uint64_t frames;
+    uint64_t bytes;
+};
+
+/*
+ * Rules, first match wins, and the action for what none matches. Immutable once built, but for its counts: one array
+ * of count + 1 per reader, the last for the default. NULL on refusal: a rule that fails its check, a name twice, too
+ * many rules, no memory.
+ */
+struct rway_filter_table;
+struct rway_filter_table *rway_filter_table_new(const struct rway_rule *rules, uint32_t count,
+                                                uint32_t default_action, struct rway_error *error);
+void rway_filter_table_free(struct rway_filter_table *table);
+
+/* Decide over a frame that came in by in_port, and count it. Returns enum rway_action. */
+int rway_filter_judge(const struct rway_filter_table *table, const struct rway_headers *headers, uint32_t in_port,
+                      struct rway_rule_counts *counts, uint32_t frame_len);
+
+/*
+ * The table in force, swapped while loop threads judge by it. Until the first replace everything is denied.
+ * enter and leave belong to the reader's thread; the others may be called by any thread. Free it when no reader is in.
+ */
+struct rway_filter;
+struct rway_filter *rway_filter_new(void);
+void rway_filter_free(struct rway_filter *filter);
+
+/* Give a loop thread its reader number, or -1 when all are taken; give it back. A new reader is away. */
+int rway_filter_reader_add(struct rway_filter *filter);
+void rway_filter_reader_remove(struct rway_filter *filter, uint32_t reader);
+
+/*
+ * At the top of each loop iteration: the reader holds no earlier table any more. Returns the table to judge by and the
+ * reader's counts in it, both good until the reader's next enter, leave or remove.
+ */
+const struct rway_filter_table *rway_filter_enter(struct rway_filter *filter, uint32_t reader,
+                                                  struct rway_rule_counts **counts);
+
+/* Before sleeping: the reader holds no table and need not be waited for. */
+void rway_filter_leave(struct rway_filter *filter, uint32_t reader);
+
+/*
+ * Put a table in force; it belongs to the filter from here on. Waits until no reader can hold the one before, a second
+ * at the longest, and carries its counts over. Returns 0, or -1 when a reader did not come by: the new table is in
+ * force for all who do, the old one stays until that reader has passed.
+ */
+int rway_filter_replace(struct rway_filter *filter, struct rway_filter_table *table);
+
+/* Copy the counts of the table in force, the default last; up to max. Returns how many there are. */
+uint32_t rway_filter_counts(struct rway_filter *filter, struct rway_rule_counts *out, uint32_t max);
+
+/* ---- loops and what they run ---- */
+
+/* Something that moves frames; made by rway_forward_new and its like, owned by the loop it is added to. */
+struct rway_job;
+
+/*
+ * Forward frames from in to out, past the filter of the loop, which it must have. in_port is what rules call the
+ * port that in belongs to. NULL without memory. Frames that go no further are counted: at in when they are judged
+ * (offload, malformed, policy), at out when it does not take them (full, oversize, down).
+ */
+struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port);
+
+/* A thread that runs jobs and sleeps when there is nothing to do. */
+struct rway_loop;
+
+/* spin_us: microseconds without work before it sleeps. NULL without memory or descriptors. */
+struct rway_loop *rway_loop_new(uint32_t spin_us);
+
+/* Before the start, each 0 or -1: add a job; judge by a filter; publish progress as that region's queue. */
+int rway_loop_add(struct rway_loop *loop, struct rway_job *job);
+int rway_loop_filter(struct rway_loop *loop, struct rway_filter *filter);
+int rway_loop_watch(struct rway_loop *loop, struct rway_region *region, uint32_t queue);
+
+int rway_loop_start(struct rway_loop *loop);
+
+/* Ask the thread to end and wait until it has; it ends between two iterations, holding nothing. */
+void rway_loop_stop(struct rway_loop *loop);
+
+/* Stop the loop and free it with its jobs. */
+void rway_loop_free(struct rway_loop *loop);
+
+struct rway_loop_counts {
+    uint64_t iterations;
+    uint64_t sleeps;
+    uint64_t frames; /* dealt with, dropped ones included */
+};
+
+/* Any thread. */
+void rway_loop_read(const struct rway_loop *loop, struct rway_loop_counts *counts);

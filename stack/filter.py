@@ -1,0 +1,209 @@
+"""The stateless filter's Python face: turns checked rules into a table, puts it in force, reads what it counted."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from ringway.shm._native import ffi, lib
+
+
+class FilterCause(StrEnum):
+    """Why a filter could not be made or changed."""
+
+    RULE = "rule"  # a rule that cannot be
+    PORT = "port"  # a rule names a port that frames cannot enter by
+    TABLE = "table"  # rules that cannot be together, or too many
+    STUCK = "stuck"  # a packet loop did not come by
+    MEMORY = "memory"
+    CLOSED = "closed"
+
+
+class FilterError(Exception):
+    """A filter was not made or changed. After `FilterCause.STUCK` the new rules are in force all the same."""
+
+    def __init__(self, cause: FilterCause, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.message = message
+
+
+class RuleLike(Protocol):
+    """A rule as plain values; None means any."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def action(self) -> str: ...
+    @property
+    def from_port(self) -> str | None: ...
+    @property
+    def ether(self) -> int | None: ...
+    @property
+    def protocol(self) -> int | None: ...
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def destination(self) -> str | None: ...
+    @property
+    def source_port(self) -> tuple[int, int] | None: ...
+    @property
+    def destination_port(self) -> tuple[int, int] | None: ...
+    @property
+    def tcp_mask(self) -> int: ...
+    @property
+    def tcp_value(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class RuleCount:
+    """Frames that a rule, or the default action, has decided over, and their bytes."""
+
+    name: str
+    frames: int
+    bytes: int
+
+
+DEFAULT_NAME = "default"  # what the default action's counts are listed under
+
+_ACTIONS = {"allow": lib.RWAY_ALLOW, "deny": lib.RWAY_DENY}
+
+
+class Filter:
+    """Rules that packet loops judge by. Before the first `replace` everything is denied. Any thread may call it."""
+
+    def __init__(self, port_names: Sequence[str]) -> None:
+        """`port_names` in the order of the numbers by which the loops know the ports that frames enter by."""
+        self._ports = {name: number for number, name in enumerate(port_names)}
+        self._names: list[str] = []
+        self._lock = threading.Lock()
+        self._native = lib.rway_filter_new()
+        if self._native == ffi.NULL:
+            raise FilterError(FilterCause.MEMORY, "there is no memory for a filter; free some and try again")
+
+    @property
+    def native(self) -> Any:
+        """The `struct rway_filter *` that loops are given; good until `close`."""
+        if self._native == ffi.NULL:
+            raise FilterError(FilterCause.CLOSED, "this filter is closed; make a new one")
+        return self._native
+
+    def replace(self, rules: Sequence[RuleLike], default: str) -> None:
+        """Put other rules in force while traffic flows. Counts stay with the names of the rules."""
+        with self._lock:
+            native = self.native
+            table = self._table(rules, default)
+            self._names = [rule.name for rule in rules]
+            if lib.rway_filter_replace(native, table) != 0:
+                raise FilterError(
+                    FilterCause.STUCK,
+                    "a packet loop did not come by within a second and may still judge by the rules before; the new"
+                    " ones are in force for all others. If this lasts, restart the agent",
+                )
+
+    def counts(self) -> list[RuleCount]:
+        """What each rule has decided over so far, in the rules' order; the default action comes last."""
+        with self._lock:
+            names = [*self._names, DEFAULT_NAME]
+            counts = ffi.new("struct rway_rule_counts[]", len(names))
+            lib.rway_filter_counts(self.native, counts, len(names))
+            return [RuleCount(name, count.frames, count.bytes) for name, count in zip(names, counts, strict=True)]
+
+    def close(self) -> None:
+        """Free the filter, once no loop uses it any more."""
+        with self._lock:
+            native, self._native = self._native, ffi.NULL
+            lib.rway_filter_free(native)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _table(self, rules: Sequence[RuleLike], default: str) -> Any:
+        natives = ffi.new("struct rway_rule[]", len(rules))
+        error = ffi.new("struct rway_error *")
+        for rule, native in zip(rules, natives, strict=True):
+            _compile(rule, self._ports, native)
+            if lib.rway_rule_check(ffi.addressof(native), error) != 0:
+                raise FilterError(FilterCause.RULE, f"rule {rule.name!r}: {_told(error)}; correct the rule")
+        table = lib.rway_filter_table_new(natives, len(rules), _action(default, "the default"), error)
+        if table == ffi.NULL:
+            cause = FilterCause.MEMORY if error.cause == lib.RWAY_REFUSED_SYSTEM else FilterCause.TABLE
+            raise FilterError(cause, f"these rules cannot be put in force: {_told(error)}")
+        return table
+
+
+def _told(error: Any) -> str:
+    what = ffi.string(error.what).decode()
+    if error.cause == lib.RWAY_REFUSED_SYSTEM:
+        return f"no {what}"
+    return f"{what} is {error.found}, expected {error.expected}"
+
+
+def _action(text: str, owner: str) -> int:
+    if text not in _ACTIONS:
+        raise FilterError(FilterCause.RULE, f'{owner}: {text!r} is not an action; use "allow" or "deny"')
+    return int(_ACTIONS[text])
+
+
+def _compile(rule: RuleLike, ports: dict[str, int], native: Any) -> None:
+    """Fill a `struct rway_rule`; what C cannot hold is refused here, what cannot be meant by rway_rule_check."""
+    try:
+        native.name = rule.name.encode() + b"\0"
+        native.action = _action(rule.action, f"rule {rule.name!r}")
+        _compile_entry(rule, ports, native)
+        _compile_prefix(native, "source", lib.RWAY_MATCH_SOURCE, rule.source)
+        _compile_prefix(native, "destination", lib.RWAY_MATCH_DESTINATION, rule.destination)
+        _compile_ports(native, "source_port", lib.RWAY_MATCH_SOURCE_PORT, rule.source_port)
+        _compile_ports(native, "destination_port", lib.RWAY_MATCH_DESTINATION_PORT, rule.destination_port)
+        if rule.tcp_mask != 0 or rule.tcp_value != 0:
+            native.match |= lib.RWAY_MATCH_TCP_FLAGS
+            native.tcp_mask, native.tcp_value = rule.tcp_mask, rule.tcp_value
+    except (IndexError, OverflowError, TypeError, ValueError) as error:
+        message = f"rule {rule.name!r} has a value that no packet can have: {error}; correct the rule"
+        raise FilterError(FilterCause.RULE, message) from error
+
+
+def _compile_entry(rule: RuleLike, ports: dict[str, int], native: Any) -> None:
+    if rule.from_port is not None:
+        if rule.from_port not in ports:
+            known = ", ".join(sorted(ports)) or "none"
+            message = f"rule {rule.name!r}: frames cannot enter by port {rule.from_port!r}; use one of: {known}"
+            raise FilterError(FilterCause.PORT, message)
+        native.match |= lib.RWAY_MATCH_IN_PORT
+        native.in_port = ports[rule.from_port]
+    if rule.ether is not None:
+        native.match |= lib.RWAY_MATCH_ETHER
+        native.ether = rule.ether
+    if rule.protocol is not None:
+        native.match |= lib.RWAY_MATCH_PROTOCOL
+        native.protocol = rule.protocol
+
+
+def _compile_prefix(native: Any, field: str, match: int, text: str | None) -> None:
+    if text is None:
+        return
+    network = ipaddress.ip_network(text)
+    if native.ip_version not in (0, network.version):
+        raise ValueError("source and destination are of different families")
+    native.match |= match
+    native.ip_version = network.version
+    setattr(native, f"{field}_bits", network.prefixlen)
+    ffi.memmove(getattr(native, field), network.network_address.packed, network.max_prefixlen // 8)
+
+
+def _compile_ports(native: Any, field: str, match: int, ports: tuple[int, int] | None) -> None:
+    if ports is None:
+        return
+    native.match |= match
+    setattr(native, f"{field}_low", ports[0])
+    setattr(native, f"{field}_high", ports[1])

@@ -1,0 +1,23 @@
+/* What a loop runs: jobs, each moving frames from one place to another in bursts. */
+#ifndef RWAY_STACK_JOB_H
+#define RWAY_STACK_JOB_H
+
+#include "stack.h"
+
+/* What holds for one iteration of a loop: the filter table in force, if the loop has a filter. */
+struct rway_turn {
+    const struct rway_filter_table *table;
+    struct rway_rule_counts *counts;
+};
+
+struct rway_job {
+    /* Move what is there, at most a burst in each direction. Returns how many frames it dealt with. */
+    uint32_t (*run)(struct rway_job *job, const struct rway_turn *turn);
+    /* Say what to wait for before the loop sleeps. */
+    void (*arm)(struct rway_job *job, struct rway_waiter *waiter);
+    void (*free)(struct rway_job *job);
+};
+
+enum { RWAY_BURST = 32 /* frames a job moves before the next one has its turn */ };
+
+#endif

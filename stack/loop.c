@@ -1,0 +1,199 @@
+/*
+ * A loop: one thread that runs jobs until none has work, spins a little, and then sleeps until a bell rings.
+ *
+ *      enter the filter ─► run every job ─► work? ─yes─► again
+ *            ▲                               │ no: for spin_us
+ *            └─────────── sleep ◄────────────┘
+ *
+ * At the top of an iteration the loop holds nothing from the one before: no frame, no rule table. That is where it
+ * stops, and where a new rule table takes effect.
+ */
+#define _GNU_SOURCE
+#include "job.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { JOBS_MAX = 64, WATCHED_MAX = 64, BOUND_US = 1000 * 1000 };
+
+struct watched {
+    struct rway_region *region;
+    uint32_t queue;
+};
+
+struct rway_loop {
+    struct rway_job *jobs[JOBS_MAX];
+    uint32_t job_count;
+    struct watched watched[WATCHED_MAX];
+    uint32_t watched_count;
+    struct rway_filter *filter;
+    int reader; /* of the filter, or -1 */
+    uint32_t spin_us;
+    bool stopping; /* written by rway_loop_stop */
+    bool running;
+    int stop_fd; /* an eventfd: wakes the loop to be stopped */
+    pthread_t thread;
+    struct rway_waiter *waiter;
+    struct rway_loop_counts counts; /* written by the loop's thread */
+};
+
+struct rway_loop *rway_loop_new(uint32_t spin_us)
+{
+    struct rway_loop *loop = calloc(1, sizeof *loop);
+    if (loop == NULL)
+        return NULL;
+    loop->spin_us = spin_us;
+    loop->reader = -1;
+    loop->waiter = rway_waiter_new();
+    loop->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (loop->waiter == NULL || loop->stop_fd < 0) {
+        rway_loop_free(loop);
+        return NULL;
+    }
+    return loop;
+}
+
+int rway_loop_add(struct rway_loop *loop, struct rway_job *job)
+{
+    if (loop->running || job == NULL || loop->job_count == JOBS_MAX)
+        return -1;
+    loop->jobs[loop->job_count++] = job;
+    return 0;
+}
+
+int rway_loop_watch(struct rway_loop *loop, struct rway_region *region, uint32_t queue)
+{
+    if (loop->running || loop->watched_count == WATCHED_MAX)
+        return -1;
+    loop->watched[loop->watched_count++] = (struct watched){.region = region, .queue = queue};
+    return 0;
+}
+
+int rway_loop_filter(struct rway_loop *loop, struct rway_filter *filter)
+{
+    if (loop->running || loop->filter != NULL)
+        return -1;
+    loop->reader = rway_filter_reader_add(filter);
+    if (loop->reader < 0)
+        return -1;
+    loop->filter = filter;
+    return 0;
+}
+
+static uint64_t now_us(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
+}
+
+static void rest(struct rway_loop *loop)
+{
+    rway_waiter_reset(loop->waiter);
+    rway_waiter_add_fd(loop->waiter, loop->stop_fd, POLLIN);
+    for (uint32_t i = 0; i < loop->job_count; i++)
+        loop->jobs[i]->arm(loop->jobs[i], loop->waiter);
+    if (loop->filter != NULL)
+        rway_filter_leave(loop->filter, (uint32_t)loop->reader);
+    rway_waiter_wait(loop->waiter, BOUND_US);
+    rway_write_once(&loop->counts.sleeps, loop->counts.sleeps + 1);
+}
+
+static void show_progress(struct rway_loop *loop)
+{
+    uint64_t loops = loop->counts.iterations + 1;
+    rway_write_once(&loop->counts.iterations, loops);
+    for (uint32_t i = 0; i < loop->watched_count; i++)
+        rway_region_progress(loop->watched[i].region, loop->watched[i].queue, loops);
+}
+
+static uint32_t run_jobs(struct rway_loop *loop)
+{
+    struct rway_turn turn = {0};
+    uint32_t moved = 0;
+    if (loop->filter != NULL)
+        turn.table = rway_filter_enter(loop->filter, (uint32_t)loop->reader, &turn.counts);
+    for (uint32_t i = 0; i < loop->job_count; i++)
+        moved += loop->jobs[i]->run(loop->jobs[i], &turn);
+    return moved;
+}
+
+static void *run(void *argument)
+{
+    struct rway_loop *loop = argument;
+    uint64_t idle_since = 0;
+    /* Acquire: pairs with the release in rway_loop_stop. */
+    while (!__atomic_load_n(&loop->stopping, __ATOMIC_ACQUIRE)) {
+        uint32_t moved = run_jobs(loop);
+        show_progress(loop);
+        if (moved != 0) {
+            rway_write_once(&loop->counts.frames, loop->counts.frames + moved);
+            idle_since = 0;
+        } else if (idle_since == 0 && loop->spin_us != 0) {
+            idle_since = now_us();
+        } else if (loop->spin_us == 0 || now_us() - idle_since >= loop->spin_us) {
+            rest(loop);
+            idle_since = 0;
+        }
+    }
+    if (loop->filter != NULL)
+        rway_filter_leave(loop->filter, (uint32_t)loop->reader);
+    return NULL;
+}
+
+int rway_loop_start(struct rway_loop *loop)
+{
+    /* Signals are Python's, and SIGPIPE of a bell nobody sleeps on any more is nobody's. */
+    sigset_t all, before;
+    if (loop->running)
+        return -1;
+    sigfillset(&all);
+    /* SIGBUS stays open: it is how memory that vanished is noticed. */
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGSEGV);
+    sigdelset(&all, SIGFPE);
+    sigdelset(&all, SIGILL);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    loop->running = pthread_create(&loop->thread, NULL, run, loop) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return loop->running ? 0 : -1;
+}
+
+void rway_loop_stop(struct rway_loop *loop)
+{
+    uint64_t one = 1;
+    if (!loop->running)
+        return;
+    __atomic_store_n(&loop->stopping, true, __ATOMIC_RELEASE);
+    ssize_t ignored = write(loop->stop_fd, &one, sizeof one);
+    (void)ignored;
+    pthread_join(loop->thread, NULL);
+    loop->running = false;
+}
+
+void rway_loop_free(struct rway_loop *loop)
+{
+    rway_loop_stop(loop);
+    for (uint32_t i = 0; i < loop->job_count; i++)
+        loop->jobs[i]->free(loop->jobs[i]);
+    if (loop->filter != NULL)
+        rway_filter_reader_remove(loop->filter, (uint32_t)loop->reader);
+    if (loop->stop_fd >= 0)
+        close(loop->stop_fd);
+    rway_waiter_free(loop->waiter);
+    free(loop);
+}
+
+void rway_loop_read(const struct rway_loop *loop, struct rway_loop_counts *counts)
+{
+    *counts = (struct rway_loop_counts){
+        .iterations = rway_read_once(&loop->counts.iterations),
+        .sleeps = rway_read_once(&loop->counts.sleeps),
+        .frames = rway_read_once(&loop->counts.frames),
+    };
+}

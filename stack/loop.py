@@ -1,0 +1,54 @@
+"""A C loop from Python: a thread that moves frames, set up here and then left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringway.shm import Consumer, Producer, Region
+from ringway.shm._native import ffi, lib
+
+
+class Loop:
+    """Add jobs, start, and stop before anything it uses is detached. The GIL is not involved while it runs."""
+
+    def __init__(self, name: str, spin_us: int) -> None:
+        self.name = name
+        self._native = lib.rway_loop_new(spin_us)
+        if self._native == ffi.NULL:
+            raise MemoryError("no memory or descriptors for a loop")
+        self._kept: list[object] = []  # what C points to
+
+    def add(self, job: Any, *uses: object) -> None:
+        """Run `job` (a `struct rway_job *`, owned by the loop from here on), which uses these objects."""
+        if job == ffi.NULL or lib.rway_loop_add(self._native, job) != 0:
+            raise MemoryError("no memory, or no room, for a job")
+        self._kept.extend(uses)
+
+    def forward(self, source: Consumer, target: Producer, in_port: int) -> None:
+        """Forward frames past the loop's filter, as coming in by port number `in_port`."""
+        self.add(lib.rway_forward_new(source.native, target.native, in_port), source, target)
+
+    def judge_by(self, native_filter: Any) -> None:
+        if lib.rway_loop_filter(self._native, native_filter) != 0:
+            raise RuntimeError("all reader places of the filter are taken")
+
+    def watch(self, region: Region, queue: int) -> None:
+        """Publish this loop's progress as that of the region's queue."""
+        lib.rway_loop_watch(self._native, region.native, queue)
+
+    def start(self) -> None:
+        if lib.rway_loop_start(self._native) != 0:
+            raise RuntimeError(f"the thread of loop {self.name} could not be started")
+
+    def counts(self) -> dict[str, int]:
+        counts = ffi.new("struct rway_loop_counts *")
+        if self._native is not None:
+            lib.rway_loop_read(self._native, counts)
+        return {"iterations": counts.iterations, "sleeps": counts.sleeps, "frames": counts.frames}
+
+    def close(self) -> None:
+        """Stop the thread, wait for it, and free the loop. Safe to call twice."""
+        native, self._native = self._native, None
+        if native is not None:
+            lib.rway_loop_free(native)
+        self._kept.clear()
