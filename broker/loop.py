@@ -62,6 +62,7 @@ class Loop:
         if zmq.zmq_version_info() < ZMQ_OLDEST:
             raise ControlError(Cause.SYSTEM, f"libzmq {zmq.zmq_version()} is too old: 4.3.3 or newer is needed")
         self._say = say
+        self._runtime = runtime
         self._lock_fd = claim(runtime)
         self._resources = Resources(raise_descriptor_limit())
         self._fabric = Fabric(str(handover_path(runtime)))
@@ -83,6 +84,8 @@ class Loop:
         self._router.close()
         self._context.term()
         self._resources.close()
+        for path in (control_path(self._runtime), handover_path(self._runtime)):
+            path.unlink(missing_ok=True)
         os.close(self._lock_fd)
 
     def run(self, stop_fd: int) -> None:
@@ -182,9 +185,7 @@ class Loop:
             if not self._ask(current, judge):
                 judge(None)
 
-    def _on_rival_heard(
-        self, rival: Agent, identity: bytes, request_id: str, hello: Hello, told: Told | None
-    ) -> None:
+    def _on_rival_heard(self, rival: Agent, identity: bytes, request_id: str, hello: Hello, told: Told | None) -> None:
         current = self._agents.of(hello.vm)
         if current is not None and (told is not None or current is not rival):
             self._answer(request_id, _agent_exists(current).reply())
@@ -218,9 +219,7 @@ class Loop:
             self._answer_show(request_id, [])
 
     def _answer_show(self, request_id: str, vms: list[VmShown]) -> None:
-        links = [
-            watch.show_link(link, self._resources.links[link.link_id]) for link in self._fabric.links.values()
-        ]
+        links = [watch.show_link(link, self._resources.links[link.link_id]) for link in self._fabric.links.values()]
         self._answer(request_id, Shown(links=links, vms=vms))
 
     def _on_told(self, identity: bytes, request_id: str, message: Done | Told | ErrorReply | Notice) -> None:

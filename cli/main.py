@@ -112,11 +112,12 @@ def show(runtime: Path | None, as_json: bool) -> None:
 @commands.command()
 @click.option("--vm", required=True, metavar="NAME", help="The VM of the fabric that this agent stands beside.")
 @RUNTIME_OPTION
-def agent(vm: str, runtime: Path | None) -> None:
+@click.option("--spin-us", default=0, metavar="N", help="Look for work for N microseconds before sleeping.")
+def agent(vm: str, runtime: Path | None, spin_us: int) -> None:
     """Run an agent: attach a VM's ports and carry their frames."""
     from ringway.agent.run import main as run_agent
 
-    run_agent(vm=vm, runtime=runtime_directory(runtime))
+    run_agent(vm=vm, runtime=runtime_directory(runtime), spin_us=spin_us)
 
 
 def main() -> NoReturn:
@@ -125,7 +126,7 @@ def main() -> NoReturn:
     from ringway.shm import RegionError
 
     try:
-        commands(standalone_mode=False)
+        commands(prog_name="ringway", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -127,6 +127,7 @@ class AgentSession(Connection):
 
     def close(self) -> None:
         self.socket.disable_monitor()
+        self.monitor.close(linger=0)  # or the context waits for it
         super().close()
 
     def hello(self, timeout: float = CALL_TIMEOUT) -> Welcome:

@@ -121,9 +121,7 @@ class Desk:
                 self._shed()
             return False
         connection.setblocking(False)
-        _, uid, _ = CREDENTIALS.unpack(
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-        )
+        _, uid, _ = CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
         if uid not in (0, os.geteuid()):
             message = f"uid {uid} is neither root nor the broker's ({os.geteuid()}): run the agent as the broker's user"
             self._refuse(connection, wire.NO_ID, ControlError(Cause.SYSTEM, message))

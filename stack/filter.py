@@ -93,6 +93,14 @@ class Filter:
             raise FilterError(FilterCause.CLOSED, "this filter is closed; make a new one")
         return self._native
 
+    @property
+    def port_names(self) -> tuple[str, ...]:
+        return tuple(self._ports)
+
+    def number_of(self, port: str) -> int:
+        """What the loops call the port that frames enter by."""
+        return self._ports[port]
+
     def replace(self, rules: Sequence[RuleLike], default: str) -> None:
         """Put other rules in force while traffic flows. Counts stay with the names of the rules."""
         with self._lock:

@@ -488,80 +488,6 @@ static void transport_headers_of_wrong_length_are_malformed(void)
     CHECK(cause_of(&udp_long) == RWAY_MALFORMED_TRANSPORT);
 }
 
-static struct rway_headers headers_of(uint16_t ether, uint8_t protocol)
-{
-    struct frame frame = ethernet(ether);
-    struct rway_headers headers;
-
-    if (ether == 0x0800)
-        add_ip4(&frame, protocol, 0, 100);
-    else
-        add_ip6(&frame, protocol, 100);
-    if (protocol == IPPROTO_TCP)
-        add_tcp(&frame, 12);
-    else if (protocol == IPPROTO_UDP)
-        add_udp(&frame, 92);
-    frame.len = 200;
-    CHECK(parse(&frame, &headers) == RWAY_WELL_FORMED);
-    return headers;
-}
-
-static void checksums_fit_at_the_judged_transport_header_only(void)
-{
-    struct rway_headers tcp = headers_of(0x0800, IPPROTO_TCP);
-    struct rway_headers udp = headers_of(0x86dd, IPPROTO_UDP);
-    struct rway_headers icmp = headers_of(0x0800, IPPROTO_ICMP);
-    struct rway_headers fragment = tcp;
-    struct rway_headers arp = {.ether = 0x0806, .l3_offset = 14};
-    struct rway_offload none = {0};
-    struct rway_offload tcp_sum = {.flags = RWAY_EXT_CSUM, .csum_start = 34, .csum_offset = 16};
-    struct rway_offload udp_sum = {.flags = RWAY_EXT_CSUM, .csum_start = 54, .csum_offset = 6};
-    struct rway_offload lie = {.flags = RWAY_EXT_CSUM, .csum_start = 18, .csum_offset = 18};
-    struct rway_offload icmp_sum = {.flags = RWAY_EXT_CSUM, .csum_start = 34, .csum_offset = 2};
-
-    fragment.flags |= RWAY_HEADERS_FIRST_FRAGMENT;
-    CHECK(rway_offload_fits(&tcp, &none) && rway_offload_fits(&arp, &none) && rway_offload_fits(&fragment, &none));
-    CHECK(rway_offload_fits(&tcp, &tcp_sum) && rway_offload_fits(&udp, &udp_sum));
-    CHECK(!rway_offload_fits(&tcp, &lie)); /* the destination port */
-    CHECK(!rway_offload_fits(&tcp, &udp_sum) && !rway_offload_fits(&udp, &tcp_sum));
-    CHECK(!rway_offload_fits(&icmp, &icmp_sum) && !rway_offload_fits(&arp, &tcp_sum));
-    CHECK(!rway_offload_fits(&fragment, &tcp_sum));
-    tcp_sum.csum_offset = 6;
-    CHECK(!rway_offload_fits(&tcp, &tcp_sum));
-}
-
-static int gso_fits(const struct rway_headers *headers, uint16_t type, uint16_t hdr_len)
-{
-    struct rway_offload offload = {
-        .flags = RWAY_EXT_CSUM | RWAY_EXT_GSO,
-        .gso_type = type,
-        .gso_size = 1000,
-        .hdr_len = hdr_len,
-        .csum_start = headers->l4_offset,
-        .csum_offset = headers->protocol == IPPROTO_TCP ? 16 : 6,
-    };
-
-    return rway_offload_fits(headers, &offload);
-}
-
-static void segmentation_fits_its_own_protocol_only(void)
-{
-    struct rway_headers tcp4 = headers_of(0x0800, IPPROTO_TCP);
-    struct rway_headers tcp6 = headers_of(0x86dd, IPPROTO_TCP);
-    struct rway_headers udp4 = headers_of(0x0800, IPPROTO_UDP);
-    struct rway_offload no_checksum = {.flags = RWAY_EXT_GSO, .gso_type = RWAY_GSO_TCP4, .gso_size = 1000};
-
-    CHECK(gso_fits(&tcp4, RWAY_GSO_TCP4, 0) && gso_fits(&tcp4, RWAY_GSO_TCP4 | RWAY_GSO_ECN, 66));
-    CHECK(gso_fits(&tcp6, RWAY_GSO_TCP6, 86) && gso_fits(&udp4, RWAY_GSO_UDP, 42));
-    CHECK(gso_fits(&tcp4, RWAY_GSO_TCP4, 190)); /* Linux counts payload in its linear part too */
-    CHECK(!gso_fits(&tcp4, RWAY_GSO_TCP4, 65));
-    CHECK(!gso_fits(&tcp4, RWAY_GSO_TCP6, 0) && !gso_fits(&tcp6, RWAY_GSO_TCP4, 0));
-    CHECK(!gso_fits(&tcp4, RWAY_GSO_UDP, 0) && !gso_fits(&udp4, RWAY_GSO_TCP4, 0));
-    CHECK(!gso_fits(&udp4, RWAY_GSO_UDP | RWAY_GSO_ECN, 0) && !gso_fits(&tcp4, RWAY_GSO_NONE, 0));
-    CHECK(!gso_fits(&tcp4, 3, 0)); /* UFO is not carried */
-    CHECK(!rway_offload_fits(&tcp4, &no_checksum));
-}
-
 int main(void)
 {
     tcp_over_ip4_is_read();
@@ -583,7 +509,5 @@ int main(void)
     ip6_headers_that_contradict_themselves_are_malformed();
     extension_headers_are_bounded();
     transport_headers_of_wrong_length_are_malformed();
-    checksums_fit_at_the_judged_transport_header_only();
-    segmentation_fits_its_own_protocol_only();
     return failures != 0;
 }

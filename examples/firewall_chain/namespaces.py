@@ -1,0 +1,76 @@
+"""Network namespaces that stand for VMs, in private namespaces of their own: nothing of the host is seen or changed.
+
+Everything is made inside one PID, mount and network namespace. When its first process ends, in whatever way, the
+kernel ends all others and takes interfaces, bridges and mounts with it: there is nothing to clean up.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+_INSIDE = "RINGWAY_DEMO_INSIDE"
+_UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+_AS_USER = ["--user", "--map-root-user"]
+
+
+def enter_private_namespaces() -> None:
+    """Run this program again, inside. Returns only there; ends with a message where namespaces are not allowed."""
+    if os.environ.get(_INSIDE):
+        run("mount", "-t", "tmpfs", "tmpfs", "/run")
+        run("ip", "link", "set", "lo", "up")
+        return
+    missing = [tool for tool in ("unshare", "nsenter", "ip", "ping", "iperf3") if shutil.which(tool) is None]
+    if missing:
+        sys.exit(f"demo: {', '.join(missing)} not found; `./run demo` installs them as root, or see README.md")
+    command = _UNSHARE + ([] if os.geteuid() == 0 else _AS_USER)
+    probe = subprocess.run([*command, "true"], capture_output=True, text=True)
+    if probe.returncode != 0:
+        sys.exit(
+            f"demo: namespaces of its own are not allowed here ({probe.stderr.strip()}).\n"
+            "Run it as root, or allow user namespaces: on Ubuntu 24.04\n"
+            "  sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0\n"
+            "in a container add the capability SYS_ADMIN."
+        )
+    os.environ[_INSIDE] = "1"
+    os.execvp(command[0], [*command, sys.executable, *sys.argv])
+
+
+def run(*command: str, namespace: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, in a namespace if one is named; what it printed is in the result."""
+    done = subprocess.run(inside(namespace, command), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if check and done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}: {done.stdout}{done.stderr}")
+    return done
+
+
+def start(*command: str, namespace: str | None = None) -> subprocess.Popen[str]:
+    """Start a command that goes on; what it prints is a pipe, `stdout`."""
+    return subprocess.Popen(
+        inside(namespace, command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def inside(namespace: str | None, command: Sequence[str]) -> list[str]:
+    return list(command) if namespace is None else ["nsenter", f"--net=/run/netns/{namespace}", *command]
+
+
+def make_management(switch: str, vms: Sequence[str]) -> None:
+    """The ordinary network: a bridge in a namespace of its own, and for each VM mgmt0, 192.0.2.1 and so on."""
+    run("ip", "netns", "add", switch)
+    run("ip", "link", "add", "br0", "type", "bridge", namespace=switch)
+    run("ip", "link", "set", "br0", "up", namespace=switch)
+    for number, vm in enumerate(vms, start=1):
+        run("ip", "netns", "add", vm)
+        run("ip", "link", "set", "lo", "up", namespace=vm)
+        run("ip", "link", "add", "mgmt0", "netns", vm, "type", "veth", "peer", "name", vm, "netns", switch)
+        run("ip", "link", "set", vm, "master", "br0", "up", namespace=switch)
+        run("ip", "addr", "add", f"192.0.2.{number}/24", "dev", "mgmt0", namespace=vm)
+        run("ip", "link", "set", "mgmt0", "up", namespace=vm)

@@ -1,0 +1,265 @@
+/* Filter rules: which are refused, what each field matches, and who decides. */
+
+#include <stdio.h>
+#include <string.h>
+
+#include "stack.h"
+
+static int failures;
+
+#define CHECK(fact) \
+    do { \
+        if (!(fact)) { \
+            printf("%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #fact); \
+            failures++; \
+        } \
+    } while (0)
+
+static struct rway_rule rule_named(const char *name, uint32_t action)
+{
+    struct rway_rule rule = {.action = action};
+
+    snprintf(rule.name, sizeof(rule.name), "%s", name);
+    return rule;
+}
+
+static struct rway_rule tcp_port_rule(const char *name, uint32_t action, uint16_t low, uint16_t high)
+{
+    struct rway_rule rule = rule_named(name, action);
+
+    rule.match = RWAY_MATCH_PROTOCOL | RWAY_MATCH_DESTINATION_PORT;
+    rule.protocol = IPPROTO_TCP;
+    rule.destination_port_low = low;
+    rule.destination_port_high = high;
+    return rule;
+}
+
+static struct rway_headers tcp_packet(uint16_t port)
+{
+    return (struct rway_headers){
+        .ether = 0x0800,
+        .l3_offset = 14,
+        .l4_offset = 34,
+        .l4_len = 20,
+        .payload_offset = 54,
+        .source_port = 1234,
+        .destination_port = port,
+        .ip_version = 4,
+        .protocol = IPPROTO_TCP,
+        .tcp_flags = 2,
+        .flags = RWAY_HEADERS_PORTS,
+        .source = {10, 1, 2, 3},
+        .destination = {10, 4, 5, 6},
+    };
+}
+
+/* Does a rule of its own match? */
+static bool matches(const struct rway_rule *rule, const struct rway_headers *headers, uint32_t in_port)
+{
+    struct rway_filter_table *table = rway_filter_table_new(rule, 1, RWAY_DENY, NULL);
+    struct rway_rule_counts counts[2] = {{0, 0}, {0, 0}};
+
+    CHECK(table != NULL);
+    if (!table)
+        return false;
+    rway_filter_judge(table, headers, in_port, counts, 100);
+    rway_filter_table_free(table);
+    CHECK(counts[0].frames + counts[1].frames == 1 && counts[0].bytes + counts[1].bytes == 100);
+    return counts[0].frames == 1;
+}
+
+static void a_rule_without_fields_matches_everything(void)
+{
+    struct rway_rule rule = rule_named("all", RWAY_ALLOW);
+    struct rway_headers packet = tcp_packet(80);
+    struct rway_headers length = {.l3_offset = 14};
+
+    CHECK(matches(&rule, &packet, 0) && matches(&rule, &length, 7));
+}
+
+static void every_field_of_a_rule_counts(void)
+{
+    struct rway_headers packet = tcp_packet(80);
+    struct rway_rule rule = tcp_port_rule("r", RWAY_ALLOW, 80, 80);
+
+    CHECK(matches(&rule, &packet, 0));
+    packet.destination_port = 81;
+    CHECK(!matches(&rule, &packet, 0));
+    rule.destination_port_high = 90;
+    CHECK(matches(&rule, &packet, 0));
+    rule.match |= RWAY_MATCH_IN_PORT;
+    rule.in_port = 1;
+    CHECK(!matches(&rule, &packet, 0) && matches(&rule, &packet, 1));
+    rule.match = RWAY_MATCH_ETHER;
+    rule.ether = 0x0806;
+    CHECK(!matches(&rule, &packet, 0));
+    packet.ether = 0x0806;
+    CHECK(matches(&rule, &packet, 0));
+}
+
+static void tcp_flags_match_under_their_mask(void)
+{
+    struct rway_headers packet = tcp_packet(80);
+    struct rway_rule syn = rule_named("syn", RWAY_DENY);
+
+    syn.match = RWAY_MATCH_PROTOCOL | RWAY_MATCH_TCP_FLAGS;
+    syn.protocol = IPPROTO_TCP;
+    syn.tcp_mask = 0x12;
+    syn.tcp_value = 0x02;
+    CHECK(matches(&syn, &packet, 0));
+    packet.tcp_flags = 0x12;
+    CHECK(!matches(&syn, &packet, 0));
+    packet.tcp_flags = 0xc2;
+    CHECK(matches(&syn, &packet, 0));
+}
+
+static void a_prefix_matches_its_own_family_only(void)
+{
+    struct rway_headers packet = tcp_packet(80);
+    struct rway_headers packet6 = tcp_packet(80);
+    struct rway_rule rule = rule_named("net", RWAY_DENY);
+
+    packet6.ip_version = 6;
+    rule.match = RWAY_MATCH_SOURCE;
+    rule.ip_version = 4;
+    rule.source[0] = 10;
+    rule.source[1] = 1;
+    rule.source[3] = 99; /* behind the prefix */
+    rule.source_bits = 23;
+    CHECK(matches(&rule, &packet, 0) == false); /* 10.1.2 is not in 10.1.0/23 */
+    packet.source[2] = 1;
+    CHECK(matches(&rule, &packet, 0));
+    CHECK(!matches(&rule, &packet6, 0));
+    rule.source_bits = 0;
+    CHECK(matches(&rule, &packet, 0) && !matches(&rule, &packet6, 0));
+}
+
+static void a_later_fragment_matches_no_rule_with_ports_or_flags(void)
+{
+    struct rway_headers fragment = tcp_packet(0);
+    struct rway_rule ports = tcp_port_rule("ports", RWAY_ALLOW, 0, 65535);
+    struct rway_rule flags = rule_named("flags", RWAY_ALLOW);
+    struct rway_rule protocol = rule_named("protocol", RWAY_ALLOW);
+
+    fragment.flags = RWAY_HEADERS_LATER_FRAGMENT;
+    fragment.tcp_flags = 0;
+    flags.match = RWAY_MATCH_PROTOCOL | RWAY_MATCH_TCP_FLAGS;
+    flags.protocol = IPPROTO_TCP;
+    protocol.match = RWAY_MATCH_PROTOCOL;
+    protocol.protocol = IPPROTO_TCP;
+    CHECK(!matches(&ports, &fragment, 0) && !matches(&flags, &fragment, 0) && matches(&protocol, &fragment, 0));
+}
+
+static void a_frame_that_is_not_ip_matches_no_rule_about_ip(void)
+{
+    struct rway_headers arp = {.ether = 0x0806, .l3_offset = 14};
+    struct rway_rule protocol = rule_named("protocol 0", RWAY_ALLOW);
+    struct rway_rule source = rule_named("source", RWAY_ALLOW);
+
+    protocol.match = RWAY_MATCH_PROTOCOL;
+    source.match = RWAY_MATCH_SOURCE;
+    source.ip_version = 4;
+    CHECK(!matches(&protocol, &arp, 0) && !matches(&source, &arp, 0));
+}
+
+static void the_first_rule_that_matches_decides(void)
+{
+    struct rway_rule rules[] = {tcp_port_rule("web", RWAY_ALLOW, 80, 80), tcp_port_rule("low", RWAY_DENY, 0, 1023)};
+    struct rway_filter_table *table = rway_filter_table_new(rules, 2, RWAY_ALLOW, NULL);
+    struct rway_headers web = tcp_packet(80);
+    struct rway_headers telnet = tcp_packet(23);
+    struct rway_headers high = tcp_packet(2000);
+    struct rway_rule_counts counts[3];
+
+    memset(counts, 0, sizeof(counts));
+    CHECK(rway_filter_judge(table, &web, 0, counts, 60) == RWAY_ALLOW);
+    CHECK(rway_filter_judge(table, &telnet, 0, counts, 61) == RWAY_DENY);
+    CHECK(rway_filter_judge(table, &high, 0, counts, 62) == RWAY_ALLOW);
+    CHECK(rway_filter_judge(table, &high, 0, counts, 63) == RWAY_ALLOW);
+    CHECK(counts[0].frames == 1 && counts[0].bytes == 60 && counts[1].frames == 1 && counts[1].bytes == 61);
+    CHECK(counts[2].frames == 2 && counts[2].bytes == 125);
+    rway_filter_table_free(table);
+}
+
+static void check_refused(struct rway_rule rule, const char *what)
+{
+    struct rway_error error;
+
+    memset(&error, 0, sizeof(error));
+    CHECK(rway_rule_check(&rule, &error) == -RWAY_REFUSED_ARGUMENT);
+    CHECK(error.cause == RWAY_REFUSED_ARGUMENT && strcmp(error.what, what) == 0);
+    CHECK(rway_filter_table_new(&rule, 1, RWAY_DENY, NULL) == NULL);
+}
+
+static void rules_that_cannot_be_are_refused_by_field(void)
+{
+    struct rway_rule good = tcp_port_rule("r", RWAY_ALLOW, 1, 2);
+    struct rway_rule bad = good;
+
+    CHECK(rway_rule_check(&good, NULL) == 0);
+    bad.name[0] = 0;
+    check_refused(bad, "length of name");
+    memset(bad.name, 'x', sizeof(bad.name));
+    check_refused(bad, "length of name");
+    bad = good;
+    bad.action = 2;
+    check_refused(bad, "action");
+    bad = good;
+    bad.match |= 256;
+    check_refused(bad, "match");
+    bad = good;
+    bad.ip_version = 4;
+    check_refused(bad, "ip_version");
+    bad.match |= RWAY_MATCH_SOURCE;
+    bad.source_bits = 33;
+    check_refused(bad, "source_bits");
+    bad.source_bits = 32;
+    bad.ip_version = 5;
+    check_refused(bad, "ip_version");
+    bad = good;
+    bad.match |= RWAY_MATCH_DESTINATION;
+    bad.ip_version = 6;
+    bad.destination_bits = 129;
+    check_refused(bad, "destination_bits");
+    bad = good;
+    bad.protocol = IPPROTO_ICMP;
+    check_refused(bad, "protocol of a rule with ports");
+    bad = good;
+    bad.destination_port_low = 3;
+    check_refused(bad, "destination_port_low");
+    bad = good;
+    bad.match |= RWAY_MATCH_TCP_FLAGS;
+    bad.tcp_value = 1;
+    check_refused(bad, "tcp_value");
+    bad.protocol = IPPROTO_UDP;
+    check_refused(bad, "protocol of a rule with tcp flags");
+}
+
+static void tables_that_cannot_be_are_refused(void)
+{
+    static struct rway_rule many[RWAY_RULES_MAX + 1];
+    struct rway_error error;
+
+    for (uint32_t index = 0; index <= RWAY_RULES_MAX; index++)
+        snprintf(many[index].name, sizeof(many[index].name), "rule %u", index);
+    CHECK(rway_filter_table_new(many, RWAY_RULES_MAX + 1, RWAY_DENY, &error) == NULL);
+    CHECK(strcmp(error.what, "number of rules") == 0 && error.found == RWAY_RULES_MAX + 1);
+    CHECK(rway_filter_table_new(many, 1, 2, &error) == NULL && strcmp(error.what, "default action") == 0);
+    memcpy(many[1].name, many[0].name, sizeof(many[0].name));
+    CHECK(rway_filter_table_new(many, 2, RWAY_DENY, &error) == NULL);
+    CHECK(strcmp(error.what, "rules of the same name") == 0);
+}
+
+int main(void)
+{
+    a_rule_without_fields_matches_everything();
+    every_field_of_a_rule_counts();
+    tcp_flags_match_under_their_mask();
+    a_prefix_matches_its_own_family_only();
+    a_later_fragment_matches_no_rule_with_ports_or_flags();
+    a_frame_that_is_not_ip_matches_no_rule_about_ip();
+    the_first_rule_that_matches_decides();
+    rules_that_cannot_be_are_refused_by_field();
+    tables_that_cannot_be_are_refused();
+    return failures != 0;
+}

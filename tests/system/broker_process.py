@@ -1,0 +1,112 @@
+"""A real broker in a process of its own, and the ends that play its agents."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from ringway.control.client import AgentSession, Client
+from ringway.control.handover import Handover, take
+from ringway.control.messages import Applied, Apply, LinkShown, Offer, Show, Shown, Take, VmShown, Welcome
+from ringway.control.runtime import handover_path
+
+RINGWAY = [sys.executable, "-c", "from ringway.cli.main import main; main()"]
+
+FABRIC = """
+[vm.client.port.net]
+kind = "local"
+[vm.server.port.net]
+kind = "local"
+[link.one]
+ends = ["client.net", "server.net"]
+slots = 64
+"""
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """pytest's own directories have names that can be too long for a socket."""
+    path = Path(tempfile.mkdtemp(prefix="rw-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+class BrokerProcess:
+    def __init__(self, runtime: Path, *options: str) -> None:
+        self.runtime = runtime
+        command = [*RINGWAY, "broker", "--runtime", str(runtime), *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Self:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.startswith("broker ready"):
+            raise AssertionError(f"the broker did not start: {self.process.communicate()[1]}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Exit code and log."""
+        self.process.send_signal(number)
+        _, log = self.process.communicate(timeout=20)
+        return self.process.returncode, log
+
+    def apply(self, text: str = FABRIC) -> Applied:
+        with Client(self.runtime) as client:
+            return client.call(Apply(name="fabric.toml", text=text), Applied, timeout=20)
+
+    def show(self) -> Shown:
+        with Client(self.runtime) as client:
+            return client.call(Show(), Shown)
+
+    def link(self, name: str = "one") -> LinkShown:
+        return next(link for link in self.show().links if link.name == name)
+
+    def vm(self, name: str) -> VmShown:
+        return next(vm for vm in self.show().vms if vm.name == name)
+
+    def descriptors(self) -> int:
+        """Open descriptors of the broker, after it has dealt with all that was sent or closed before."""
+        self.show()
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def take(self, offer: Offer, vm: str) -> Handover:
+        claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
+        return take(handover_path(self.runtime), claim)
+
+
+@contextlib.contextmanager
+def session_of(runtime: Path, vm: str) -> Iterator[AgentSession]:
+    session = AgentSession(runtime, vm, "test")
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def only_offer(welcome: Welcome) -> Offer:
+    (offer,) = welcome.offers
+    return offer
+
+
+def own_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def run_ringway(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RINGWAY, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **(environment or {})}
+    )

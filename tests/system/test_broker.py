@@ -1,0 +1,415 @@
+"""A real broker over real sockets: fabrics, agents, what is shown, and its own life and death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ringway.control.client import AgentSession, Client
+from ringway.control.errors import ControlError
+from ringway.control.handover import Handover
+from ringway.control.messages import (
+    Applied,
+    Apply,
+    Ask,
+    Cause,
+    ErrorReply,
+    LoopTold,
+    Notice,
+    Offered,
+    PortTold,
+    RuleCount,
+    SetStack,
+    Show,
+    Shown,
+    Told,
+    Withdrawn,
+)
+from ringway.control.wire import Received
+from ringway.shm import Geometry, QueueBells, Region
+from tests.system.broker_process import (
+    FABRIC,
+    BrokerProcess,
+    only_offer,
+    run_ringway,
+    session_of,
+    short_directory,
+)
+
+STACK = """
+[vm.client.port.other]
+kind = "local"
+[vm.client.stack]
+forward = [["net", "other"]]
+default = "deny"
+"""
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    with short_directory() as path:
+        yield path / "run"
+
+
+@pytest.fixture
+def broker(runtime: Path) -> Iterator[BrokerProcess]:
+    with BrokerProcess(runtime) as process:
+        yield process
+
+
+def refused(session: AgentSession) -> ControlError:
+    with pytest.raises(ControlError) as caught:
+        session.hello()
+    return caught.value
+
+
+def pushed(session: AgentSession) -> Received:
+    """The broker's next request, awaited."""
+    received = session.receive()
+    if received is None:
+        assert session.socket.poll(5000), "the broker pushed nothing"
+        received = session.receive()
+    assert received is not None
+    return received
+
+
+def attach(handover: Handover, side: int) -> Region:
+    geometry = handover.geometry
+    bells = [QueueBells(*queue) for queue in handover.bells]
+    shape = Geometry(geometry.queues, geometry.slot_count, geometry.slot_payload, geometry.headroom)
+    return Region.attach(handover.region_fd, shape, handover.link_id, side, handover.incarnation, bells)
+
+
+def test_a_fabric_is_made_kept_replaced_and_removed(broker: BrokerProcess) -> None:
+    assert broker.apply().made == ["one"]
+    assert broker.apply().kept == ["one"]
+    assert broker.apply(FABRIC + "queues = 2\n").replaced == ["one"]
+    assert broker.apply("").removed == ["one"]
+    assert broker.show() == Shown(links=[], vms=[])
+
+
+def test_removed_links_leave_no_descriptor_behind(broker: BrokerProcess) -> None:
+    before = broker.descriptors()
+    for _ in range(5):
+        broker.apply(FABRIC + "queues = 16\n")
+        assert broker.descriptors() > before
+        broker.apply("")
+    assert broker.descriptors() == before
+
+
+def test_a_bad_fabric_changes_nothing_and_names_its_line(broker: BrokerProcess) -> None:
+    broker.apply()
+    with pytest.raises(ControlError) as caught:
+        broker.apply(FABRIC + "quues = 2\n")
+    assert caught.value.cause is Cause.BAD_FABRIC
+    assert "fabric.toml:9: link.one.quues" in caught.value.message
+    assert broker.link().geometry.queues == 1
+
+
+def test_frames_cross_a_link_between_two_handed_over_ends(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply()
+    with session_of(runtime, "client") as client, session_of(runtime, "server") as server:
+        ends = [broker.take(only_offer(session.hello()), session.vm) for session in (client, server)]
+        assert broker.link().state == "down"
+        regions = [attach(handover, side) for side, handover in enumerate(ends)]
+        assert broker.link().state == "up"
+        for region in regions:
+            region.detach()
+        assert broker.link().state == "down"
+        for handover in ends:
+            handover.connection.close()
+            os.close(handover.region_fd)
+
+
+def test_an_end_that_dies_can_be_taken_again_with_the_next_incarnation(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply()
+    with session_of(runtime, "client") as session:
+        for incarnation in (1, 2, 3):
+            offer = only_offer(session.hello())
+            assert offer.incarnation == incarnation
+            handover = broker.take(offer, "client")
+            assert handover.incarnation == incarnation
+            assert [end.held for end in broker.link().ends] == [True, False]
+            handover.discard()
+            assert [end.held for end in broker.link().ends] == [False, False]
+
+
+def test_an_agent_that_is_there_hears_of_offers_withdrawals_and_stacks(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply('[vm.client.port.net]\nkind = "local"\n')
+    with session_of(runtime, "client") as session:
+        assert session.hello().offers == []
+        broker.apply(STACK + FABRIC)
+        offered = pushed(session).message
+        assert isinstance(offered, Offered)
+        broker.take(offered.offer, "client").discard()
+        stack = pushed(session).message
+        assert isinstance(stack, SetStack)
+        assert stack.stack is not None
+        assert stack.stack.forward == [("net", "other")]
+        broker.apply("")
+        assert pushed(session).message == Withdrawn(link="one", link_id=offered.offer.link_id, port="net")
+        assert pushed(session).message == SetStack(stack=None)
+
+
+def test_an_agent_that_comes_later_gets_everything_at_once(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply(STACK + FABRIC)
+    with session_of(runtime, "client") as session:
+        welcome = session.hello()
+        assert [offer.port for offer in welcome.offers] == ["net"]
+        assert welcome.stack is not None
+        assert welcome.stack.default == "deny"
+
+
+def test_an_agent_of_an_unknown_vm_is_told_the_known_ones(broker: BrokerProcess, runtime: Path) -> None:
+    with session_of(runtime, "clint") as session:
+        assert "no fabric has been applied" in refused(session).message
+        broker.apply()
+        error = refused(session)
+    assert error.cause is Cause.UNKNOWN_VM
+    assert "client, server" in error.message
+
+
+def test_a_second_agent_is_refused_while_the_first_holds_an_end(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply()
+    with session_of(runtime, "client") as first, session_of(runtime, "client") as second:
+        handover = broker.take(only_offer(first.hello()), "client")
+        assert refused(second).cause is Cause.AGENT_EXISTS
+        handover.discard()
+
+
+def test_a_second_agent_is_refused_while_the_first_answers(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply()
+    with session_of(runtime, "client") as first, session_of(runtime, "client") as second:
+        first.hello()
+        second._send("f" * 32, _hello("client"), 5)
+        asked = pushed(first)
+        assert asked.message == Ask()
+        first.answer(asked.request_id, Told(ports=[], loops=[], rules=[]))
+        received = second._receive(5)
+        assert received is not None
+        assert isinstance(received.message, ErrorReply)
+        assert received.message.cause is Cause.AGENT_EXISTS
+
+
+def test_a_second_agent_follows_one_that_is_silent_and_holds_nothing(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply()
+    with session_of(runtime, "client") as first, session_of(runtime, "client") as second:
+        first.hello()
+        assert only_offer(second.hello()).link == "one"
+        broker.apply("")
+        while not isinstance(pushed(second).message, Withdrawn):
+            pass
+
+
+def test_a_second_agent_follows_one_that_is_gone(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply()
+    with session_of(runtime, "client") as first:
+        handover = broker.take(only_offer(first.hello()), "client")
+    handover.discard()
+    with session_of(runtime, "client") as second:
+        assert only_offer(second.hello()).incarnation == 2
+
+
+def _hello(vm: str) -> object:
+    from ringway.control.messages import Hello
+
+    return Hello(vm=vm, pid=os.getpid(), version="test")
+
+
+def test_show_asks_the_agents_and_says_who_is_silent_or_away(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply()
+    told = Told(
+        ports=[PortTold(port="net", link="one", state="attached", counters={"frames": 2**64 - 1})],
+        loops=[LoopTold(name="net", counters={"loops": 3})],
+        rules=[RuleCount(name="default", frames=1, bytes=60)],
+    )
+    with session_of(runtime, "client") as session, Client(runtime) as asking:
+        session.hello()
+        asking._send("e" * 32, Show(), 5)
+        session.answer(pushed(session).request_id, told)
+        received = asking._receive(5)
+        assert received is not None
+        shown = received.message
+        assert isinstance(shown, Shown)
+        client, server = shown.vms
+        assert (client.state, client.pid, client.rules) == ("present", os.getpid(), told.rules)
+        assert (client.ports, client.loops) == (told.ports, told.loops)
+        assert (server.state, server.pid) == ("away", None)
+        started = time.monotonic()
+        assert broker.vm("client").state == "silent"
+        assert time.monotonic() - started < 5
+
+
+def test_what_an_agent_fails_to_do_is_shown_and_logged(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply('[vm.client.port.net]\nkind = "local"\n')
+    with session_of(runtime, "client") as session:
+        session.hello()
+        broker.apply()
+        session.answer(pushed(session).request_id, ErrorReply(cause=Cause.FAILED, message="no such device"))
+        session.notify(Notice(port="net", link="one", event="refused", cause="geometry"))
+        assert broker.vm("client").problem == "no such device"
+    _, log = broker.stop()
+    assert "agent of VM 'client' failed: no such device" in log
+    assert "VM 'client', port 'net', link 'one': refused (geometry)" in log
+
+
+def test_an_agent_that_reads_nothing_holds_nobody_up(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply()
+    with session_of(runtime, "client") as session:
+        session.hello()
+        for round_ in range(60):
+            broker.apply(FABRIC + f"queues = {1 + round_ % 2}\n")
+        assert len(broker.show().links) == 1
+
+
+def test_B5_a_repeated_request_is_carried_out_once_and_answered_alike(broker: BrokerProcess, runtime: Path) -> None:
+    apply = Apply(name="fabric.toml", text=FABRIC)
+    answers = []
+    with Client(runtime) as client:
+        for _ in range(2):
+            client._send("d" * 32, apply, 5)
+            received = client._receive(10)
+            assert received is not None
+            answers.append(received.message)
+    assert isinstance(answers[0], Applied)
+    assert answers[0].made == ["one"]
+    assert answers[1] == answers[0]
+
+
+def test_F28_a_second_broker_is_refused_and_the_first_goes_on(broker: BrokerProcess, runtime: Path) -> None:
+    broker.apply()
+    second = run_ringway("broker", "--runtime", str(runtime))
+    assert second.returncode == 1
+    assert second.stderr.startswith("ringway: a broker is already running")
+    assert second.stderr.count("\n") == 1
+    assert broker.link().name == "one"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_broker_stops_cleanly_when_told_to(broker: BrokerProcess, runtime: Path, number: int) -> None:
+    code, _ = broker.stop(number)
+    assert code == 0
+    assert sorted(path.name for path in runtime.iterdir()) == ["lock"]
+
+
+def test_a_killed_broker_leaves_nothing_that_stops_the_next(runtime: Path) -> None:
+    with BrokerProcess(runtime) as first:
+        first.apply()
+        first.stop(signal.SIGKILL)
+        assert (runtime / "control.sock").exists()
+        gone = run_ringway("show", "--runtime", str(runtime))
+        assert (gone.returncode, "no broker answers" in gone.stderr) == (1, True)
+    with BrokerProcess(runtime) as second:
+        assert second.show().links == []
+        assert second.apply().made == ["one"]
+
+
+def test_an_agent_notices_that_its_broker_came_back(runtime: Path) -> None:
+    with BrokerProcess(runtime) as first:
+        first.apply()
+        session = AgentSession(runtime, "client")
+        session.hello()
+        first.stop(signal.SIGKILL)
+    try:
+        with BrokerProcess(runtime) as second:
+            second.apply()
+            while not session.rejoined():
+                assert session.monitor.poll(20_000)
+            assert only_offer(session.hello()).incarnation == 1
+    finally:
+        session.close()
+
+
+def test_huge_pages_that_are_not_there_become_ordinary_ones_and_it_says_so(broker: BrokerProcess) -> None:
+    applied = broker.apply(FABRIC + "huge_pages = true\n")
+    link = broker.link()
+    if link.pages == "huge":
+        pytest.skip("this host has huge pages to give")
+    assert "has ordinary pages" in applied.notes[0]
+    assert "has ordinary pages" in link.note
+
+
+def test_more_links_than_there_are_descriptors_for_are_refused(runtime: Path) -> None:
+    vms = "".join(f'[vm.v{n}.port.net]\nkind = "local"\n' for n in range(20))
+    links = "".join(f'[link.l{n}]\nends = ["v{n}.net", "v{n + 1}.net"]\nqueues = 16\nslots = 64\n' for n in range(0, 20, 2))
+    with BrokerProcess(runtime) as broker:
+        import resource
+
+        resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE, (100, 100))
+        before = broker.show()
+        with pytest.raises(ControlError):
+            broker.apply(vms + links)
+        assert broker.show() == before
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o710])
+def test_a_runtime_directory_open_to_others_is_refused(runtime: Path, mode: int) -> None:
+    runtime.mkdir()
+    runtime.chmod(mode)
+    refused = run_ringway("broker", "--runtime", str(runtime))
+    assert refused.returncode == 1
+    assert "chmod 700" in refused.stderr
+
+
+def test_a_runtime_directory_that_is_a_link_or_a_file_is_refused(runtime: Path) -> None:
+    target = runtime.parent / "target"
+    target.mkdir(mode=0o700)
+    runtime.symlink_to(target)
+    assert "is not a directory" in run_ringway("broker", "--runtime", str(runtime)).stderr
+    runtime.unlink()
+    runtime.write_text("", encoding="ascii")
+    assert run_ringway("broker", "--runtime", str(runtime)).returncode == 1
+
+
+def test_a_runtime_path_too_long_for_a_socket_is_refused(runtime: Path) -> None:
+    refused = run_ringway("broker", "--runtime", str(runtime / ("d" * 100)))
+    assert refused.returncode == 1
+    assert "choose a shorter directory" in refused.stderr
+
+
+def test_the_command_line_goes_from_check_to_apply_to_show(broker: BrokerProcess, runtime: Path) -> None:
+    path = runtime.parent / "fabric.toml"
+    path.write_text(FABRIC, encoding="utf-8")
+    environment = {"RINGWAY_RUNTIME": str(runtime)}
+    assert "frames up to" in run_ringway("check", str(path)).stdout
+    assert run_ringway("apply", str(path), environment=environment).stdout == "made: one\n"
+    shown = run_ringway("show", environment=environment)
+    assert "client.net detached" in shown.stdout
+    assert "one: client → server" in shown.stdout
+    document = json.loads(run_ringway("show", "--json", environment=environment).stdout)
+    assert document["links"][0]["rings"][0]["balanced"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["nonsense"], 2),
+        (["apply"], 2),
+        (["agent"], 2),
+        (["check", "/nonexistent/fabric.toml"], 1),
+        (["apply", "/dev"], 1),
+        (["show", "--runtime", "/nonexistent"], 1),
+        (["broker", "--runtime", "/nonexistent/deeper"], 1),
+        (["broker", "--fabric", "/nonexistent/fabric.toml"], 1),
+    ],
+)
+def test_the_command_line_refuses_in_words_and_by_exit_code(arguments: list[str], code: int) -> None:
+    done = run_ringway(*arguments)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    if code == 1:
+        assert done.stderr.startswith("ringway: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_broker_can_begin_with_a_fabric(runtime: Path) -> None:
+    path = runtime.parent / "fabric.toml"
+    path.write_text(FABRIC, encoding="utf-8")
+    with BrokerProcess(runtime, "--fabric", str(path)) as broker:
+        assert broker.link().state == "down"

@@ -1,0 +1,265 @@
+"""The fabric's state: plans, tickets and who holds which end. Times are made up; nothing is created."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from ringway.broker.answers import KEPT_MAX, Answers
+from ringway.broker.checks import parse_config
+from ringway.broker.config import FabricConfig
+from ringway.broker.fabric import TICKET_LIFE, Fabric, MakeLink, RemoveLink
+from ringway.control.errors import ControlError
+from ringway.control.messages import Cause, Offer, Take
+
+VMS = """
+[vm.a.port.one]
+kind = "local"
+[vm.a.port.two]
+kind = "local"
+[vm.b.port.one]
+kind = "tap"
+[vm.b.port.two]
+kind = "local"
+"""
+FIRST = '[link.first]\nends = ["a.one", "b.one"]\n'
+SECOND = '[link.second]\nends = ["a.two", "b.two"]\n'
+
+
+def config_of(text: str) -> FabricConfig:
+    return parse_config(VMS + text, "fabric.toml")
+
+
+def fabric_with(text: str) -> Fabric:
+    fabric = Fabric("handover")
+    fabric.commit(fabric.plan(config_of(text)))
+    return fabric
+
+
+def take_of(offer: Offer, vm: str = "a") -> Take:
+    return Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
+
+
+def refused(fabric: Fabric, take: Take, now: float = 1.0) -> Cause:
+    before = [(end.holder, end.incarnation, end.ticket) for link in fabric.links.values() for end in link.ends]
+    with pytest.raises(ControlError) as caught:
+        fabric.redeem(take, 99, now)
+    after = [(end.holder, end.incarnation, end.ticket) for link in fabric.links.values() for end in link.ends]
+    assert before == after
+    return caught.value.cause
+
+
+def test_a_first_fabric_is_all_made() -> None:
+    plan = Fabric("handover").plan(config_of(FIRST + SECOND))
+    assert (plan.made, plan.removed, plan.replaced, plan.kept) == (["first", "second"], [], [], [])
+
+
+def test_planning_changes_nothing() -> None:
+    fabric = fabric_with(FIRST)
+    fabric.plan(config_of(SECOND))
+    assert list(fabric.links) == ["first"]
+
+
+def test_the_same_fabric_again_is_all_kept() -> None:
+    plan = fabric_with(FIRST + SECOND).plan(config_of(FIRST + SECOND))
+    assert (plan.kept, plan.effects) == (["first", "second"], [])
+
+
+def test_a_link_that_is_not_asked_for_any_more_is_removed() -> None:
+    plan = fabric_with(FIRST + SECOND).plan(config_of(SECOND))
+    assert (plan.removed, plan.kept) == (["first"], ["second"])
+
+
+@pytest.mark.parametrize("change", ["queues = 2\n", "slots = 64\n", "huge_pages = true\n"])
+def test_a_link_with_another_geometry_is_replaced(change: str) -> None:
+    fabric = fabric_with(FIRST)
+    old = fabric.links["first"].link_id
+    plan = fabric.plan(config_of(FIRST + change))
+    assert plan.replaced == ["first"]
+    fabric.commit(plan)
+    assert fabric.links["first"].link_id != old
+
+
+def test_a_link_whose_port_has_other_settings_is_replaced() -> None:
+    plan = fabric_with(FIRST).plan(config_of(FIRST.replace("[link", "[vm.b.port.more]\nkind='local'\n[link")))
+    assert plan.kept == ["first"]
+    changed = parse_config(VMS.replace('"tap"', '"tap"\nmtu = 1400') + FIRST, "fabric.toml")
+    assert fabric_with(FIRST).plan(changed).replaced == ["first"]
+
+
+def test_a_link_with_other_ends_is_replaced() -> None:
+    assert fabric_with(FIRST).plan(config_of(FIRST.replace("a.one", "a.two"))).replaced == ["first"]
+
+
+def test_a_broken_link_is_replaced_though_nothing_else_changed() -> None:
+    assert fabric_with(FIRST + SECOND).plan(config_of(FIRST + SECOND), ["first"]).replaced == ["first"]
+
+
+def test_all_makes_come_before_all_removes() -> None:
+    plan = fabric_with(FIRST).plan(config_of(FIRST + "queues = 2\n" + SECOND))
+    kinds = [type(effect) for effect in plan.effects]
+    assert kinds == [MakeLink, MakeLink, RemoveLink]
+
+
+def test_agents_hear_of_what_changed_and_of_nothing_else() -> None:
+    fabric = fabric_with(FIRST + SECOND)
+    stack = '[vm.a.stack]\nforward = [["one", "two"]]\ndefault = "deny"\n'
+    changes = fabric.commit(fabric.plan(config_of(stack + FIRST)))
+    assert [(vm, withdrawn.link) for vm, withdrawn in changes.withdrawn] == [("a", "second"), ("b", "second")]
+    assert changes.offered == []
+    assert [vm for vm, _ in changes.stacks] == ["a"]
+
+
+def test_an_offer_is_taken_with_its_ticket() -> None:
+    fabric = fabric_with(FIRST)
+    offer = fabric.offer("first", 0, 0.0)
+    link_id, granted = fabric.redeem(take_of(offer), 5, 1.0)
+    assert (link_id, granted.link_id, granted.incarnation) == (offer.link_id, offer.link_id, offer.incarnation)
+    assert fabric.holders("a") == [5]
+
+
+def test_a_ticket_is_good_once() -> None:
+    fabric = fabric_with(FIRST)
+    take = take_of(fabric.offer("first", 0, 0.0))
+    fabric.redeem(take, 5, 1.0)
+    assert refused(fabric, take) is Cause.TICKET_USED
+    fabric.released(5)
+    assert refused(fabric, take) is Cause.TICKET_USED
+
+
+def test_a_ticket_expires() -> None:
+    fabric = fabric_with(FIRST)
+    take = take_of(fabric.offer("first", 0, 0.0))
+    assert refused(fabric, take, TICKET_LIFE) is Cause.TICKET_EXPIRED
+
+
+def test_a_ticket_is_void_once_there_is_another() -> None:
+    fabric = fabric_with(FIRST)
+    old = take_of(fabric.offer("first", 0, 0.0))
+    fabric.offer("first", 0, 1.0)
+    assert refused(fabric, old) is Cause.TICKET_WRONG
+
+
+@pytest.mark.parametrize("change", [{"vm": "b"}, {"side": 1}, {"side": 1, "vm": "b"}, {"link": "second"}])
+def test_a_ticket_for_another_vm_link_or_side_is_a_mismatch(change: dict[str, object]) -> None:
+    fabric = fabric_with(FIRST + SECOND)
+    offer = fabric.offer("first", 0, 0.0)
+    take = msgspec.structs.replace(take_of(offer), **change)
+    assert refused(fabric, take) is Cause.TICKET_MISMATCH
+    fabric.redeem(take_of(offer), 5, 1.0)
+
+
+def test_a_made_up_ticket_or_link_is_wrong() -> None:
+    fabric = fabric_with(FIRST)
+    fabric.offer("first", 0, 0.0)
+    assert refused(fabric, Take(vm="a", link="first", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
+    assert refused(fabric, Take(vm="a", link="none", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
+
+
+def test_a_second_holder_of_one_side_is_refused_and_the_ticket_stays_good() -> None:
+    fabric = fabric_with(FIRST)
+    fabric.redeem(take_of(fabric.offer("first", 0, 0.0)), 5, 1.0)
+    again = take_of(fabric.offer("first", 0, 1.0))
+    assert refused(fabric, again) is Cause.ALREADY_ATTACHED
+    assert fabric.released(5) == ("first", 0)
+    _, granted = fabric.redeem(again, 6, 2.0)
+    assert granted.incarnation == 2
+
+
+def test_both_sides_are_held_apart() -> None:
+    fabric = fabric_with(FIRST)
+    fabric.redeem(take_of(fabric.offer("first", 0, 0.0)), 5, 1.0)
+    _, granted = fabric.redeem(take_of(fabric.offer("first", 1, 0.0), "b"), 6, 1.0)
+    assert granted.incarnation == 1
+    assert (fabric.holders("a"), fabric.holders("b")) == ([5], [6])
+
+
+def test_a_removed_link_drops_its_holders() -> None:
+    fabric = fabric_with(FIRST)
+    fabric.redeem(take_of(fabric.offer("first", 0, 0.0)), 5, 1.0)
+    assert fabric.commit(fabric.plan(config_of(""))).dropped == [5]
+    assert fabric.released(5) is None
+
+
+def test_tickets_are_128_bits_of_chance() -> None:
+    fabric = fabric_with(FIRST)
+    tickets = {fabric.offer("first", 0, 0.0).ticket for _ in range(100)}
+    assert len(tickets) == 100
+    assert all(len(ticket) == 32 for ticket in tickets)
+
+
+def test_B5_answers_are_kept_up_to_a_bound() -> None:
+    answers = Answers()
+    for number in range(KEPT_MAX + 1):
+        answers.open(str(number), b"me")
+        assert answers.give(str(number), b"x") == [b"me"]
+    assert answers.repeated("0") is None
+    assert answers.repeated("1") == b"x"
+
+
+def test_B5_a_request_repeated_while_it_is_carried_out_is_answered_to_both() -> None:
+    answers = Answers()
+    assert answers.open("id", b"one")
+    assert not answers.open("id", b"two")
+    assert answers.give("id", b"x") == [b"one", b"two"]
+
+
+class Holding(RuleBasedStateMachine):
+    """Offers, claims, closings and fabrics in any order: a side never has two holders, and incarnations only grow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fabric = fabric_with(FIRST + SECOND)
+        self.now = 0.0
+        self.next_holder = 1
+        self.open: dict[int, tuple[str, int, int]] = {}  # holder: link, side, link id
+        self.seen: dict[tuple[int, int], int] = {}  # link id, side: incarnation
+        self.offers: list[Offer] = []
+
+    @rule(link=st.sampled_from(["first", "second"]), side=st.integers(0, 1))
+    def offer(self, link: str, side: int) -> None:
+        if link in self.fabric.links:
+            self.offers.append(self.fabric.offer(link, side, self.now))
+
+    @rule(data=st.data(), vm=st.sampled_from("ab"))
+    def claim(self, data: st.DataObject, vm: str) -> None:
+        if not self.offers:
+            return
+        offer = data.draw(st.sampled_from(self.offers))
+        try:
+            link_id, granted = self.fabric.redeem(take_of(offer, vm), self.next_holder, self.now)
+        except ControlError:
+            return
+        assert vm == "ab"[offer.side]
+        assert granted.incarnation > self.seen.get((link_id, offer.side), 0)
+        self.seen[link_id, offer.side] = granted.incarnation
+        self.open[self.next_holder] = (offer.link, offer.side, link_id)
+        self.next_holder += 1
+
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        if self.open:
+            holder = data.draw(st.sampled_from(sorted(self.open)))
+            link, side, _ = self.open.pop(holder)
+            assert self.fabric.released(holder) == (link, side)
+
+    @rule(text=st.sampled_from([FIRST, SECOND, FIRST + SECOND, FIRST + "queues = 2\n" + SECOND]))
+    def apply(self, text: str) -> None:
+        for holder in self.fabric.commit(self.fabric.plan(config_of(text))).dropped:
+            del self.open[holder]
+
+    @rule(seconds=st.floats(0, 100))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def the_holders_are_those_that_were_let_in(self) -> None:
+        held = {end.holder for link in self.fabric.links.values() for end in link.ends} - {None}
+        assert held == set(self.open)
+
+
+TestHolding = Holding.TestCase
+TestHolding.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
