@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import zmq
 
@@ -61,7 +62,7 @@ class Agent:
         spin_us: int = 0,
         log: Log = lambda _: None,
     ) -> None:
-        """`timeout`: seconds to wait for broker and fabric. `spin_us`: microseconds a loop looks for work before it sleeps."""
+        """`timeout`: seconds to wait for broker and fabric. `spin_us`: how long a loop looks for work before it sleeps."""
         self.vm = vm
         self._timeout = timeout
         self._runtime = runtime
@@ -137,7 +138,7 @@ class Agent:
             self._session.close()
             self._session = None
 
-    def __enter__(self) -> Agent:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:

@@ -101,7 +101,9 @@ class Port:
     def _use(self, lock: threading.Lock) -> Iterator[None]:
         with lock:
             if not self.attached:
-                message = f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
+                message = (
+                    f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
+                )
                 raise AgentError(AgentCause.WITHDRAWN, message)
             yield
 

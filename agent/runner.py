@@ -28,9 +28,10 @@ class TapRunner:
     def __init__(self, port: Port, spin_us: int) -> None:
         offer = port.offer
         queues = port.region.geometry.queues
-        self.ports = (port,)
+        self.ports: tuple[Port, ...] = (port,)
         self.loops: list[Loop] = []
-        assert offer.interface is not None and offer.mtu is not None
+        assert offer.interface is not None
+        assert offer.mtu is not None
         self.tap = TapInterface(offer.interface, queues, offer.offload, offer.mtu, port.frame_max)
         with _closed_on_error(self):
             for queue, fd in enumerate(self.tap.fds):
@@ -55,7 +56,7 @@ class ForwardRunner:
     """
 
     def __init__(self, first: Port, second: Port, packet_filter: Filter, spin_us: int) -> None:
-        self.ports = (first, second)
+        self.ports: tuple[Port, ...] = (first, second)
         self.loops: list[Loop] = []
         count = min(port.region.geometry.queues for port in self.ports)
         with _closed_on_error(self):

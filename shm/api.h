@@ -16,7 +16,7 @@ enum rway_refusal {
     RWAY_REFUSED_FEATURE = 5,   /* a required feature that this release does not know */
     RWAY_REFUSED_GEOMETRY = 6,  /* out of range, or not what the broker offered */
     RWAY_REFUSED_LINK = 7,      /* another link's region */
-    RWAY_REFUSED_SECTION = 8,   /* missing, twice, overlapping, out of bounds, or of the wrong length, writer or reader */
+    RWAY_REFUSED_SECTION = 8,   /* missing, twice, overlapping, out of bounds, or of wrong length or writer */
     RWAY_REFUSED_COUNTERS = 9,  /* counters that cannot be continued from */
     RWAY_REFUSED_ARGUMENT = 10, /* the caller's own mistake */
     RWAY_REFUSED_NO_HUGE = 11   /* huge pages were asked for and there are not enough */
@@ -27,7 +27,7 @@ enum rway_break {
     RWAY_WHOLE = 0,
     RWAY_BROKEN_HEAD = 1,       /* the peer's head went back, or further than the ring is long */
     RWAY_BROKEN_TAIL = 2,       /* the peer's tail went back, or past our head */
-    RWAY_BROKEN_KIND = 3,       /* unknown descriptor kind, or a continuation where a frame must begin, or the reverse */
+    RWAY_BROKEN_KIND = 3,       /* unknown kind of descriptor, or a frame and a continuation in each other's place */
     RWAY_BROKEN_FLAGS = 4,      /* unknown descriptor flag */
     RWAY_BROKEN_LENGTH = 5,     /* frame length under RWAY_FRAME_MIN or over the link's frame_max */
     RWAY_BROKEN_SLOTS = 6,      /* slots of a frame do not follow from its length */
@@ -94,7 +94,7 @@ void rway_region_peer(const struct rway_region *region, struct rway_side *peer);
 /* Publish that this side's loop for the queue is at its loops-th iteration. The queue's thread. */
 void rway_region_progress(struct rway_region *region, uint32_t queue, uint64_t loops);
 
-/* The two halves of this side's queue: its ring towards the peer and the peer's ring towards it. Owned by the region. */
+/* The two halves of this side's queue: its ring to the peer and the peer's ring to it. Owned by the region. */
 struct rway_producer;
 struct rway_consumer;
 struct rway_producer *rway_region_producer(struct rway_region *region, uint32_t queue);
@@ -183,7 +183,7 @@ uint32_t rway_producer_pieces(const struct rway_producer *producer, const struct
 uint32_t rway_consumer_pieces(const struct rway_consumer *consumer, const struct rway_frame *frame,
                               struct rway_piece *pieces);
 
-/* What a frame's extension line says of checksum and segmentation; a private copy. Fields as in struct rway_extension. */
+/* What an extension line says of checksum and segmentation; a private copy. Fields as in struct rway_extension. */
 struct rway_offload {
     uint16_t flags; /* RWAY_EXT_CSUM, RWAY_EXT_GSO */
     uint16_t gso_type;
@@ -220,8 +220,8 @@ uint32_t rway_frames_copy_in(struct rway_producer *producer, const uint8_t *byte
 
 /*
  * Copy up to count frames out of a ring, one after the other into bytes (of size bytes), checksums finished and VLAN
- * tags put back, and release them. Their lengths go into lens. Frames that do not fit stay in the ring; ones with bad offload data are
- * dropped and counted; marks are passed over. Returns how many were copied.
+ * tags put back, and release them. Their lengths go into lens. Frames that do not fit stay in the ring; ones with bad
+ * offload data are dropped and counted; marks are passed over. Returns how many were copied.
  */
 uint32_t rway_frames_copy_out(struct rway_consumer *consumer, uint8_t *bytes, size_t size, uint32_t *lens,
                               uint32_t count);

@@ -77,7 +77,7 @@ static int check_geometry(const struct rway_header *header, const struct rway_sh
     return 0;
 }
 
-/* The places of a known section, found once; what it must look like. Unknown kinds are skipped, but not if they overlap. */
+/* The place of a known section, found once, and what it must look like. Unknown kinds are skipped. */
 static int place_section(const struct rway_section *section, const struct rway_shape *shape,
                          struct rway_places *places, struct rway_error *error)
 {

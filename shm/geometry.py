@@ -23,7 +23,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What the broker chooses for a link: rings per direction, slots per ring, bytes per slot and before its payload."""
+    """What the broker chooses for a link: rings per direction, slots per ring, bytes of a slot and before it."""
 
     queues: int = 1
     slot_count: int = lib.RWAY_SLOTS_DEFAULT

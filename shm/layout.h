@@ -2,7 +2,7 @@
  * Layout 1: every byte that the two ends of a link share.
  *
  * This file is read unchanged by the C compiler (through ringway.h) and by cffi, so it holds declarations only: no
- * guards, no includes, no attributes, no pointers. ringway.h asserts every offset below; docs/layout.md shows them.
+ * guards, no includes, no attributes, no pointers. ringway.h asserts the offsets.
  *
  *      0 ┌──────────────────────────────┐
  *        │ header, section table        │  written once, by the broker, before anybody maps the region
@@ -64,7 +64,7 @@ struct rway_geometry {
     uint32_t queues;       /* rings per direction, 1 to RWAY_QUEUES_MAX */
     uint32_t slot_count;   /* slots per ring, a power of two */
     uint32_t slot_payload; /* frame bytes per slot, a multiple of 64 */
-    uint32_t headroom;     /* bytes before the payload, a multiple of 64: the extension line, then room for pushed headers */
+    uint32_t headroom;     /* bytes before the payload, a multiple of 64: extension line, then pushed headers */
 };
 
 struct rway_section {

@@ -97,9 +97,7 @@ def _side_of(native: Any) -> SideReading:
 def counts_of(native: Any) -> Counts:
     """A `struct rway_counts` in Python's words."""
     drops = {cause.name.lower(): native.drops[cause] for cause in DropCause if native.drops[cause]}
-    return Counts(
-        native.frames, native.bytes, native.bells, native.sleeps, native.bells_idle, native.mutes, drops
-    )
+    return Counts(native.frames, native.bytes, native.bells, native.sleeps, native.bells_idle, native.mutes, drops)
 
 
 def _read_ring(fd: int, reading: Any, side: int, queue: int) -> RingReading:

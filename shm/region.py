@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from ringway.shm._native import ffi, lib
 from ringway.shm.errors import BreakCause, RefusalCause, RegionError, error_of
@@ -68,7 +68,7 @@ class Region:
         incarnation: int = 0,
         bells: Sequence[QueueBells] = (),
     ) -> Region:
-        """Map the region behind `fd` (which stays the caller's) as `side`; owns the bells from here on, also on failure.
+        """Map the region behind `fd` (which stays the caller's) as `side`; the bells are its own, also on failure.
 
         Geometry and link id are the broker's offer; RegionError when the region says otherwise or is damaged.
         """
@@ -129,7 +129,7 @@ class Region:
         if native is not None:
             lib.rway_region_detach(native)
 
-    def __enter__(self) -> Region:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

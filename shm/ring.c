@@ -45,7 +45,7 @@ uint32_t rway_producer_slots(const struct rway_producer *producer, uint32_t len,
     return slots_for(&producer->ring, len, pushed > len ? len : pushed);
 }
 
-/* Fetch the peer's tail. A tail that went back or ran ahead of what we published would let us overwrite or skip slots. */
+/* Fetch the peer's tail. One that went back or ran ahead of our head would let us overwrite or skip slots. */
 static bool refresh_tail(struct rway_producer *producer)
 {
     /* Acquire: pairs with the release of tail in rway_ring_release; the consumer has done with the slots before it. */

@@ -1,4 +1,4 @@
-"""A firewall between client and server: their packets cross shared memory, and no switch. Start it with `./run demo`."""
+"""A firewall between client and server whose packets cross shared memory and no switch. Start it with `./run demo`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main() -> int:
         try:
             for line in step(chain):
                 print(f"    {line}", flush=True)
-        except shown.Failure as failure:
+        except shown.StepError as failure:
             failures += 1
             print(f"    FAILED: {failure}", flush=True)
     print(f"\n{chain.tables()}")

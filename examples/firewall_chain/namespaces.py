@@ -27,7 +27,7 @@ def enter_private_namespaces() -> None:
     if missing:
         sys.exit(f"demo: {', '.join(missing)} not found; `./run demo` installs them as root, or see README.md")
     command = _UNSHARE + ([] if os.geteuid() == 0 else _AS_USER)
-    probe = subprocess.run([*command, "true"], capture_output=True, text=True)
+    probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         sys.exit(
             f"demo: namespaces of its own are not allowed here ({probe.stderr.strip()}).\n"
@@ -41,7 +41,9 @@ def enter_private_namespaces() -> None:
 
 def run(*command: str, namespace: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, in a namespace if one is named; what it printed is in the result."""
-    done = subprocess.run(inside(namespace, command), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        inside(namespace, command), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}: {done.stdout}{done.stderr}")
     return done

@@ -1,4 +1,4 @@
-"""What the demo shows, step by step; each step yields lines to print and raises Failure when it is not so."""
+"""What the demo shows, step by step; each step yields lines to print and raises StepError when it is not so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from chain import HERE, RUNTIME, Chain, ping
 from namespaces import run, start
@@ -21,13 +20,13 @@ _LISTEN = (
 )
 
 
-class Failure(Exception):
+class StepError(Exception):
     pass
 
 
 def expect(condition: bool, what: str) -> None:
     if not condition:
-        raise Failure(what)
+        raise StepError(what)
 
 
 def can_connect(address: str, port: int) -> bool:
