@@ -62,7 +62,7 @@ class Agent:
         spin_us: int = 0,
         log: Log = lambda _: None,
     ) -> None:
-        """`timeout`: seconds to wait for broker and fabric. `spin_us`: how long a loop looks for work before it sleeps."""
+        """`timeout`: seconds to wait for broker and fabric; `spin_us`: how long a loop without work stays awake."""
         self.vm = vm
         self._timeout = timeout
         self._runtime = runtime
