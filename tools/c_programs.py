@@ -67,14 +67,22 @@ class Run:
     """One call of a program, as a comment in its source asks for it."""
 
     arguments: tuple[str, ...]
-    only_full: bool
+    only: str  # "full": with --full, as the release is compiled; "tsan": in that variant alone; "": always
 
 
 def runs(program: Path) -> list[Run]:
     """`/* arguments: ... */` lines of the source, one run each; a program without any runs once, without arguments."""
-    found = re.findall(r"/\* arguments( full)?: *(.*?) *\*/", program.read_text(encoding="utf-8"))
-    asked = [Run(tuple(text.split()), only_full=bool(full)) for full, text in found]
-    return asked if any(not run.only_full for run in asked) else [Run((), only_full=False), *asked]
+    found = re.findall(r"/\* arguments( full| tsan)?: *(.*?) *\*/", program.read_text(encoding="utf-8"))
+    asked = [Run(tuple(text.split()), only.strip()) for only, text in found]
+    return asked if any(run.only == "" for run in asked) else [Run((), ""), *asked]
+
+
+def runs_in(program: Path, variant: Variant) -> list[Run]:
+    """Those for one variant. Lines for the thread sanitizer stand in for the others there; long runs are for speed."""
+    every = runs(program)
+    if variant is TSAN:
+        return [run for run in every if run.only == "tsan"] or [run for run in every if run.only == ""]
+    return [run for run in every if run.only == "" or (run.only == "full" and variant is PLAIN)]
 
 
 def wants_tsan(program: Path) -> bool:

@@ -2,25 +2,25 @@
  * Two ends exchange frames of all sizes over one link, in both directions and over all queues at once, in two
  * processes (or, for the thread sanitizer, in two threads over one mapping). Every frame carries its number and
  * content that follows from it; order, content and, at the end, the books of every ring are checked.
- *
- * arguments: --frames 200000
- * arguments: --frames 60000 --queues 4 --slots 256
- * arguments: --frames 30000 --slots 64 --payload 256 --most 8192
- * arguments: --frames 60000 --headroom 128 --pushed 64
- * arguments: --frames 40000 --burst 1 --slow 1
- * arguments: --frames 200000 --full drop
- * arguments: --frames 20000 --full drop --idle 1
- * arguments: --frames 20000 --slots 64 --payload 256 --most 1500 --lose-bells 50
- * arguments: --frames 3000 --slots 64 --payload 256 --most 1500 --lose-bells 100
- * arguments full: --frames 5000000 --most 1514
- * arguments full: --frames 2000000 --queues 16 --most 9000
- * arguments full: --frames 1000000
- * arguments full: --frames 300000 --slots 64 --payload 256 --most 8192 --lose-bells 20
- * variants: tsan
- * arguments tsan: --frames 20000 --threads 1
- * arguments tsan: --frames 8000 --threads 1 --queues 3 --slots 64 --most 9000
- * arguments tsan: --frames 8000 --threads 1 --slots 64 --most 9000 --lose-bells 30
  */
+/* arguments: --frames 100000 */
+/* arguments: --frames 1000000 --most 1514 */
+/* arguments: --frames 30000 --queues 4 --slots 256 */
+/* arguments: --frames 30000 --slots 64 --payload 256 --most 8192 */
+/* arguments: --frames 30000 --headroom 128 --pushed 64 */
+/* arguments: --frames 40000 --burst 1 --slow 1 */
+/* arguments: --frames 200000 --full drop */
+/* arguments: --frames 20000 --full drop --idle 1 */
+/* arguments: --frames 10000 --slots 64 --payload 256 --most 1500 --lose-bells 50 */
+/* arguments: --frames 2000 --slots 64 --payload 256 --most 1500 --lose-bells 100 */
+/* arguments full: --frames 10000000 --most 1514 */
+/* arguments full: --frames 1000000 */
+/* arguments full: --frames 300000 --queues 16 --most 9000 */
+/* arguments full: --frames 100000 --slots 64 --payload 256 --most 8192 --lose-bells 20 */
+/* variants: tsan */
+/* arguments tsan: --frames 20000 --threads 1 --most 9000 */
+/* arguments tsan: --frames 8000 --threads 1 --queues 3 --slots 64 --most 9000 */
+/* arguments tsan: --frames 8000 --threads 1 --slots 64 --most 9000 --lose-bells 30 */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>

@@ -15,14 +15,14 @@ def cases() -> list[object]:
     found = []
     for program in sorted(PROGRAMS.glob("*_test.c")):
         variants = [PLAIN, ASAN, AARCH64] + ([TSAN] if c_programs.wants_tsan(program) else [])
-        found += [case(program, variant, run) for variant in variants for run in c_programs.runs(program)]
+        found += [case(program, variant, run) for variant in variants for run in c_programs.runs_in(program, variant)]
     for program in sorted(PROGRAMS.glob("fuzz_*.c")):
-        found += [case(program, ASAN, run) for run in c_programs.runs(program)]
+        found += [case(program, ASAN, run) for run in c_programs.runs_in(program, ASAN)]
     return found
 
 
 def case(program: Path, variant: Variant, run: Run) -> object:
-    marks = [pytest.mark.full] if run.only_full or variant is AARCH64 else []
+    marks = [pytest.mark.full] if run.only == "full" or variant is AARCH64 else []
     return pytest.param(program, variant, run, marks=marks, id="-".join((program.stem, variant.name, *run.arguments)))
 
 
@@ -32,7 +32,7 @@ def test_the_program_succeeds(program: Path, variant: Variant, run: Run) -> None
     for tool in (variant.compiler, *variant.runner):
         require(shutil.which(tool) is not None, f"{tool} is not installed; ./run test installs it where it may")
     executable = c_programs.build(program, variant)
-    status, output = c_programs.call(executable, variant, run.arguments, timeout_s=300 if run.only_full else 100)
+    status, output = c_programs.call(executable, variant, run.arguments, timeout_s=300 if run.only == "full" else 100)
     assert status == 0, f"{program.name} {' '.join(run.arguments)} ({variant.name}) ended with {status}:\n{output}"
 
 

@@ -1,0 +1,114 @@
+"""The examples as a user starts them, and what is left of them when they are interrupted or killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from tests.system.fabric_fixtures import until
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+DEMO = [sys.executable, "-u", str(EXAMPLES / "firewall_chain" / "demo.py")]
+
+
+class Traces:
+    """What a program leaves in the world: processes with its mark, temporary files, interfaces, mounts."""
+
+    def __init__(self, temporary: Path) -> None:
+        self.temporary = temporary
+        self.mark = f"RINGWAY_TEST_MARK={uuid.uuid4()}"
+        self._before = self._world()
+
+    def environment(self) -> dict[str, str]:
+        name, _, value = self.mark.partition("=")
+        return {**os.environ, name: value, "TMPDIR": str(self.temporary)}
+
+    def processes(self) -> list[str]:
+        found = []
+        for process in Path("/proc").iterdir():
+            try:
+                if process.name.isdigit() and self.mark.encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue  # it ended meanwhile
+        return found
+
+    def _world(self) -> tuple[list[str], list[str], list[str]]:
+        mounts = [line.split(" ", 1)[1] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        return sorted(os.listdir("/sys/class/net")), mounts, os.listdir("/run")
+
+    def check_none(self) -> None:
+        until(lambda: not self.processes(), f"no process is left: {self.processes()}")
+        assert self._world() == self._before
+        assert list(self.temporary.iterdir()) == []
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> Iterator[Traces]:
+    made = Traces(tmp_path)
+    yield made
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and made.mark.encode() in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def run_demo(command: list[str], traces: Traces) -> str:
+    done = subprocess.run(command, env=traces.environment(), capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.needs_root
+def test_the_demo_shows_all_it_promises_and_leaves_nothing(traces: Traces) -> None:
+    shown = run_demo(DEMO, traces)
+    assert "all of it worked" in shown
+    assert "FAILED" not in shown
+    traces.check_none()
+
+
+@pytest.mark.full
+@pytest.mark.needs_root
+def test_the_demo_works_for_an_ordinary_user(traces: Traces) -> None:
+    as_user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    allowed = subprocess.run([*as_user, "unshare", "--user", "--map-root-user", "true"], capture_output=True)
+    require(allowed.returncode == 0, f"needs user namespaces: {allowed.stderr.decode()}")
+    assert "all of it worked" in run_demo([*as_user, *DEMO], traces)
+    traces.check_none()
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_nothing_is_left_of_a_demo_that_is_ended(traces: Traces, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        ["env", "--default-signal", *DEMO],
+        env=traces.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "rtt" not in (line := process.stdout.readline()):  # the chain is there and carries frames
+        assert line, "the demo ended"
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+    traces.check_none()
+
+
+def test_two_processes_exchange_frames_over_one_link(traces: Traces) -> None:
+    command = [sys.executable, str(EXAMPLES / "two_processes.py")]
+    done = subprocess.run(command, env=traces.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "100000 came back" in done.stdout
+    traces.check_none()
