@@ -10,3 +10,6 @@
  */
 struct rway_job *rway_tap_new(int tap_fd, struct rway_producer *producer, struct rway_consumer *consumer,
                               uint32_t frame_max);
+
+/* Was the interface deleted? Then the job does nothing any more. Any thread, while the job's loop exists. */
+int rway_tap_gone(const struct rway_job *job);

@@ -13,7 +13,9 @@ from ringway.agent.errors import AgentCause, AgentError
 from ringway.control.handover import take
 from ringway.control.messages import Offer, Take
 from ringway.shm import BreakCause, Consumer, DropCause, Geometry, Producer, QueueBells, Region
+from ringway.shm._native import ffi, lib
 
+_BURST = 1024  # frames put together for one call into C
 _STEP = 0.1  # seconds a sleeping call holds its lock: how long a withdrawal may have to wait for it
 
 
@@ -26,9 +28,12 @@ class Port:
 
     def __init__(self, vm: str, offer: Offer) -> None:
         handover = take(Path(offer.handover), Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket))
+        self.vm = vm
         self.offer = offer
         self.name = offer.port
         self._connection = handover.connection  # open as long as the end is attached: that is how the broker knows
+        self._life = threading.Lock()  # over the region's mapping, for those who only look
+        self._run_by_agent = False
         self._sending = [threading.Lock() for _ in handover.bells]
         self._receiving = [threading.Lock() for _ in handover.bells]
         granted = handover.geometry
@@ -54,7 +59,20 @@ class Port:
 
     @property
     def broken(self) -> BreakCause:
-        return self.region.broken if self.attached else BreakCause.WHOLE
+        """WHOLE while the link can be used, and when the port is detached."""
+        with self._life:
+            return self.region.broken if self.attached else BreakCause.WHOLE
+
+    def check_free(self) -> None:
+        """AgentError (NOT_LOCAL) when the agent itself runs the port."""
+        if self._run_by_agent:
+            message = f"port {self.name!r} of VM {self.vm} is run by its agent (a tap, or part of its stack)"
+            raise AgentError(AgentCause.NOT_LOCAL, message)
+
+    def run_by_agent(self, taken: bool) -> None:
+        """Take the port from applications, or give it back: a ring has one producer and one consumer."""
+        with self._all():
+            self._run_by_agent = taken
 
     @property
     def frame_max(self) -> int:
@@ -72,10 +90,10 @@ class Port:
         while True:
             with self._use(self._sending[queue]):
                 producer: Producer = self.region.producers[queue]
-                done += producer.send(frames[done:])
+                done += producer.send(frames[done : done + _BURST])
                 if done == len(frames) or _is_over(deadline):
                     return done
-                producer.wait(_left(deadline))
+                producer.wait(_left(deadline))  # returns at once while there is room
 
     def send_or_drop(self, frames: Sequence[bytes], *, queue: int = 0) -> int:
         """Send what there is room for now; the rest is dropped and counted as `full`. Returns how many were sent."""
@@ -84,11 +102,13 @@ class Port:
             done = producer.send(frames)
             if done < len(frames):
                 producer.drop(DropCause.FULL, len(frames) - done)
-                producer.send([])
+                lib.rway_ring_publish(producer.native, ffi.NULL, 0)  # shows the count, also when nothing follows
             return done
 
     def receive(self, count: int = 256, *, queue: int = 0, timeout: float | None = None) -> list[bytes]:
         """Take up to `count` frames, waiting for the first one; an empty list after `timeout` seconds."""
+        if count < 1:
+            raise ValueError(f"count is {count}: ask for one frame at least")
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             with self._use(self._receiving[queue]):
@@ -105,15 +125,22 @@ class Port:
                     f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
                 )
                 raise AgentError(AgentCause.WITHDRAWN, message)
+            self.check_free()
+            yield
+
+    @contextlib.contextmanager
+    def _all(self) -> Iterator[None]:
+        """While no application is inside a call."""
+        with contextlib.ExitStack() as stack:
+            for lock in (*self._sending, *self._receiving):
+                stack.enter_context(lock)
             yield
 
     def detach(self) -> None:
         """Give the end back. Waits for calls under way, which take up to a tenth of a second. Safe to call twice."""
-        with contextlib.ExitStack() as stack:
-            for lock in (*self._sending, *self._receiving):
-                stack.enter_context(lock)
+        with self._all(), self._life:
             self.region.detach()
-            self._connection.close()
+        self._connection.close()
 
 
 def _is_over(deadline: float | None) -> bool:

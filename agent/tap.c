@@ -25,14 +25,18 @@ enum { TAG_AT = 12, TAG_LEN = 4 };
 struct tap {
     struct rway_job job;
     int fd;
-    bool gone; /* the interface was deleted */
+    bool gone; /* the interface was deleted; written by the loop's thread */
     bool held; /* not read: the ring has no room for the longest frame */
     struct rway_producer *producer;
     struct rway_consumer *consumer;
     uint32_t frame_max;
 };
 
-/* The kernel's header as our offload data. Our own kernel wrote it, which is no reason not to check it. */
+/*
+ * The kernel's header as our offload data. Our own kernel wrote it, which is no reason not to check it. Its hdr_len is
+ * left out: it is the linear part of a buffer, less a VLAN tag that the kernel had not yet put in, so it can be shorter
+ * than the headers. 0 means unknown, and whoever segments finds out for himself.
+ */
 static struct rway_offload offload_of(const struct virtio_net_hdr *header)
 {
     struct rway_offload offload = {0};
@@ -45,7 +49,6 @@ static struct rway_offload offload_of(const struct virtio_net_hdr *header)
         offload.flags |= RWAY_EXT_GSO;
         offload.gso_type = header->gso_type;
         offload.gso_size = header->gso_size;
-        offload.hdr_len = header->hdr_len;
     }
     return offload;
 }
@@ -69,6 +72,21 @@ static struct virtio_net_hdr header_of(const struct rway_offload *offload, const
     return header;
 }
 
+static void set_gone(struct tap *tap)
+{
+    rway_write_once(&tap->gone, true);
+}
+
+/* Did readv fail without having taken a frame? EINVAL, for one, is a packet that struct virtio_net_hdr cannot say. */
+static bool nothing_there(struct tap *tap, int error)
+{
+    if (error == EBADFD)
+        set_gone(tap);
+    if (error == EFAULT)
+        rway_producer_vanished(tap->producer);
+    return error == EAGAIN || error == EINTR || error == EIO || error == EBADFD || error == EFAULT;
+}
+
 /* Read one frame into a claimed one. Returns 1, or 0 when there is none (or it was dropped: *again). */
 static int read_one(struct tap *tap, struct rway_frame *frame, bool *again)
 {
@@ -81,10 +99,10 @@ static int read_one(struct tap *tap, struct rway_frame *frame, bool *again)
     pieces[count + 1] = (struct iovec){.iov_base = beyond, .iov_len = sizeof beyond};
     ssize_t got = readv(tap->fd, pieces, (int)count + 2);
     if (got < (ssize_t)sizeof header) {
-        tap->gone |= got < 0 && errno == EBADFD;
-        if (got < 0 && errno == EFAULT)
-            rway_producer_vanished(tap->producer);
         rway_ring_trim(tap->producer, frame, 0);
+        *again = got >= 0 || !nothing_there(tap, errno);
+        if (*again)
+            rway_producer_drop(tap->producer, RWAY_DROP_OFFLOAD, 1);
         return 0;
     }
     struct rway_offload offload = offload_of(&header);
@@ -146,7 +164,8 @@ static void write_one(struct tap *tap, const struct rway_frame *frame)
     }
     if (writev(tap->fd, pieces, (int)count) >= 0)
         return;
-    tap->gone |= errno == EBADFD;
+    if (errno == EBADFD)
+        set_gone(tap);
     if (errno == EFAULT)
         rway_consumer_vanished(tap->consumer);
     rway_consumer_drop(tap->consumer, RWAY_DROP_SINK, 1);
@@ -181,6 +200,11 @@ static void arm(struct rway_job *job, struct rway_waiter *waiter)
         rway_waiter_add_producer(waiter, tap->producer, rway_producer_slots(tap->producer, tap->frame_max, 0));
     else
         rway_waiter_add_fd(waiter, tap->fd, POLLIN);
+}
+
+int rway_tap_gone(const struct rway_job *job)
+{
+    return rway_read_once(&((const struct tap *)job)->gone);
 }
 
 static void release(struct rway_job *job)

@@ -21,6 +21,7 @@ _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 1, 2, 4, 8
 _TUN_F_USO4, _TUN_F_USO6 = 0x20, 0x40  # Linux 6.2
 
 ETHERNET_OVERHEAD = 18  # bytes: addresses, type and one VLAN tag
+SECOND_TAG = 4
 GSO_MAX = 65536  # the largest packet the kernel hands over unless told otherwise
 
 
@@ -32,9 +33,10 @@ class TapInterface:
         if mtu + ETHERNET_OVERHEAD > link_frame_max:
             message = f"mtu {mtu} of {name} does not fit the link's largest frame of {link_frame_max} bytes"
             raise AgentError(AgentCause.INTERFACE, f"{message}: lower it, or give the link more slots")
-        self.frame_max = mtu + ETHERNET_OVERHEAD
+        self.frame_max = min(link_frame_max, mtu + ETHERNET_OVERHEAD + SECOND_TAG)
         if offload:
             self.frame_max = min(link_frame_max, GSO_MAX + ETHERNET_OVERHEAD)
+        self._gso_max = self.frame_max - ETHERNET_OVERHEAD
         self.fds: list[int] = []
         try:
             for _ in range(queues):
@@ -53,7 +55,7 @@ class TapInterface:
                 index = netlink.link_lookup(ifname=self.name)[0]
                 if mac is not None:
                     netlink.link("set", index=index, address=mac)
-                netlink.link("set", index=index, mtu=self._mtu, gso_max_size=self.frame_max - ETHERNET_OVERHEAD)
+                netlink.link("set", index=index, mtu=self._mtu, gso_max_size=self._gso_max)
                 netlink.link("set", index=index, state="up")
                 for address in addresses:
                     _add_address(netlink, index, address)

@@ -49,9 +49,9 @@ def _check_ends(file: FabricFile, config: FabricConfig) -> None:
 
 def _check_end_exists(file: FabricFile, config: FabricConfig, link: LinkConfig, end: End) -> None:
     vm = config.vms.get(end.vm)
-    known = [str(End(name, port)) for name, owner in config.vms.items() for port in owner.ports]
     if vm is not None and end.port in vm.ports:
         return
+    known = [str(End(name, port)) for name, owner in config.vms.items() for port in owner.ports]
     what = f"VM {end.vm!r} has no port {end.port!r}" if vm else f"there is no VM {end.vm!r}"
     near = difflib.get_close_matches(str(end), known, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -245,17 +245,18 @@ def _stack(file: FabricFile, vm: str, value: object, ports: dict[str, PortConfig
     key: Key = ("vm", vm, "stack")
     table = convert(file, key, value, StackTable)
     forward = [_pair(file, (*key, "forward"), pair) for pair in table.forward]
-    entries = [name for pair in forward for name in pair]
-    for name in entries:
+    entries: dict[str, None] = {}
+    for name in (name for pair in forward for name in pair):
         kind = ports[name].kind if name in ports else None
         if kind != "local":
             local = ", ".join(port for port, config in ports.items() if config.kind == "local") or "none"
             problem = f"is of kind {kind!r}" if kind else "does not exist"
             message = f"port {name!r} of VM {vm!r} {problem}; the stack runs over local ports, and those are: {local}"
             raise file.error(FabricCause.FORWARD, (*key, "forward"), message)
-        if entries.count(name) > 1:
+        if name in entries:
             message = f"port {name!r} is there twice; a port forwards to one other port"
             raise file.error(FabricCause.FORWARD, (*key, "forward"), message)
+        entries[name] = None
     texts = [convert(file, (*key, "rule", index), rule, RuleText) for index, rule in enumerate(table.rule)]
     try:
         rules = check_rules(texts, entries)

@@ -115,9 +115,18 @@ def show(runtime: Path | None, as_json: bool) -> None:
 @click.option("--spin-us", default=0, metavar="N", help="Look for work for N microseconds before sleeping.")
 def agent(vm: str, runtime: Path | None, spin_us: int) -> None:
     """Run an agent: attach a VM's ports and carry their frames."""
+    from ringway.agent.errors import AgentError
     from ringway.agent.run import main as run_agent
 
-    run_agent(vm=vm, runtime=runtime_directory(runtime), spin_us=spin_us)
+    try:
+        run_agent(vm=vm, runtime=runtime_directory(runtime), spin_us=spin_us)
+    except AgentError as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    click.echo(f"ringway: {printable(str(error))}", err=True)
+    sys.exit(1)
 
 
 def main() -> NoReturn:
@@ -138,6 +147,5 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains once more
         sys.exit(1)
     except (ControlError, FabricError, RegionError) as error:
-        click.echo(f"ringway: {printable(str(error))}", err=True)
-        sys.exit(1)
+        _fail(error)
     sys.exit(0)

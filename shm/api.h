@@ -237,7 +237,8 @@ int rway_waiter_add_fd(struct rway_waiter *waiter, int fd, short events);
 
 /*
  * Sleep until a consumer has a frame, a producer the slots it needs, or an fd is ready; bound_us microseconds at the
- * longest, and never longer than 10 ms while a ring is waited for, so that a lost bell costs milliseconds.
+ * longest, and while a ring is waited for never longer than 10 ms, growing to 80 ms after half a second without work,
+ * so that a lost bell costs milliseconds.
  * Looks again after arming and before sleeping. Returns 1 when there is work, 0 after the bound or a signal.
  */
 int rway_waiter_wait(struct rway_waiter *waiter, uint64_t bound_us);

@@ -12,7 +12,8 @@
  *      poll, bounded
  *
  * The value is not taken back after waking: the counter has passed it, so it can ring no second time. A lost bell
- * costs at most BOUND_NS, because a peer's goodwill is not what a sleep should end by.
+ * costs at most the bound, because a peer's goodwill is not what a sleep should end by: 10 ms, and up to 80 ms once
+ * nothing has come for half a second, so that many idle queues do not add up to a busy core.
  */
 #define _GNU_SOURCE
 #include "ring.h"
@@ -30,6 +31,7 @@ enum {
     MUTE_NS = 100 * 1000 * 1000 /* and for how long it does */
 };
 static const uint64_t BOUND_NS = 10 * 1000 * 1000;
+enum { DOUBLE_AFTER = 16, DOUBLE_MAX = 3 }; /* sleeps without work until the bound doubles, and how often it does */
 static const uint64_t MUTED_BOUND_NS = 1000 * 1000;
 
 /* One ring waited for. Exactly one of the two is set. */
@@ -44,6 +46,7 @@ struct rway_waiter {
     struct sleeper sleepers[RINGS_MAX];
     uint32_t sleeper_count;
     uint32_t fd_count; /* the caller's own, at the start of fds */
+    uint32_t idle;     /* sleeps in a row that ended without work */
     struct pollfd fds[FDS_MAX + RINGS_MAX];
 };
 
@@ -157,8 +160,10 @@ static void drain(int fd)
 static void listen_to(struct rway_waiter *waiter, struct sleeper *sleeper, uint32_t *poll_count, uint64_t *bound_ns)
 {
     struct rway_bell *bell = bell_of(sleeper);
-    if (*bound_ns > BOUND_NS)
-        *bound_ns = BOUND_NS;
+    uint32_t doubled = waiter->idle / DOUBLE_AFTER;
+    uint64_t longest = BOUND_NS << (doubled < DOUBLE_MAX ? doubled : DOUBLE_MAX);
+    if (*bound_ns > longest)
+        *bound_ns = longest;
     if (bell->wait_fd < 0 || bell->muted_until_ns == UINT64_MAX)
         return;
     if (bell->muted_until_ns != 0) {
@@ -219,8 +224,10 @@ int rway_waiter_wait(struct rway_waiter *waiter, uint64_t bound_us)
     /* Pairs with the fences in rway_ring_publish and rway_ring_release. */
     rway_full_fence();
     for (uint32_t i = 0; i < waiter->sleeper_count; i++)
-        if (has_work(&waiter->sleepers[i]))
+        if (has_work(&waiter->sleepers[i])) {
+            waiter->idle = 0;
             return 1;
+        }
 
     uint64_t bound_ns = bound_us > UINT64_MAX / 1000 ? UINT64_MAX : bound_us * 1000;
     uint32_t poll_count = waiter->fd_count;
@@ -229,13 +236,18 @@ int rway_waiter_wait(struct rway_waiter *waiter, uint64_t bound_us)
         listen_to(waiter, &waiter->sleepers[i], &poll_count, &bound_ns);
     }
     struct timespec bound = {.tv_sec = (time_t)(bound_ns / 1000000000u), .tv_nsec = (long)(bound_ns % 1000000000u)};
-    if (ppoll(waiter->fds, poll_count, bound_ns == UINT64_MAX ? NULL : &bound, NULL) < 0)
+    if (ppoll(waiter->fds, poll_count, bound_ns == UINT64_MAX ? NULL : &bound, NULL) < 0) {
+        /* Out of memory, or more descriptors than this process may have: no reason to spin. */
+        if (errno != EINTR)
+            nanosleep(&(struct timespec){.tv_nsec = 1000 * 1000}, NULL);
         return 0;
+    }
     int work = 0;
     for (uint32_t i = 0; i < waiter->fd_count; i++)
         work |= waiter->fds[i].revents != 0;
     for (uint32_t i = 0; i < waiter->sleeper_count; i++)
         work |= answer(waiter, &waiter->sleepers[i]);
+    waiter->idle = work ? 0 : waiter->idle + 1;
     return work;
 }
 

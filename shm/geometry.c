@@ -95,6 +95,8 @@ static int place_section(const struct rway_section *section, const struct rway_s
     } else {
         return 0;
     }
+    if (section->flags != 0)
+        return rway_refuse(error, RWAY_REFUSED_SECTION, "flags of a section", section->flags, 0);
     if (section->length != length)
         return rway_refuse(error, RWAY_REFUSED_SECTION, "length of a section", section->length, length);
     if (*place != 0)

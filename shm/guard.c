@@ -31,16 +31,20 @@ static void pass_on(int number, siginfo_t *info, void *context)
         previous.sa_sigaction(number, info, context);
     } else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
         previous.sa_handler(number);
-    } else {
+    } else if (previous.sa_handler != SIG_IGN || info->si_code > 0) {
         /* The faulting instruction runs again and now ends the process, with the address in its core. */
         signal(SIGBUS, SIG_DFL);
+        /* One that was sent has no such instruction: it is sent again, and arrives when this handler returns. */
+        if (info->si_code <= 0)
+            raise(SIGBUS);
     }
 }
 
 static void on_sigbus(int number, siginfo_t *info, void *context)
 {
     uintptr_t at = (uintptr_t)info->si_addr;
-    for (int i = 0; i < REGIONS_MAX; i++) {
+    /* A code of 0 or less: sent by a process, and what stands in si_addr is not an address. */
+    for (int i = 0; i < REGIONS_MAX && info->si_code > 0; i++) {
         /* Acquire: pairs with the release in rway_guard_add; size and region are written before start. */
         uintptr_t start = __atomic_load_n(&guarded[i].start, __ATOMIC_ACQUIRE);
         if (start == 0 || at < start || at - start >= guarded[i].size)

@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-enum { ETH_LEN = 14, TCP_LEN = 20, TCP_CSUM_AT = 16, UDP_LEN = 8, UDP_CSUM_AT = 6, GSO_SIZE_MIN = 8 };
+enum { ETH_LEN = 14, TAG_LEN = 4, TCP_LEN = 20, TCP_CSUM_AT = 16, UDP_LEN = 8, UDP_CSUM_AT = 6, GSO_SIZE_MIN = 8 };
 
 static int check_gso(const struct rway_offload *offload, uint32_t len)
 {
@@ -36,6 +36,9 @@ int rway_offload_check(const struct rway_offload *offload, uint32_t len)
         return -1;
     if (!(offload->flags & RWAY_EXT_CSUM))
         return offload->flags & RWAY_EXT_GSO ? -1 : 0;
+    /* A consumer that puts a VLAN tag back adds its 4 bytes to both, in 16 bits. */
+    if (offload->csum_start > UINT16_MAX - TAG_LEN || offload->hdr_len > UINT16_MAX - TAG_LEN)
+        return -1;
     if (offload->csum_start < ETH_LEN || (uint32_t)offload->csum_start + offload->csum_offset + 2 > len)
         return -1;
     return offload->flags & RWAY_EXT_GSO ? check_gso(offload, len) : 0;

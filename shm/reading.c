@@ -74,6 +74,9 @@ static int walk(int fd, uint64_t descs_offset, uint32_t slot_count, struct rway_
     return 0;
 }
 
+/* On a live ring the tail can move past the head that was read just before it; a ring that says so for ever is bad. */
+enum { READS_MAX = 8 };
+
 int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producing_side, uint32_t queue,
                    struct rway_ring_reading *ring, struct rway_error *error)
 {
@@ -86,12 +89,15 @@ int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producin
     if (refused)
         return refused;
     uint64_t offset = places.rings[producing_side] + queue * shape.queue_size;
-    if ((refused = read_at(fd, &control, sizeof control, offset, error)))
-        return refused;
+    uint32_t slot_count = reading->header.geometry.slot_count;
+    int reads = 0;
+    do {
+        if ((refused = read_at(fd, &control, sizeof control, offset, error)))
+            return refused;
+    } while (control.head - control.tail > slot_count && ++reads < READS_MAX);
     *ring = (struct rway_ring_reading){
         .head = control.head, .tail = control.tail, .produced = control.produced, .consumed = control.consumed};
-    if (control.head - control.tail > reading->header.geometry.slot_count)
-        return rway_refuse(error, RWAY_REFUSED_COUNTERS, "head minus tail", control.head - control.tail,
-                           reading->header.geometry.slot_count);
-    return walk(fd, offset + sizeof control, reading->header.geometry.slot_count, ring, error);
+    if (control.head - control.tail > slot_count)
+        return rway_refuse(error, RWAY_REFUSED_COUNTERS, "head minus tail", control.head - control.tail, slot_count);
+    return walk(fd, offset + sizeof control, slot_count, ring, error);
 }

@@ -272,7 +272,8 @@ void rway_ring_release(struct rway_consumer *consumer)
 {
     struct rway_ring_control *control = consumer->ring.control;
     uint64_t old_tail = consumer->tail;
-    if (!rway_ring_whole(&consumer->ring))
+    /* What was taken before the ring broke was delivered, and is to be accounted for. */
+    if (rway_read_once(&consumer->ring.region->broken) == RWAY_BROKEN_VANISHED)
         return;
     consumer->counts.frames += consumer->taken_frames;
     consumer->counts.bytes += consumer->taken_bytes;

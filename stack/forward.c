@@ -50,6 +50,9 @@ static int judge(const struct forward *forward, struct passage *passage, const s
         return RWAY_DROP_OFFLOAD;
     if (rway_parse(passage->headers, passage->judged, passage->frame.len, &headers) != RWAY_WELL_FORMED)
         return RWAY_DROP_MALFORMED;
+    /* A tag beside the frame is one more: rway_parse refuses three, which receivers read in different ways. */
+    if (passage->frame.flags & RWAY_FLAG_VLAN && headers.vlan_count > 1)
+        return RWAY_DROP_MALFORMED;
     if (passage->offload.flags != 0 && !rway_offload_fits(&headers, &passage->offload))
         return RWAY_DROP_OFFLOAD;
     if (turn->table == NULL)
@@ -113,7 +116,8 @@ static bool pass(struct forward *forward, const struct passage *passage, struct 
     *out = (struct rway_frame){.kind = RWAY_DESC_FRAME,
                                .len = passage->frame.len,
                                .vlan = passage->frame.vlan,
-                               .flags = passage->frame.flags & (uint8_t)~RWAY_FLAG_EXTENSION,
+                               /* That a checksum is good is the peer's word; the next VM is not to take it. */
+                               .flags = passage->frame.flags & (RWAY_FLAG_VLAN | RWAY_FLAG_HASH),
                                .hash = passage->frame.hash};
     if (rway_ring_claim(forward->out, out, 1) == 0) {
         rway_producer_drop(forward->out, drop_cause(forward->out, out), 1);

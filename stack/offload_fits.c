@@ -2,8 +2,8 @@
  * Compares a frame's offload data with the headers that were judged.
  *
  * The receiver's kernel stores two bytes at csum_start + csum_offset, and cuts segments by gso_type, after the filter
- * has judged the frame. A place that is not this packet's transport checksum could rewrite, say, the destination port
- * behind the filter's back; a type of another protocol could make other packets of the bytes.
+ * has judged the frame. A place among the judged headers that is not this packet's transport checksum could rewrite,
+ * say, the destination port behind the filter's back; a type of another protocol could make other packets of the bytes.
  */
 
 #include "stack.h"
@@ -37,6 +37,17 @@ static bool segmentation_fits(const struct rway_headers *headers, const struct r
     return tcp && type == (headers->ip_version == 4 ? RWAY_GSO_TCP4 : RWAY_GSO_TCP6);
 }
 
+/*
+ * The checksum of a packet inside this one (VXLAN, GRE, IPIP from a kernel that leaves inner checksums to its device):
+ * it reads and writes only bytes that nobody has judged, and that the sender could have chosen anyway.
+ */
+static bool lies_in_payload(const struct rway_headers *headers, const struct rway_offload *offload)
+{
+    bool fragment = headers->flags & (RWAY_HEADERS_FIRST_FRAGMENT | RWAY_HEADERS_LATER_FRAGMENT);
+    return headers->ip_version != 0 && !fragment && offload->csum_start >= headers->payload_offset &&
+           offload->csum_start > headers->l4_offset;
+}
+
 int rway_offload_fits(const struct rway_headers *headers, const struct rway_offload *offload)
 {
     uint16_t place = checksum_place(headers);
@@ -45,6 +56,8 @@ int rway_offload_fits(const struct rway_headers *headers, const struct rway_offl
         return 1;
     if (offload->flags & ~(RWAY_EXT_CSUM | RWAY_EXT_GSO) || !(offload->flags & RWAY_EXT_CSUM))
         return 0;
+    if (lies_in_payload(headers, offload))
+        return !(offload->flags & RWAY_EXT_GSO);
     if (place == 0 || offload->csum_start != headers->l4_offset || offload->csum_offset != place)
         return 0;
     return !(offload->flags & RWAY_EXT_GSO) || segmentation_fits(headers, offload);

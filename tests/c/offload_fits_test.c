@@ -56,6 +56,32 @@ static void checksums_fit_at_the_judged_transport_header_only(void)
     CHECK(!rway_offload_fits(&tcp, &tcp_sum));
 }
 
+static void a_checksum_inside_a_tunnel_fits_behind_the_judged_headers(void)
+{
+    struct rway_headers vxlan = headers_of(0x0800, IPPROTO_UDP);
+    struct rway_headers gre = headers_of(0x0800, IPPROTO_GRE);
+    struct rway_headers fragment = vxlan;
+    struct rway_headers arp = {.ether = 0x0806, .l3_offset = 14};
+    struct rway_offload inner = {.flags = RWAY_EXT_CSUM, .csum_start = 84, .csum_offset = 16};
+    struct rway_offload segments = inner;
+
+    gre.l4_len = 0;
+    gre.payload_offset = gre.l4_offset;
+    fragment.flags |= RWAY_HEADERS_LATER_FRAGMENT;
+    segments.flags |= RWAY_EXT_GSO;
+    segments.gso_type = RWAY_GSO_TCP4;
+    segments.gso_size = 1000;
+    CHECK(rway_offload_fits(&vxlan, &inner) && rway_offload_fits(&gre, &inner));
+    CHECK(!rway_offload_fits(&fragment, &inner) && !rway_offload_fits(&arp, &inner));
+    CHECK(!rway_offload_fits(&vxlan, &segments));
+    inner.csum_start = vxlan.payload_offset;
+    CHECK(rway_offload_fits(&vxlan, &inner));
+    inner.csum_start--;
+    CHECK(!rway_offload_fits(&vxlan, &inner)); /* the UDP header's own last bytes */
+    inner.csum_start = gre.l4_offset;
+    CHECK(!rway_offload_fits(&gre, &inner));
+}
+
 static int gso_fits(const struct rway_headers *headers, uint16_t type, uint16_t hdr_len)
 {
     struct rway_offload offload = {
@@ -91,6 +117,7 @@ static void segmentation_fits_its_own_protocol_only(void)
 int main(void)
 {
     checksums_fit_at_the_judged_transport_header_only();
+    a_checksum_inside_a_tunnel_fits_behind_the_judged_headers();
     segmentation_fits_its_own_protocol_only();
     return failures != 0;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -81,7 +82,7 @@ class BrokerProcess:
     def descriptors(self) -> int:
         """Open descriptors of the broker, after it has dealt with all that was sent or closed before."""
         self.show()
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return descriptors_of(self.process.pid)
 
     def take(self, offer: Offer, vm: str) -> Handover:
         claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
@@ -102,8 +103,29 @@ def only_offer(welcome: Welcome) -> Offer:
     return offer
 
 
+def descriptors_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def own_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return descriptors_of(os.getpid())
+
+
+@contextlib.contextmanager
+def room_for_descriptors(count: int) -> Iterator[None]:
+    """This process may open so many more, and no others."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    fillers = [os.open(os.devnull, os.O_RDONLY)]
+    while fillers[-1] <= highest:  # the limit is one on numbers, and there may be unused ones below
+        fillers.append(os.open(os.devnull, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in fillers:
+            os.close(fd)
 
 
 def run_ringway(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +21,7 @@ from typing import Any
 from ringway.agent import Agent, Port
 from ringway.control.messages import LinkShown, RingShown
 from ringway.shm import RegionError, read_region
+from tests.conftest import require
 from tests.system.broker_process import RINGWAY, BrokerProcess
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
@@ -45,6 +49,7 @@ def run(*command: str, namespace: str | None = None, check: bool = True) -> subp
 @contextlib.contextmanager
 def namespaces(*names: str, ipv6: bool = False) -> Iterator[None]:
     """Empty network namespaces; whatever is in them goes with them."""
+    require(os.access("/dev/net/tun", os.R_OK | os.W_OK), "needs /dev/net/tun, and the right to open it")
     made: list[str] = []
     settings = ["default/accept_dad"] if ipv6 else ["all/disable_ipv6", "default/disable_ipv6"]
     try:
@@ -81,6 +86,30 @@ def ping(namespace: str, address: str, *options: str, count: int = 3) -> int:
     command = ("ping", "-n", "-q", "-i", "0.05", "-W", "1", "-c", str(count), *options, address)
     done = run(*command, namespace=namespace, check=False)
     return next((int(part.split()[0]) for part in done.stdout.split(", ") if part.endswith(" received")), 0)
+
+
+def transfer(source: str, target: str, address: str, size: int) -> None:
+    """Send random bytes over TCP from one namespace to another, and compare what comes."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    content = random.randbytes(size)
+    digest = hashlib.sha256()
+    with socket_in(target, family=family) as listener, socket_in(source, family=family) as client:
+        listener.bind((address, 0))
+        listener.listen()
+        client.connect(listener.getsockname())
+        connection, _ = listener.accept()
+        connection.settimeout(20)
+        with connection, ThreadPoolExecutor(1) as thread:
+            sending = thread.submit(send_and_end, client, content)
+            while data := connection.recv(1 << 20):
+                digest.update(data)
+            sending.result()
+    assert digest.digest() == hashlib.sha256(content).digest()
+
+
+def send_and_end(connection: socket.socket, content: bytes) -> None:
+    connection.sendall(content)
+    connection.shutdown(socket.SHUT_WR)
 
 
 def link_counters(namespace: str, interface: str) -> dict[str, Any]:
@@ -143,6 +172,15 @@ class Fabric:
         agent = self.start(vm, namespace)
         agent.await_line("ready")
         return agent
+
+    def peer(self, kind: str, vm: str, port: str = "p") -> subprocess.Popen[str]:
+        """An application of peer.py, once its port is attached."""
+        command = [sys.executable, str(Path(__file__).with_name("peer.py")), kind, str(self.runtime), vm, port]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._ends.callback(_end, process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", f"{vm}'s application ended"
+        return process
 
     def local(self, vm: str) -> Agent:
         """An agent in the test's own process, for its local ports."""

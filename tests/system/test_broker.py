@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from ringway.control.messages import (
     Ask,
     Cause,
     ErrorReply,
+    Hello,
     LoopTold,
     Notice,
     Offered,
@@ -216,9 +218,7 @@ def test_a_second_agent_follows_one_that_is_gone(broker: BrokerProcess, runtime:
         assert only_offer(second.hello()).incarnation == 2
 
 
-def _hello(vm: str) -> object:
-    from ringway.control.messages import Hello
-
+def _hello(vm: str) -> Hello:
     return Hello(vm=vm, pid=os.getpid(), version="test")
 
 
@@ -337,10 +337,9 @@ def test_huge_pages_that_are_not_there_become_ordinary_ones_and_it_says_so(broke
 
 def test_more_links_than_there_are_descriptors_for_are_refused(runtime: Path) -> None:
     vms = "".join(f'[vm.v{n}.port.net]\nkind = "local"\n' for n in range(20))
-    links = "".join(f'[link.l{n}]\nends = ["v{n}.net", "v{n + 1}.net"]\nqueues = 16\nslots = 64\n' for n in range(0, 20, 2))
+    pairs = ((f"v{n}.net", f"v{n + 1}.net") for n in range(0, 20, 2))
+    links = "".join(f'[link.l{n}]\nends = ["{a}", "{b}"]\nqueues = 16\nslots = 64\n' for n, (a, b) in enumerate(pairs))
     with BrokerProcess(runtime) as broker:
-        import resource
-
         resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE, (100, 100))
         before = broker.show()
         with pytest.raises(ControlError):

@@ -18,7 +18,14 @@ from ringway.control.errors import ControlError
 from ringway.control.handover import TAKE_SIZE, take
 from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, ErrorReply, Offer, Show, Take
 from ringway.control.runtime import control_path, handover_path
-from tests.system.broker_process import BrokerProcess, only_offer, own_descriptors, session_of, short_directory
+from tests.system.broker_process import (
+    BrokerProcess,
+    only_offer,
+    own_descriptors,
+    room_for_descriptors,
+    session_of,
+    short_directory,
+)
 
 
 @pytest.fixture
@@ -127,7 +134,7 @@ def test_a_connection_that_says_nothing_is_closed_after_its_second(broker: Broke
         assert connection.recv(TAKE_SIZE) == b""
 
 
-def test_silent_connections_cannot_take_all_places_for_longer_than_a_second(broker: BrokerProcess, offer: Offer) -> None:
+def test_silent_connections_take_all_places_for_a_second_at_most(broker: BrokerProcess, offer: Offer) -> None:
     with contextlib.ExitStack() as crowd:
         silent = [crowd.enter_context(knocking(broker)) for _ in range(SILENT_MAX)]
         with knocking(broker) as late:
@@ -146,16 +153,10 @@ def test_a_holder_that_talks_on_is_not_heard_and_keeps_its_end(broker: BrokerPro
     held.discard()
 
 
-def test_an_agent_that_may_not_open_so_many_descriptors_hears_so_and_keeps_none(broker: BrokerProcess, offer: Offer) -> None:
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+def test_an_agent_short_of_descriptors_hears_so_and_keeps_none(broker: BrokerProcess, offer: Offer) -> None:
     before = own_descriptors()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(fd) for fd in os.listdir("/proc/self/fd")) + 3, limits[1]))
-    try:
+    with room_for_descriptors(3):  # for the socket and two of its five gifts
         cause = refused(broker, claim_of(offer))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert cause is Cause.LIMIT
     assert own_descriptors() == before
     assert not broker.link().ends[0].held
@@ -202,7 +203,7 @@ def answer_to(peer: zmq.Socket[bytes]) -> ErrorReply:
     return message
 
 
-def test_B1_a_message_over_the_size_limit_costs_its_sender_the_connection_and_nobody_else(broker: BrokerProcess) -> None:
+def test_B1_a_message_over_the_size_limit_is_dropped_and_disturbs_nobody(broker: BrokerProcess) -> None:
     with dealer(broker) as peer:
         peer.send(b"x" * (wire.MESSAGE_SIZE + 1))
         assert not peer.poll(200)
@@ -217,7 +218,7 @@ def test_B1_a_message_of_100000_frames_is_refused(broker: BrokerProcess) -> None
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x91" * 100_000, b"\xdf\xff\xff\xff\xff"])
-def test_B2_bytes_that_are_no_message_are_answered_and_the_session_goes_on(broker: BrokerProcess, payload: bytes) -> None:
+def test_B2_bytes_that_are_no_message_are_answered_and_all_goes_on(broker: BrokerProcess, payload: bytes) -> None:
     with dealer(broker) as peer:
         peer.send(payload)
         assert answer_to(peer).cause is Cause.BAD_MESSAGE

@@ -17,6 +17,7 @@ from tests.system.fabric_fixtures import until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DEMO = [sys.executable, "-u", str(EXAMPLES / "firewall_chain" / "demo.py")]
+ENDINGS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
 
 
 class Traces:
@@ -25,7 +26,7 @@ class Traces:
     def __init__(self, temporary: Path) -> None:
         self.temporary = temporary
         self.mark = f"RINGWAY_TEST_MARK={uuid.uuid4()}"
-        self._before = self._world()
+        self._at_first = self._world()
 
     def environment(self) -> dict[str, str]:
         name, _, value = self.mark.partition("=")
@@ -41,13 +42,12 @@ class Traces:
                 continue  # it ended meanwhile
         return found
 
-    def _world(self) -> tuple[list[str], list[str], list[str]]:
-        mounts = [line.split(" ", 1)[1] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        return sorted(os.listdir("/sys/class/net")), mounts, os.listdir("/run")
+    def _world(self) -> tuple[list[Path], str]:
+        return sorted(Path("/sys/class/net").iterdir()), Path("/proc/self/mountinfo").read_text()
 
     def check_none(self) -> None:
         until(lambda: not self.processes(), f"no process is left: {self.processes()}")
-        assert self._world() == self._before
+        assert self._world() == self._at_first
         assert list(self.temporary.iterdir()) == []
 
 
@@ -88,7 +88,7 @@ def test_the_demo_works_for_an_ordinary_user(traces: Traces) -> None:
 
 
 @pytest.mark.needs_root
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", ENDINGS, ids=lambda number: number.name)
 def test_nothing_is_left_of_a_demo_that_is_ended(traces: Traces, number: signal.Signals) -> None:
     process = subprocess.Popen(
         ["env", "--default-signal", *DEMO],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import msgpack
@@ -141,7 +142,8 @@ def test_B3_the_error_carries_the_request_id_when_there_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a/b", "..", "a\x00", "a\n", "a" * 64, "A", "-a", "раyment", "a.b", "a b"]  # the sixth is Cyrillic
+    "name",
+    ["", "a/b", "..", "a\x00", "a\n", "a" * 64, "A", "-a", "раyment", "a.b", "a b"],  # the sixth is Cyrillic
 )
 def test_B9_a_vm_name_that_could_be_mistaken_is_refused(name: str) -> None:
     assert cause_of(packed({"vm": name, "pid": 1, "version": ""})) is WireCause.BODY
@@ -160,22 +162,18 @@ def test_an_answer_with_a_bad_ticket_text_is_refused() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_message_or_a_wire_error(payload: bytes) -> None:
-    try:
+    with contextlib.suppress(WireError):
         decode(payload, TO_BROKER)
-    except WireError:
-        pass
 
 
 LEAF = st.sampled_from([None, True, -1, 0, 2**64 - 1, 0.5, b"", "", "net", "\n", ID])
 PLAIN = LEAF | st.lists(LEAF, max_size=3) | st.dictionaries(st.sampled_from(["name", "counters", ""]), LEAF, max_size=3)
 
 
-@given(st.sampled_from(sorted(KINDS)), st.dictionaries(st.sampled_from(["vm", "pid", "name", "text", "ports"]), PLAIN))
+@given(st.sampled_from(sorted(KINDS)), st.dictionaries(st.sampled_from(["vm", "pid", "name", "ports"]), PLAIN))
 def test_any_msgpack_is_a_message_or_a_wire_error(kind: str, body: dict[str, object]) -> None:
-    try:
+    with contextlib.suppress(WireError):
         decode(packed(body, kind), TO_BROKER)
-    except WireError:
-        pass
 
 
 @given(st.sampled_from(list(Cause)), st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=50))

@@ -1,0 +1,201 @@
+"""One VM's ports and what runs over them: made, kept running, and taken down as the broker's words ask for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.port import Port
+from ringway.agent.runner import ForwardRunner, Runner, TapRunner
+from ringway.control.messages import LoopTold, Notice, Offer, PortTold, RuleCount, Told
+from ringway.control.rules import Stack
+from ringway.shm import BreakCause
+from ringway.stack.filter import Filter
+
+Log = Callable[[str], None]
+
+_CAUSE_MAX = 128  # characters of a notice's cause
+
+
+class Member:
+    """All methods may be called from any thread; each leaves the ports run as far as they can be.
+
+    What fails does not keep the rest from running: the first error is raised when all has been tried.
+    """
+
+    def __init__(self, vm: str, spin_us: int, log: Log) -> None:
+        self.vm = vm
+        self._spin_us = spin_us
+        self._log = log
+        self._changed = threading.Condition()  # guards all below; notified when ports come or go
+        self._ports: dict[str, Port] = {}
+        self._runners: list[Runner] = []
+        self._stack: Stack | None = None
+        self._filter: Filter | None = None
+        self._filtered: Stack | None = None  # whose rules are in force
+        self._noticed: dict[str, str] = {}  # what the broker was last told about a port
+
+    def port(self, name: str, timeout: float) -> Port:
+        """A local port of this VM, waiting until the broker has offered it. AgentError: NO_PORT, NOT_LOCAL."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: name in self._ports, timeout):
+                known = ", ".join(sorted(self._ports)) or "none"
+                message = f"VM {self.vm} has no linked port {name!r}; it has: {known}. Look at `ringway show`"
+                raise AgentError(AgentCause.NO_PORT, message)
+            port = self._ports[name]
+            port.check_free()
+            return port
+
+    def take_up(self, offers: Sequence[Offer], stack: Stack | None) -> None:
+        """Make the ports those of the offers; what is attached already and meant to stay, stays."""
+        with self._changed:
+            offered = {offer.port: offer for offer in offers}
+            for name, port in list(self._ports.items()):
+                if name not in offered or offered[name].link_id != port.offer.link_id:
+                    self._drop(name)
+            errors = [self._try(self._attach, offer) for name, offer in offered.items() if name not in self._ports]
+            self._stack = stack
+            self._run(errors)
+
+    def add(self, offer: Offer) -> None:
+        with self._changed:
+            self._drop(offer.port)
+            self._run([self._try(self._attach, offer)])
+
+    def withdraw(self, name: str, link_id: int) -> None:
+        with self._changed:
+            port = self._ports.get(name)
+            if port is not None and port.offer.link_id == link_id:
+                self._drop(name)
+                self._log(f"detached port {name} from link {port.offer.link}")
+            self._run([])
+
+    def set_stack(self, stack: Stack | None) -> None:
+        with self._changed:
+            self._stack = stack
+            self._run([])
+
+    def tend(self) -> list[Notice]:
+        """Look after what nobody tells: broken rings, interfaces that went away or could not be made before."""
+        with self._changed:
+            for runner in [runner for runner in self._runners if runner.failed()]:
+                self._close(runner)
+            problems = {name: f"broken {port.broken.name.lower()}" for name, port in self._broken()}
+            for port in list(self._ports.values()):
+                error = self._try(self._run_tap, port)
+                if error is not None:
+                    problems[port.name] = f"failed {error}"
+            new = [self._notice(name, problem) for name, problem in problems.items() if self._is_news(name, problem)]
+            self._noticed = problems
+            return new
+
+    def _broken(self) -> list[tuple[str, Port]]:
+        return [(name, port) for name, port in self._ports.items() if port.broken is not BreakCause.WHOLE]
+
+    def _is_news(self, name: str, problem: str) -> bool:
+        return self._noticed.get(name) != problem
+
+    def _notice(self, name: str, problem: str) -> Notice:
+        event, _, cause = problem.partition(" ")
+        link = self._ports[name].offer.link
+        self._log(f"port {name} of link {link}: {event}: {cause}")
+        plain = "".join(char if " " <= char <= "~" else "?" for char in cause)
+        return Notice(port=name, link=link, event=event, cause=plain[:_CAUSE_MAX])
+
+    def told(self) -> Told:
+        """What a broker that asks gets to know."""
+        with self._changed:
+            rules = self._filter.counts() if self._filter is not None else []
+            return Told(
+                ports=[_port_told(port) for port in self._ports.values()],
+                loops=[LoopTold(loop.name, loop.counts()) for runner in self._runners for loop in runner.loops],
+                rules=[RuleCount(rule.name, rule.frames, rule.bytes) for rule in rules],
+            )
+
+    def close(self) -> None:
+        """Stop all loops and detach all ports. Safe to call twice."""
+        with self._changed:
+            for name in list(self._ports):
+                self._drop(name)
+            self._stack = None
+            self._run_stack()
+
+    # `_changed` is held from here on.
+
+    def _try(self, step: Callable[..., None], *arguments: object) -> Exception | None:
+        try:
+            step(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other ports are to run
+            return error
+        return None
+
+    def _attach(self, offer: Offer) -> None:
+        self._ports[offer.port] = Port(self.vm, offer)
+        self._log(f"attached port {offer.port} to link {offer.link} as side {'ab'[offer.side]}")
+
+    def _drop(self, name: str) -> None:
+        port = self._ports.pop(name, None)
+        if port is None:
+            return
+        for runner in [runner for runner in self._runners if port in runner.ports]:
+            self._close(runner)
+        self._noticed.pop(name, None)
+        port.detach()
+
+    def _close(self, runner: Runner) -> None:
+        runner.close()
+        self._runners.remove(runner)
+
+    def _run(self, errors: list[Exception | None]) -> None:
+        """Run what ports and stack ask for, and nothing else. Raises the first error, also of steps before."""
+        errors += [self._try(self._run_tap, port) for port in list(self._ports.values())]
+        errors.append(self._try(self._run_stack))
+        self._changed.notify_all()
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def _is_run(self, *ports: Port) -> bool:
+        return any(runner.ports == ports for runner in self._runners)
+
+    def _run_tap(self, port: Port) -> None:
+        if port.offer.kind == "tap" and not self._is_run(port):
+            self._runners.append(TapRunner(port, self._spin_us))
+            self._log(f"interface {port.offer.interface} is up")
+
+    def _run_stack(self) -> None:
+        stack = self._stack
+        pairs = stack.forward if stack is not None else []
+        names = tuple(name for pair in pairs for name in pair)
+        if self._filter is not None and self._filter.port_names != names:
+            self._close_filter()
+        if stack is None:
+            return
+        if self._filter is None:
+            self._filter = Filter(names)
+        if self._filtered is not stack:
+            self._filter.replace(stack.rules, stack.default)
+            self._filtered = stack
+        for first, second in pairs:
+            ends = [self._ports[name] for name in (first, second) if name in self._ports]
+            if len(ends) == 2 and not self._is_run(*ends):
+                self._runners.append(ForwardRunner(ends[0], ends[1], self._filter, self._spin_us))
+                self._log(f"forwarding between {first} and {second}")
+
+    def _close_filter(self) -> None:
+        for runner in [runner for runner in self._runners if isinstance(runner, ForwardRunner)]:
+            self._close(runner)
+        if self._filter is not None:
+            self._filter.close()
+        self._filter = self._filtered = None
+
+
+def _port_told(port: Port) -> PortTold:
+    broken = port.broken
+    return PortTold(
+        port=port.name,
+        link=port.offer.link,
+        state="broken" if broken is not BreakCause.WHOLE else "attached",
+        cause=broken.name.lower() if broken is not BreakCause.WHOLE else "",
+    )

@@ -1,0 +1,448 @@
+/*
+ * Memory that vanishes under an attached region breaks that region and nothing else: every call that touches a
+ * shortened carrier, holes punched into a live one, system calls that meet it, and who gets the SIGBUSes that are not
+ * ours. Each check runs in a process of its own, because signal handlers belong to the process.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+#define CHECK(condition, ...)                                                                                          \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                                    \
+            fprintf(stderr, __VA_ARGS__);                                                                              \
+            fprintf(stderr, "\n");                                                                                     \
+            _exit(1);                                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+enum { LINK = 7, HEAD_SIZE = RWAY_HEADER_SIZE + 2 * RWAY_SIDE_SIZE };
+
+static const struct rway_geometry GEOMETRY = {.queues = 1, .slot_count = 64, .slot_payload = 2048, .headroom = 64};
+
+/* A link with both ends in this process. */
+struct link {
+    int fd;
+    struct rway_region *a, *b;
+};
+
+static struct rway_region *attach(int fd, uint32_t side)
+{
+    struct rway_error error;
+    struct rway_region *region = rway_region_attach(fd, &GEOMETRY, LINK, side, 1, &error);
+    CHECK(region != NULL, "%s is %lu", error.what, (unsigned long)error.found);
+    return region;
+}
+
+/* sealed: as the broker makes it. Otherwise a carrier of the kind that a front end may bring, which can be shortened. */
+static struct link make_link(bool sealed)
+{
+    struct rway_error error;
+    struct link link;
+    link.fd = rway_region_create(&GEOMETRY, LINK, 0, &error);
+    CHECK(link.fd >= 0, "%s", error.what);
+    if (!sealed) {
+        static uint8_t head[HEAD_SIZE];
+        int fd = memfd_create("unsealed", MFD_CLOEXEC);
+        CHECK(pread(link.fd, head, sizeof head, 0) == HEAD_SIZE, "read");
+        CHECK(ftruncate(fd, lseek(link.fd, 0, SEEK_END)) == 0 && pwrite(fd, head, sizeof head, 0) == HEAD_SIZE, "copy");
+        close(link.fd);
+        link.fd = fd;
+    }
+    link.a = attach(link.fd, RWAY_SIDE_A);
+    link.b = attach(link.fd, RWAY_SIDE_B);
+    return link;
+}
+
+static void detach(struct link *link)
+{
+    rway_region_detach(link->a);
+    rway_region_detach(link->b);
+    close(link->fd);
+}
+
+static void send_frames(struct rway_region *region, uint32_t count, uint32_t len)
+{
+    struct rway_producer *producer = rway_region_producer(region, 0);
+    for (uint32_t i = 0; i < count; i++) {
+        struct rway_frame frame = {.kind = RWAY_DESC_FRAME, .len = len};
+        struct rway_piece pieces[RWAY_PIECES_MAX];
+        if (rway_ring_claim(producer, &frame, 1) != 1)
+            return;
+        uint32_t pieces_count = rway_producer_pieces(producer, &frame, pieces);
+        for (uint32_t k = 0; k < pieces_count; k++)
+            memset(pieces[k].data, 0x5a, pieces[k].len);
+        rway_ring_publish(producer, &frame, 1);
+    }
+}
+
+static uint32_t receive_frames(struct rway_region *region)
+{
+    static uint8_t bytes[64 * 2048];
+    uint32_t lens[64];
+    return rway_frames_copy_out(rway_region_consumer(region, 0), bytes, sizeof bytes, lens, 64);
+}
+
+static void works(struct link *link)
+{
+    for (int turn = 0; turn < 200; turn++) {
+        send_frames(link->a, 10, 1000);
+        CHECK(receive_frames(link->b) == 10, "frames");
+        send_frames(link->b, 3, 5000);
+        CHECK(receive_frames(link->a) == 3, "frames");
+    }
+    CHECK(!rway_region_broken(link->a) && !rway_region_broken(link->b), "broken");
+}
+
+/* ---- every call that touches the memory ---- */
+
+static void touch_claim(struct rway_region *region)
+{
+    send_frames(region, 1, 60);
+}
+
+static void touch_publish(struct rway_region *region)
+{
+    struct rway_frame frame = {.kind = RWAY_DESC_MARK, .hash = 1};
+    rway_ring_claim(rway_region_producer(region, 0), &frame, 1);
+    rway_ring_publish(rway_region_producer(region, 0), &frame, 1);
+}
+
+static void touch_offload(struct rway_region *region)
+{
+    struct rway_frame frame = {.kind = RWAY_DESC_FRAME, .len = 100};
+    const struct rway_offload offload = {.flags = RWAY_EXT_CSUM, .csum_start = 34, .csum_offset = 6};
+    rway_ring_claim(rway_region_producer(region, 0), &frame, 1);
+    rway_frame_set_offload(rway_region_producer(region, 0), &frame, &offload);
+}
+
+static void touch_room(struct rway_region *region)
+{
+    rway_producer_room(rway_region_producer(region, 0));
+}
+
+static void touch_peek(struct rway_region *region)
+{
+    struct rway_frame frame;
+    rway_ring_peek(rway_region_consumer(region, 0), &frame, 1);
+}
+
+static void touch_copy_out(struct rway_region *region)
+{
+    receive_frames(region);
+}
+
+static void touch_copy_in(struct rway_region *region)
+{
+    static const uint8_t bytes[100];
+    const uint32_t len = 100;
+    rway_frames_copy_in(rway_region_producer(region, 0), bytes, &len, 1);
+}
+
+static void touch_peer(struct rway_region *region)
+{
+    struct rway_side peer;
+    rway_region_peer(region, &peer);
+    CHECK(peer.state == RWAY_SIDE_DETACHED, "a word of the peer from nowhere");
+}
+
+static void touch_progress(struct rway_region *region)
+{
+    rway_region_progress(region, 0, 1);
+}
+
+static void touch_sleep(struct rway_region *region)
+{
+    struct rway_waiter *waiter = rway_waiter_new();
+    rway_waiter_add_consumer(waiter, rway_region_consumer(region, 0));
+    rway_waiter_add_producer(waiter, rway_region_producer(region, 0), 1);
+    rway_waiter_wait(waiter, 100);
+    rway_waiter_free(waiter);
+}
+
+static void touch_break(struct rway_region *region)
+{
+    rway_region_break(region, RWAY_BROKEN_VANISHED);
+}
+
+static void check_shortened(void (*touch)(struct rway_region *), off_t left)
+{
+    struct link good = make_link(true);
+    struct link link = make_link(false);
+    send_frames(link.b, 3, 3000);
+    CHECK(ftruncate(link.fd, left) == 0, "truncate");
+    touch(link.a);
+    CHECK(rway_region_broken(link.a) == RWAY_BROKEN_VANISHED, "broken is %d", rway_region_broken(link.a));
+    /* It is over, and stays over: nothing more comes in or goes out, and nothing faults. */
+    CHECK(receive_frames(link.a) == 0, "frames from nowhere");
+    touch(link.a);
+    touch_claim(link.a);
+    touch_sleep(link.a);
+    works(&good);
+    touch_peek(link.b);
+    touch_copy_in(link.b);
+    CHECK(rway_region_broken(link.b) == RWAY_BROKEN_VANISHED, "broken is %d", rway_region_broken(link.b));
+    detach(&link);
+    works(&good);
+    detach(&good);
+}
+
+static void shortened_memory_breaks_its_region_alone(void)
+{
+    static void (*const TOUCHES[])(struct rway_region *) = {touch_claim,    touch_publish, touch_offload, touch_room,
+                                                            touch_peek,     touch_copy_in, touch_copy_out, touch_peer,
+                                                            touch_progress, touch_sleep,   touch_break};
+    for (size_t i = 0; i < sizeof TOUCHES / sizeof *TOUCHES; i++)
+        check_shortened(TOUCHES[i], 0);
+    /* Header and sides left, rings gone. */
+    check_shortened(touch_peek, RWAY_RINGS_ALIGN);
+    check_shortened(touch_claim, RWAY_RINGS_ALIGN);
+    check_shortened(touch_sleep, RWAY_RINGS_ALIGN);
+}
+
+static void shortened_in_the_middle_of_a_frame(void)
+{
+    struct link link = make_link(false);
+    struct rway_frame frame;
+    struct rway_piece pieces[RWAY_PIECES_MAX];
+    uint64_t sum = 0;
+    send_frames(link.b, 1, 60000);
+    CHECK(rway_ring_peek(rway_region_consumer(link.a, 0), &frame, 1) == 1, "peek");
+    CHECK(ftruncate(link.fd, 0) == 0, "truncate");
+    uint32_t count = rway_consumer_pieces(rway_region_consumer(link.a, 0), &frame, pieces);
+    for (uint32_t i = 0; i < count; i++)
+        for (size_t k = 0; k < pieces[i].len; k++)
+            sum += ((volatile uint8_t *)pieces[i].data)[k];
+    CHECK(sum == 0, "bytes from nowhere");
+    rway_ring_release(rway_region_consumer(link.a, 0));
+    CHECK(rway_region_broken(link.a) == RWAY_BROKEN_VANISHED, "not noticed");
+    detach(&link);
+}
+
+static void attaching_to_shortened_memory_is_refused(void)
+{
+    struct rway_error error = {0};
+    struct link link = make_link(false);
+    uint64_t size = rway_region_shape(link.a)->region_size;
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, link.fd, 0);
+    CHECK(ftruncate(link.fd, HEAD_SIZE) == 0, "truncate");
+    CHECK(rway_region_attach(link.fd, &GEOMETRY, LINK, RWAY_SIDE_A, 1, &error) == NULL, "attached");
+    CHECK(error.cause == RWAY_REFUSED_SIZE && error.found == HEAD_SIZE, "cause %d", error.cause);
+    /* Shortened between the look at its size and the mapping: the header is there, the rings are not. */
+    CHECK(rway_region_over(memory, size, &GEOMETRY, LINK, RWAY_SIDE_A, 1, &error) == NULL, "attached");
+    CHECK(error.cause == RWAY_REFUSED_SIZE, "cause %d", error.cause);
+    CHECK(munmap(memory, size) == 0, "unmap");
+    detach(&link);
+}
+
+/* ---- system calls ---- */
+
+static void system_calls_find_the_memory_gone(void)
+{
+    struct link good = make_link(true);
+    struct link link = make_link(false);
+    struct rway_frame in, out = {.kind = RWAY_DESC_FRAME, .len = 6000};
+    struct rway_piece pieces[RWAY_PIECES_MAX];
+    int ends[2];
+    CHECK(pipe2(ends, O_NONBLOCK) == 0 && write(ends[1], "bytes", 5) == 5, "pipe");
+    send_frames(link.b, 1, 6000);
+    CHECK(rway_ring_peek(rway_region_consumer(link.a, 0), &in, 1) == 1, "peek");
+    CHECK(rway_ring_claim(rway_region_producer(link.b, 0), &out, 1) == 1, "claim");
+    CHECK(ftruncate(link.fd, 0) == 0, "truncate");
+    int count = (int)rway_consumer_pieces(rway_region_consumer(link.a, 0), &in, pieces);
+    CHECK(writev(ends[1], (struct iovec *)pieces, count) < 0 && errno == EFAULT, "writev: %s", strerror(errno));
+    rway_consumer_vanished(rway_region_consumer(link.a, 0));
+    CHECK(rway_region_broken(link.a) == RWAY_BROKEN_VANISHED, "consumer");
+    count = (int)rway_producer_pieces(rway_region_producer(link.b, 0), &out, pieces);
+    CHECK(readv(ends[0], (struct iovec *)pieces, count) < 0 && errno == EFAULT, "readv: %s", strerror(errno));
+    rway_producer_vanished(rway_region_producer(link.b, 0));
+    CHECK(rway_region_broken(link.b) == RWAY_BROKEN_VANISHED, "producer");
+    CHECK(rway_producer_broken(rway_region_producer(link.b, 0)) == RWAY_BROKEN_VANISHED, "producer");
+    works(&good);
+    detach(&link);
+    detach(&good);
+}
+
+/* ---- holes, which seals do not forbid ---- */
+
+static void punch(const struct link *link, uint64_t offset, uint64_t size)
+{
+    CHECK(fallocate(link->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size) == 0, "punch: %s",
+          strerror(errno));
+}
+
+static void holes_break_the_link_or_read_as_zeros(void)
+{
+    struct link good = make_link(true);
+    struct link link = make_link(true);
+    const struct rway_shape *shape = rway_region_shape(link.a);
+    works(&link);
+    punch(&link, 0, RWAY_HEADER_SIZE + 2 * RWAY_SIDE_SIZE); /* nobody reads it again */
+    works(&link);
+    send_frames(link.a, 5, 60);
+    punch(&link, shape->rings_offset[0] + 4096, shape->queue_size - 4096); /* slots */
+    CHECK(receive_frames(link.b) == 5, "frames of zeros");
+    works(&link);
+    punch(&link, shape->rings_offset[0], 4096); /* head and tail */
+    send_frames(link.a, 64, 60);
+    CHECK(receive_frames(link.b) > 0 || rway_region_broken(link.b), "neither frames nor a break");
+    send_frames(link.a, 64, 60);
+    CHECK(rway_region_broken(link.a) == RWAY_BROKEN_TAIL || !rway_region_broken(link.a), "broken is %d",
+          rway_region_broken(link.a));
+    works(&good);
+    detach(&link);
+
+    link = make_link(true);
+    works(&link);
+    send_frames(link.a, 5, 60);
+    punch(&link, rway_region_shape(link.a)->rings_offset[0], 4096);
+    CHECK(receive_frames(link.b) == 0, "frames without a head");
+    CHECK(rway_region_broken(link.b) == RWAY_BROKEN_HEAD, "broken is %d", rway_region_broken(link.b));
+    works(&good);
+    detach(&link);
+    detach(&good);
+}
+
+/* ---- SIGBUSes that are not ours ---- */
+
+static volatile char *memory_that_is_not_there(void)
+{
+    int fd = memfd_create("elsewhere", MFD_CLOEXEC);
+    CHECK(ftruncate(fd, 4096) == 0, "grow");
+    char *memory = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(memory != MAP_FAILED && ftruncate(fd, 0) == 0, "shorten");
+    return memory;
+}
+
+static void one_elsewhere_ends_the_process(void)
+{
+    make_link(true);
+    *memory_that_is_not_there() = 1;
+}
+
+static void one_that_was_sent_ends_the_process(void)
+{
+    struct link link = make_link(true);
+    works(&link);
+    kill(getpid(), SIGBUS);
+}
+
+static void one_after_all_regions_are_gone_ends_the_process(void)
+{
+    struct link link = make_link(true);
+    volatile uint8_t *stale = link.a->memory;
+    detach(&link);
+    CHECK(mmap((void *)stale, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+               memfd_create("empty", MFD_CLOEXEC), 0) != MAP_FAILED, "map");
+    *stale = 1;
+}
+
+static void exit_with_42(int number)
+{
+    _exit(number == SIGBUS ? 42 : 1);
+}
+
+static volatile char *expected_at;
+
+static void exit_with_42_where_expected(int number, siginfo_t *info, void *context)
+{
+    _exit(number == SIGBUS && info->si_addr == (void *)expected_at && context != NULL ? 42 : 1);
+}
+
+static void one_elsewhere_goes_to_the_handler_before(void)
+{
+    signal(SIGBUS, exit_with_42);
+    make_link(true);
+    *memory_that_is_not_there() = 1;
+}
+
+static void one_elsewhere_goes_to_the_handler_before_with_its_address(void)
+{
+    struct sigaction action = {.sa_sigaction = exit_with_42_where_expected, .sa_flags = SA_SIGINFO};
+    sigaction(SIGBUS, &action, NULL);
+    make_link(true);
+    expected_at = memory_that_is_not_there();
+    *expected_at = 1;
+}
+
+static void one_elsewhere_goes_to_the_handler_that_came_between(void)
+{
+    make_link(true);
+    signal(SIGBUS, exit_with_42);
+    struct link link = make_link(false);
+    CHECK(ftruncate(link.fd, 0) == 0, "truncate");
+    touch_peek(link.a);
+    CHECK(rway_region_broken(link.a) == RWAY_BROKEN_VANISHED, "not noticed");
+    *memory_that_is_not_there() = 1;
+}
+
+static void one_that_was_sent_is_ignored_as_before(void)
+{
+    signal(SIGBUS, SIG_IGN);
+    struct link link = make_link(false);
+    kill(getpid(), SIGBUS);
+    works(&link);
+    CHECK(ftruncate(link.fd, 0) == 0, "truncate");
+    touch_peek(link.a);
+    CHECK(rway_region_broken(link.a) == RWAY_BROKEN_VANISHED, "not noticed");
+    detach(&link);
+}
+
+static int status_of(void (*check)(void))
+{
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        signal(SIGBUS, SIG_DFL); /* the sanitizers have a handler, which is another one before */
+        alarm(60);
+        check();
+        _exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child, "wait");
+    return status;
+}
+
+int main(void)
+{
+    const struct {
+        const char *name;
+        void (*check)(void);
+        int signal; /* that ends it, or 0 */
+        int exits_with;
+    } checks[] = {
+#define ENDS(check, signal, status) {#check, check, signal, status}
+        ENDS(shortened_memory_breaks_its_region_alone, 0, 0),
+        ENDS(shortened_in_the_middle_of_a_frame, 0, 0),
+        ENDS(attaching_to_shortened_memory_is_refused, 0, 0),
+        ENDS(system_calls_find_the_memory_gone, 0, 0),
+        ENDS(holes_break_the_link_or_read_as_zeros, 0, 0),
+        ENDS(one_elsewhere_ends_the_process, SIGBUS, 0),
+        ENDS(one_that_was_sent_ends_the_process, SIGBUS, 0),
+        ENDS(one_after_all_regions_are_gone_ends_the_process, SIGBUS, 0),
+        ENDS(one_elsewhere_goes_to_the_handler_before, 0, 42),
+        ENDS(one_elsewhere_goes_to_the_handler_before_with_its_address, 0, 42),
+        ENDS(one_elsewhere_goes_to_the_handler_that_came_between, 0, 42),
+        ENDS(one_that_was_sent_is_ignored_as_before, 0, 0),
+    };
+    int failed = 0;
+    for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {
+        int status = status_of(checks[i].check);
+        bool as_expected = checks[i].signal ? WIFSIGNALED(status) && WTERMSIG(status) == checks[i].signal
+                                            : WIFEXITED(status) && WEXITSTATUS(status) == checks[i].exits_with;
+        printf("%s: %s (status %#x)\n", checks[i].name, as_expected ? "yes" : "NO", (unsigned)status);
+        failed |= !as_expected;
+    }
+    return failed;
+}

@@ -1,0 +1,292 @@
+/* A peer that has mapped a region and keeps to no rule: what it does to the memory, the bells and the carrier. */
+#ifndef HOSTILE_PEER_H
+#define HOSTILE_PEER_H
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+#define CHECK(condition, ...)                                                                                          \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                                    \
+            fprintf(stderr, __VA_ARGS__);                                                                              \
+            fprintf(stderr, "\n");                                                                                     \
+            _exit(1);                                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+enum { LINK = 7, BEHAVED_MS = 20 };
+
+/* Pipes of one direction each; all queues share them. The attacker says on begun that its deeds have begun. */
+struct bells {
+    int to_victim[2];
+    int to_peer[2];
+    int begun[2];
+};
+
+static uint64_t mix(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+/* The attacker's own mapping, and which of its deeds it does. */
+struct attack {
+    int fd;
+    uint8_t *memory;
+    struct rway_geometry geometry;
+    struct rway_shape shape;
+    struct bells bells;
+    struct rway_region *region; /* to behave by; side b */
+    uint64_t random;
+};
+
+enum deed {
+    FLIP_HEADERS = 0, /* of packets, between what the filter allows and what it denies */
+    FLIP_EXTENSIONS = 1,
+    FLIP_DESCRIPTORS = 2,
+    NEAR_COUNTERS = 3,
+    STORM_BELLS = 4,
+    PUNCH_HOLES = 5,
+    SCRIBBLE_WORDS = 6,
+    SCRIBBLE_ALL = 7,
+    DEEDS = 8
+};
+
+static uint64_t next_random(struct attack *attack)
+{
+    return attack->random = mix(attack->random);
+}
+
+static uint8_t *ring_at(const struct attack *attack, uint32_t side, uint64_t random)
+{
+    return attack->memory + attack->shape.rings_offset[side] + random % attack->geometry.queues * attack->shape.queue_size;
+}
+
+static uint8_t *slot_at(const struct attack *attack, uint64_t random)
+{
+    uint8_t *ring = ring_at(attack, RWAY_SIDE_B, random >> 16);
+    uint64_t number = random % attack->geometry.slot_count;
+    return ring + sizeof(struct rway_ring_control) + attack->geometry.slot_count * sizeof(struct rway_desc) +
+           number * attack->shape.slot_stride;
+}
+
+static uint64_t beside(uint64_t value, uint64_t random)
+{
+    static const int64_t STEPS[] = {0, 1, -1, 2, 63, 64, 65, -64, 128, 4096, INT64_MIN, 1ll << 32};
+    return random >> 8 & 15 ? value + (uint64_t)STEPS[random % 12] : random;
+}
+
+static void flip_headers(struct attack *attack, uint64_t random)
+{
+    uint8_t *packet = slot_at(attack, random) + attack->geometry.headroom;
+    packet[37] = random >> 24 & 1 ? 23 : 80;
+    if ((random >> 25 & 15) == 0)
+        packet[14 + random % 46] = (uint8_t)(random >> 32);
+}
+
+static void flip_extensions(struct attack *attack, uint64_t random)
+{
+    struct rway_extension *line = (struct rway_extension *)slot_at(attack, random);
+    static const uint16_t STARTS[] = {34, 0, 13, 14, 50, 65535, 1400, 35};
+    line->flags = random >> 24 & 7 ? RWAY_EXT_CSUM | (random >> 27 & RWAY_EXT_GSO) : (uint16_t)random;
+    line->csum_start = STARTS[random >> 30 & 7];
+    line->csum_offset = random >> 34 & 3 ? 6 : (uint16_t)(random >> 40);
+    line->gso_type = random >> 36 & 3 ? RWAY_GSO_UDP : (uint16_t)(random >> 41);
+    line->gso_size = random >> 38 & 3 ? 500 : (uint16_t)(random >> 52 & 15);
+    line->hdr_len = random >> 40 & 3 ? 42 : (uint16_t)(random >> 43);
+}
+
+static void flip_descriptors(struct attack *attack, uint64_t random)
+{
+    uint8_t *ring = ring_at(attack, RWAY_SIDE_B, random >> 16);
+    struct rway_desc *desc = (struct rway_desc *)(ring + sizeof(struct rway_ring_control));
+    desc += random % attack->geometry.slot_count;
+    switch (random >> 24 & 7) {
+    case 0:
+        desc->kind = (uint8_t)(random >> 32 & 3);
+        break;
+    case 1:
+        desc->flags = (uint8_t)(random >> 32 & 31);
+        break;
+    case 2:
+        desc->slots = (uint16_t)beside(desc->slots, random >> 32);
+        break;
+    case 3:
+        desc->pushed = (uint16_t)beside(desc->pushed, random >> 32);
+        break;
+    default:
+        desc->len = (uint32_t)beside(desc->len, random >> 32);
+    }
+}
+
+static void near_counters(struct attack *attack, uint64_t random)
+{
+    struct rway_ring_control *control = (struct rway_ring_control *)ring_at(attack, random >> 16 & 1, random >> 17);
+    uint64_t *const words[] = {&control->head, &control->tail, &control->wake_consumer, &control->wake_producer};
+    uint64_t *word = words[random >> 24 & 3];
+    uint64_t before = rway_read_once(word);
+    rway_write_once(word, beside(before, random >> 32));
+    if (random >> 28 & 7) /* mostly put back at once: who looks twice sees two things */
+        rway_write_once(word, before);
+}
+
+static void storm_bells(struct attack *attack, uint64_t random)
+{
+    for (uint32_t i = 0; i < 64; i++) {
+        ssize_t ignored = write(attack->bells.to_victim[1], attack->memory, 1 + random % 4000);
+        (void)ignored;
+    }
+    if (random >> 40 & 1)
+        fcntl(attack->bells.to_victim[1], F_SETPIPE_SZ, 1 << (12 + (random >> 42 & 7)));
+}
+
+static void punch_holes(struct attack *attack, uint64_t random)
+{
+    uint64_t pages = attack->shape.region_size / 4096;
+    uint64_t from = random >> 60 ? RWAY_RINGS_ALIGN / 4096 + random % (attack->shape.rings_size / 4096) : random % pages;
+    int ignored = fallocate(attack->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)from * 4096,
+                            4096 * (off_t)(1 + (random >> 32 & 3)));
+    (void)ignored;
+}
+
+static void scribble_words(struct attack *attack, uint64_t random)
+{
+    static const uint64_t VALUES[] = {0, 1, UINT64_MAX, 1ull << 63, 1ull << 32, 64, 65, 4096};
+    uint64_t *word = (uint64_t *)(attack->memory + random % attack->shape.region_size / 8 * 8);
+    rway_write_once(word, random >> 60 ? VALUES[random >> 32 & 7] : mix(random));
+}
+
+static void scribble_all(struct attack *attack, uint64_t random)
+{
+    const uint64_t extents[][2] = {{0, 3 * 4096},
+                                   {attack->shape.rings_offset[0], attack->shape.rings_size},
+                                   {attack->shape.rings_offset[1], attack->shape.rings_size}};
+    const uint64_t *extent = extents[random % 3];
+    for (uint64_t at = 0; at < extent[1]; at += 8)
+        rway_write_once((uint64_t *)(attack->memory + extent[0] + at), mix(random + at));
+}
+
+static void *do_deeds(void *argument)
+{
+    static void (*const DEED[])(struct attack *, uint64_t) = {
+        [FLIP_HEADERS] = flip_headers,     [FLIP_EXTENSIONS] = flip_extensions, [FLIP_DESCRIPTORS] = flip_descriptors,
+        [NEAR_COUNTERS] = near_counters,   [STORM_BELLS] = storm_bells,         [PUNCH_HOLES] = punch_holes,
+        [SCRIBBLE_WORDS] = scribble_words, [SCRIBBLE_ALL] = scribble_all};
+    struct attack *attack = argument;
+    uint64_t mask = next_random(attack);
+    /* Mostly the quiet deeds alone, which a victim does not notice: the loud ones break the link in no time. */
+    uint64_t first = mask % DEEDS;
+    bool all = (mask >> 8) % 4 == 0;
+    if ((mask >> 16) % 2)
+        usleep(BEHAVED_MS * 1000);
+    for (uint32_t done = 0;; done++) {
+        uint64_t random = next_random(attack);
+        if (done == 16)
+            CHECK(write(attack->bells.begun[1], "", 1) == 1, "begun");
+        uint64_t deed = all ? random >> 48 & 7 : first;
+        DEED[deed](attack, next_random(attack));
+    }
+    return NULL;
+}
+
+/* A UDP packet over IPv4 to port 80, with the checksum left to the receiver now and then. */
+static void write_packet(struct rway_producer *producer, struct rway_frame *frame, uint64_t random)
+{
+    static const uint8_t START[42] = {2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 0, 0, 0, 0,
+                                      0, 64, IPPROTO_UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 1, 0, 0, 80};
+    struct rway_piece pieces[RWAY_PIECES_MAX];
+    const struct rway_offload offload = {.flags = RWAY_EXT_CSUM, .csum_start = 34, .csum_offset = 6};
+    uint8_t *packet = frame->data;
+    uint32_t count = rway_producer_pieces(producer, frame, pieces);
+    uint32_t ip_len = frame->len - 14, udp_len = frame->len - 34;
+    memset(pieces[count - 1].data, 0x5a, pieces[count - 1].len);
+    memcpy(packet, START, sizeof START);
+    packet[16] = (uint8_t)(ip_len >> 8);
+    packet[17] = (uint8_t)ip_len;
+    packet[38] = (uint8_t)(udp_len >> 8);
+    packet[39] = (uint8_t)udp_len;
+    if (random & 1)
+        rway_frame_set_offload(producer, frame, &offload);
+}
+
+/* Exchange frames as an honest side b does, on all queues, while the other thread does its deeds. */
+static void behave(struct attack *attack, uint64_t random)
+{
+    for (uint32_t queue = 0; queue < attack->geometry.queues; queue++) {
+        struct rway_producer *producer = rway_region_producer(attack->region, queue);
+        struct rway_consumer *consumer = rway_region_consumer(attack->region, queue);
+        struct rway_frame frames[16];
+        for (uint32_t i = 0; i < 16; i++) {
+            uint64_t one = mix(random + i);
+            uint32_t most = attack->shape.frame_max < 9000 ? attack->shape.frame_max : 9000;
+            frames[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME,
+                                            .len = one % 4 ? 60 + one % 1400 : 60 + one % (most - 60)};
+        }
+        uint32_t claimed = rway_ring_claim(producer, frames, 1 + random % 16);
+        for (uint32_t i = 0; i < claimed; i++)
+            write_packet(producer, &frames[i], mix(random ^ i));
+        rway_ring_publish(producer, frames, claimed);
+        rway_ring_peek(consumer, frames, 16);
+        rway_ring_release(consumer);
+    }
+}
+
+/* Take up the rings again where they stand, if that is possible at all: then the attack goes on with fresh frames. */
+static void come_back(struct attack *attack)
+{
+    rway_region_detach(attack->region);
+    attack->region = rway_region_over(attack->memory, attack->shape.region_size, &attack->geometry, LINK, RWAY_SIDE_B,
+                                      1, NULL);
+}
+
+static void be_hostile(struct attack *attack)
+{
+    pthread_t thread;
+    struct attack other = *attack;
+    other.random = mix(attack->random);
+    attack->region = rway_region_over(attack->memory, attack->shape.region_size, &attack->geometry, LINK, RWAY_SIDE_B,
+                                      1, NULL);
+    if (pthread_create(&thread, NULL, do_deeds, &other) != 0)
+        _exit(3);
+    while (attack->region != NULL) {
+        behave(attack, next_random(attack));
+        if (rway_region_broken(attack->region))
+            come_back(attack);
+    }
+    pthread_join(thread, NULL); /* it never ends */
+}
+
+/* Start the attacker; it goes on until it is killed. */
+static pid_t fork_hostile_peer(int fd, const struct rway_geometry *geometry, const struct bells *bells, uint64_t random)
+{
+    pid_t parent = getpid();
+    pid_t child = fork();
+    CHECK(child >= 0, "fork");
+    if (child != 0)
+        return child;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(3);
+    alarm(0);
+    struct attack attack = {.fd = fd, .geometry = *geometry, .bells = *bells, .random = random};
+    rway_geometry_shape(geometry, &attack.shape, NULL);
+    attack.memory = mmap(NULL, attack.shape.region_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (attack.memory == MAP_FAILED)
+        _exit(3);
+    be_hostile(&attack);
+    _exit(3);
+}
+
+#endif

@@ -1,0 +1,131 @@
+"""Client, firewall, server: whole segments cross both links, and no frame of theirs crosses the switch beside them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.system.fabric_fixtures import AgentProcess, Fabric, link_counters, namespaces, ping, run, transfer
+
+pytestmark = pytest.mark.needs_root
+CLIENT, SERVER, SERVER_MANAGEMENT = "10.77.0.1", "10.77.0.2", "192.0.2.3"
+LINKS = ("one", "two")
+VMS = ("client", "firewall", "server")
+CHAIN = f"""
+[vm.client.port.net]
+kind = "tap"
+interface = "fast0"
+address = ["{CLIENT}/24"]
+[vm.firewall.port.inside]
+kind = "local"
+[vm.firewall.port.outside]
+kind = "local"
+[vm.firewall.stack]
+forward = [["inside", "outside"]]
+default = "allow"
+[vm.server.port.net]
+kind = "tap"
+interface = "fast0"
+address = ["{SERVER}/24"]
+[link.one]
+ends = ["client.net", "firewall.inside"]
+[link.two]
+ends = ["firewall.outside", "server.net"]
+"""
+
+
+@dataclass
+class Chain:
+    fabric: Fabric
+    agents: dict[str, AgentProcess]
+
+    def switch_counters(self) -> dict[str, tuple[int, int]]:
+        """Packets of the bridge and all its ports, in and out."""
+        counters = {name: link_counters("switch", name)["stats64"] for name in ("br0", *VMS)}
+        return {name: (stats["rx"]["packets"], stats["tx"]["packets"]) for name, stats in counters.items()}
+
+
+@pytest.fixture
+def chain(fabric: Fabric) -> Iterator[Chain]:
+    with namespaces("switch", *VMS):
+        run("ip", "link", "add", "br0", "type", "bridge", namespace="switch")
+        run("ip", "link", "set", "br0", "up", namespace="switch")
+        for number, vm in enumerate(VMS, start=1):
+            run("ip", "link", "add", "mgmt0", "netns", vm, "type", "veth", "peer", "name", vm, "netns", "switch")
+            run("ip", "link", "set", vm, "master", "br0", "up", namespace="switch")
+            run("ip", "addr", "add", f"192.0.2.{number}/24", "dev", "mgmt0", namespace=vm)
+            run("ip", "link", "set", "mgmt0", "up", namespace=vm)
+        fabric.apply(CHAIN)
+        yield Chain(fabric, {vm: fabric.agent(vm, namespace=vm) for vm in VMS})
+
+
+def test_a_64_kib_segment_crosses_the_chain_as_one_frame(chain: Chain) -> None:
+    transfer("client", "server", SERVER, 64 << 20)
+    for link in LINKS:
+        ring = chain.fabric.quiet(link).rings[0]
+        assert ring.produced["bytes"] > 64 << 20
+        assert ring.produced["bytes"] / ring.published > 30 * 1024
+
+
+def test_the_switch_sees_nothing_of_what_the_links_carry(chain: Chain) -> None:
+    assert ping("client", SERVER_MANAGEMENT) == 3
+    before = chain.switch_counters()
+    assert before["br0"] != (0, 0) or before["client"] != (0, 0), "the counters count"
+    transfer("client", "server", SERVER, 16 << 20)
+    transfer("server", "client", CLIENT, 16 << 20)
+    assert ping("client", SERVER) == 3
+    assert chain.switch_counters() == before
+    for link in LINKS:
+        assert all(ring.produced["bytes"] > 16 << 20 for ring in chain.fabric.quiet(link).rings)
+
+
+def test_the_links_go_on_with_the_switch_down(chain: Chain) -> None:
+    assert ping("client", SERVER_MANAGEMENT) == 3
+    run("ip", "link", "set", "br0", "down", namespace="switch")
+    assert ping("client", SERVER_MANAGEMENT) == 0
+    assert ping("client", SERVER) == 3
+    transfer("client", "server", SERVER, 8 << 20)
+
+
+def test_the_links_go_on_with_the_broker_killed(chain: Chain) -> None:
+    chain.fabric.broker.process.kill()
+    chain.fabric.broker.process.wait(10)
+    assert ping("client", SERVER) == 3
+    transfer("client", "server", SERVER, 8 << 20)
+
+
+@pytest.mark.parametrize("vm", VMS)
+def test_nothing_passes_while_an_agent_is_down(chain: Chain, vm: str) -> None:
+    assert ping("client", SERVER) == 3
+    assert chain.agents[vm].stop() == 0
+    assert ping("client", SERVER) == 0
+    assert ping("client", SERVER_MANAGEMENT) == 3, "the switch is another way"
+    chain.fabric.agent(vm, namespace=vm)
+    assert ping("client", SERVER) == 3
+    for link in LINKS:
+        chain.fabric.quiet(link)
+
+
+def test_a_killed_firewall_carries_on_when_started_again(chain: Chain) -> None:
+    chain.agents["firewall"].process.kill()
+    chain.agents["firewall"].process.wait(10)
+    assert ping("client", SERVER) == 0
+    chain.fabric.agent("firewall", namespace="firewall")
+    assert ping("client", SERVER) == 3
+    transfer("client", "server", SERVER, 8 << 20)
+    for link in LINKS:
+        chain.fabric.quiet(link)
+
+
+def test_an_idle_chain_uses_less_than_a_hundredth_of_a_core_per_agent(chain: Chain) -> None:
+    assert ping("client", SERVER) == 3
+    before = [agent.cpu_ticks() for agent in chain.agents.values()]
+    started = time.monotonic()
+    time.sleep(3)  # being idle is what is measured
+    allowed = (time.monotonic() - started) * os.sysconf("SC_CLK_TCK") / 100
+    used = [agent.cpu_ticks() - ticks for agent, ticks in zip(chain.agents.values(), before, strict=True)]
+    assert all(ticks <= allowed for ticks in used), used

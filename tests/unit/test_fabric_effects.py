@@ -1,0 +1,83 @@
+"""Effects carried out for real: memory and bells are made, handed to the right side, and undone when one fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from ringway.broker.checks import parse_config
+from ringway.broker.effects import RESERVE, Resources, descriptors_of
+from ringway.broker.fabric import Fabric, Plan
+from ringway.control.errors import ControlError
+from ringway.control.messages import Cause
+from ringway.shm import read_region
+from tests.system.broker_process import own_descriptors, room_for_descriptors
+
+VMS = "".join(f'[vm.v{n}.port.net]\nkind = "local"\n' for n in range(6))
+
+
+def plan_of(count: int) -> Plan:
+    links = (
+        f'[link.l{n}]\nends = ["v{2 * n}.net", "v{2 * n + 1}.net"]\nslots = 64\nqueues = 2\n' for n in range(count)
+    )
+    return Fabric("handover").plan(parse_config(VMS + "".join(links), "fabric.toml"))
+
+
+@pytest.fixture
+def resources() -> Iterator[Resources]:
+    made = Resources(100_000)
+    yield made
+    made.close()
+
+
+def test_a_made_link_can_be_read_and_removed(resources: Resources) -> None:
+    before = own_descriptors()
+    resources.carry_out(plan_of(1).effects)
+    ((link_id, held),) = resources.links.items()
+    assert read_region(held.region_fd).link_id == link_id
+    assert own_descriptors() - before == 1 + 8 * 2
+    resources.close()
+    assert own_descriptors() == before
+
+
+def test_every_bell_rung_by_one_side_wakes_the_other(resources: Resources) -> None:
+    resources.carry_out(plan_of(1).effects)
+    (held,) = resources.links.values()
+    sides = [held.descriptors(side) for side in (0, 1)]
+    assert sides[0][0] == sides[1][0] == held.region_fd
+    for ringer, sleeper in (sides, sides[::-1]):
+        for queue in (0, 1):
+            _, producer_ring, _, consumer_ring = ringer[1 + 4 * queue : 5 + 4 * queue]
+            producer_wait, _, consumer_wait, _ = sleeper[1 + 4 * queue : 5 + 4 * queue]
+            for ring_fd, wait_fd in ((producer_ring, consumer_wait), (consumer_ring, producer_wait)):
+                os.write(ring_fd, b"x")
+                assert os.read(wait_fd, 10) == b"x"
+                with pytest.raises(BlockingIOError):
+                    os.read(wait_fd, 10)
+
+
+def test_links_that_need_more_descriptors_than_there_are_are_refused_before_anything_is_made() -> None:
+    effects = plan_of(3).effects
+    needed = 3 * descriptors_of(plan_of(1).config.links["l0"]) + RESERVE
+    before = own_descriptors()
+    with pytest.raises(ControlError) as caught:
+        Resources(needed - 1).carry_out(effects)
+    assert caught.value.cause is Cause.LIMIT
+    assert own_descriptors() == before
+    enough = Resources(needed)
+    enough.carry_out(effects)
+    enough.close()
+
+
+def test_what_was_made_is_undone_when_a_later_link_fails(resources: Resources) -> None:
+    resources.carry_out(plan_of(1).effects)
+    kept = set(resources.links)
+    before = own_descriptors()
+    with room_for_descriptors(20), pytest.raises(ControlError) as caught:  # one link fits, the second does not
+        resources.carry_out(plan_of(3).effects)
+    assert caught.value.cause is Cause.SYSTEM
+    assert "nothing has been changed" in caught.value.message
+    assert set(resources.links) == kept
+    assert own_descriptors() == before
