@@ -13,7 +13,6 @@ from ringway.agent.errors import AgentCause, AgentError
 from ringway.control.handover import take
 from ringway.control.messages import Offer, Take
 from ringway.shm import BreakCause, Consumer, DropCause, Geometry, Producer, QueueBells, Region
-from ringway.shm._native import ffi, lib
 
 _BURST = 1024  # frames put together for one call into C
 _STEP = 0.1  # seconds a sleeping call holds its lock: how long a withdrawal may have to wait for it
@@ -102,7 +101,6 @@ class Port:
             done = producer.send(frames)
             if done < len(frames):
                 producer.drop(DropCause.FULL, len(frames) - done)
-                lib.rway_ring_publish(producer.native, ffi.NULL, 0)  # shows the count, also when nothing follows
             return done
 
     def receive(self, count: int = 256, *, queue: int = 0, timeout: float | None = None) -> list[bytes]:

@@ -7,10 +7,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
-from ringway.broker.config import MIB, End, FabricConfig, LinkConfig, config_from
+from ringway.broker.config import MIB, End, FabricConfig, LinkConfig, VmConfig, config_from
 from ringway.broker.fabric_file import FabricCause, FabricFile, read_text
 from ringway.shm import RegionError
 
+LOOPS_MAX: Final = 64  # RWAY_READERS_MAX: loops that judge by one VM's filter
 FRAME_OVERHEAD: Final = 18  # Ethernet header and one VLAN tag, beyond the mtu
 GEOMETRY_KEYS: Final = {"slot_count": "slots", **{key: key for key in ("queues", "slot_payload", "headroom")}}
 
@@ -27,6 +28,8 @@ def parse_config(text: str, name: str) -> FabricConfig:
     _check_interfaces(file, config)
     for link in config.links.values():
         _check_shape(file, config, link)
+    for vm in config.vms.values():
+        _check_forward(file, config, vm)
     _check_vm_limits(file, config)
     return config
 
@@ -93,6 +96,31 @@ def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> No
                 f"{shape.frame_max} bytes: use at most {shape.frame_max - FRAME_OVERHEAD}, or more or larger slots"
             )
             raise file.error(FabricCause.MTU, ("vm", end.vm, "port", end.port, "mtu"), message)
+
+
+def _check_forward(file: FabricFile, config: FabricConfig, vm: VmConfig) -> None:
+    """A frame that comes in must be able to go out, and the agent must be able to run all the loops."""
+    key = ("vm", vm.name, "stack", "forward")
+    links = {end: link for link in config.links.values() for end in link.ends}
+    loops = 0
+    for pair in vm.stack.forward if vm.stack else ():
+        ends = [links[End(vm.name, port)] for port in pair if End(vm.name, port) in links]
+        if len(ends) < 2:
+            continue  # a port that has no link yet
+        first, second = ends
+        most = [link.geometry.shape().frame_max for link in ends]
+        if most[0] != most[1]:
+            message = (
+                f"joins link {first.name!r}, with frames up to {most[0]} bytes, and link {second.name!r}, with up to "
+                f"{most[1]}: longer ones would all be dropped; give both the same slots and slot_payload"
+            )
+            raise file.error(FabricCause.SIZE, key, message)
+        loops += min(link.geometry.queues for link in ends)
+    if loops > LOOPS_MAX:
+        message = (
+            f"takes {loops} loops, one for each queue of each pair, and {LOOPS_MAX} are possible: use fewer queues"
+        )
+        raise file.error(FabricCause.LIMIT, key, message)
 
 
 def _check_vm_limits(file: FabricFile, config: FabricConfig) -> None:

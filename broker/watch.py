@@ -11,7 +11,7 @@ from typing import Final, Literal
 from ringway.broker.effects import Held
 from ringway.broker.fabric import LinkState, geometry_message
 from ringway.control.messages import EndShown, LinkShown, RingShown
-from ringway.shm import Counts, RegionError, RegionReading, RingReading, SideReading, SideState, read_region
+from ringway.shm import Counts, RegionError, RingReading, SideReading, SideState, read_region, read_sides
 
 WRAP: Final = (1 << 64) - 1
 END_STATES: Final[dict[SideState, Literal["detached", "attached", "broken"]]] = {
@@ -31,30 +31,32 @@ def is_broken(held: Held) -> bool:
 
 
 def show_link(link: LinkState, held: Held) -> LinkShown:
-    reading: RegionReading | None = None
+    rings: list[RingReading] = []
+    sides: tuple[SideReading, SideReading] | None = None
     note = held.note
     try:
-        reading = read_region(held.region_fd)
+        sides = read_sides(held.region_fd)
+        rings = read_region(held.region_fd).rings
     except RegionError as error:
         note = "; ".join(filter(None, (note, f"the region is damaged ({error}): apply the fabric again")))
     shape = held.config.geometry.shape()
-    ends = [_end(link, side, reading.sides[side] if reading else None) for side in (0, 1)]
+    ends = [_end(link, side, sides[side] if sides else None) for side in (0, 1)]
     return LinkShown(
         name=link.config.name,
         link_id=link.link_id,
-        state=_state(ends),
+        state=_state(ends, readable=bool(rings)),
         ends=ends,
         geometry=geometry_message(held.config.geometry),
         frame_max=shape.frame_max,
         memory=shape.region_size if held.huge else shape.memory,
         pages="huge" if held.huge else "ordinary",
         note=note,
-        rings=[_ring(ring) for ring in reading.rings] if reading else [],
+        rings=[_ring(ring) for ring in rings],
     )
 
 
-def _state(ends: list[EndShown]) -> Literal["up", "half", "down", "broken"]:
-    if any(end.state in ("broken", "unreadable") for end in ends):
+def _state(ends: list[EndShown], readable: bool) -> Literal["up", "half", "down", "broken"]:
+    if not readable or any(end.state in ("broken", "unreadable") for end in ends):
         return "broken"
     attached = sum(end.state == "attached" and end.held for end in ends)
     return "up" if attached == 2 else "half" if attached else "down"

@@ -3,7 +3,16 @@
 from ringway.shm._native import ffi, lib
 from ringway.shm.errors import BreakCause, DropCause, RefusalCause, RegionBrokenError, RegionError
 from ringway.shm.geometry import Geometry, Shape
-from ringway.shm.reading import Counts, RegionReading, RingReading, SideReading, SideState, counts_of, read_region
+from ringway.shm.reading import (
+    Counts,
+    RegionReading,
+    RingReading,
+    SideReading,
+    SideState,
+    counts_of,
+    read_region,
+    read_sides,
+)
 from ringway.shm.region import QueueBells, Region, create_region, make_bell
 from ringway.shm.ring import Consumer, Producer
 
@@ -38,4 +47,5 @@ __all__ = [
     "create_region",
     "make_bell",
     "read_region",
+    "read_sides",
 ]

@@ -225,6 +225,7 @@ int rway_waiter_wait(struct rway_waiter *waiter, uint64_t bound_us)
     rway_full_fence();
     for (uint32_t i = 0; i < waiter->sleeper_count; i++)
         if (has_work(&waiter->sleepers[i])) {
+            bell_of(&waiter->sleepers[i])->idle_streak = 0; /* its bell comes late, but it did not ring for nothing */
             waiter->idle = 0;
             return 1;
         }

@@ -61,8 +61,8 @@ _REMEDIES = {
     RefusalCause.FEATURE: "this end is older than the region; update ringway here",
     RefusalCause.GEOMETRY: "choose a value in range; docs/running.md lists the ranges",
     RefusalCause.LINK: "the descriptor belongs to another link; ask the broker for a fresh offer",
-    RefusalCause.SECTION: "the section table is damaged; remove the link and apply the fabric again",
-    RefusalCause.COUNTERS: "the rings cannot be continued; remove the link and apply the fabric again",
+    RefusalCause.SECTION: "the section table is damaged; apply the fabric again, which replaces the link",
+    RefusalCause.COUNTERS: "the rings cannot be continued; apply the fabric again, which replaces the link",
     RefusalCause.NO_HUGE: "free huge pages (/proc/sys/vm/nr_hugepages), or set huge_pages = false",
 }
 
@@ -91,7 +91,7 @@ class RegionBrokenError(Exception):
 
     def __init__(self, cause: BreakCause) -> None:
         self.cause = cause
-        super().__init__(f"the link is broken ({cause.name.lower()}): remove it and apply the fabric again")
+        super().__init__(f"the link is broken ({cause.name.lower()}): apply the fabric again, which replaces it")
 
 
 def error_of(error: Any) -> RegionError:

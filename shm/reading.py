@@ -115,11 +115,22 @@ def _read_ring(fd: int, reading: Any, side: int, queue: int) -> RingReading:
     )
 
 
-def read_region(fd: int) -> RegionReading:
-    """Read a region. RegionError when its header is damaged or head and tail of a ring cannot be."""
+def read_sides(fd: int) -> tuple[SideReading, SideReading]:
+    """What the sides say of themselves, also when a ring cannot be read. RegionError when the header is damaged."""
+    reading = _read(fd)
+    return _side_of(reading.sides[0]), _side_of(reading.sides[1])
+
+
+def _read(fd: int) -> Any:
     reading, error = ffi.new("struct rway_reading *"), ffi.new("struct rway_error *")
     if lib.rway_region_read(fd, reading, error) != 0:
         raise error_of(error)
+    return reading
+
+
+def read_region(fd: int) -> RegionReading:
+    """Read a region. RegionError when its header is damaged or head and tail of a ring cannot be."""
+    reading = _read(fd)
     geometry = Geometry.of(reading.header.geometry)
     return RegionReading(
         geometry=geometry,

@@ -195,8 +195,9 @@ static int open_rings(struct rway_region *region, const struct rway_places *plac
     if (region->producers == NULL || region->consumers == NULL)
         return refuse_errno(error, "calloc");
     /* Before any can be refused: what frees them closes their bells, and descriptor 0 is somebody else's. */
+    const struct rway_bell none = {.wait_fd = -1, .ring_fd = -1};
     for (uint32_t queue = 0; queue < queues; queue++)
-        region->producers[queue].bell = region->consumers[queue].bell = (struct rway_bell){.wait_fd = -1, .ring_fd = -1};
+        region->producers[queue].bell = region->consumers[queue].bell = none;
     for (uint32_t queue = 0; queue < queues; queue++) {
         int refused = continue_producer(&region->producers[queue], ring_at(region, places->rings[side], queue), error);
         if (!refused)

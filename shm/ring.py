@@ -72,8 +72,9 @@ class Producer(_Half):
         return int(done)
 
     def drop(self, cause: DropCause, frames: int) -> None:
-        """Count frames that were meant for this ring and that the caller gives up; visible at the next send or wait."""
+        """Count frames that were meant for this ring and that the caller gives up."""
         lib.rway_producer_drop(self.native, cause, frames)
+        lib.rway_ring_publish(self.native, ffi.NULL, 0)  # shows the count, also when nothing follows
 
 
 class Consumer(_Half):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,11 @@ def enter_private_namespaces() -> None:
             "in a container add the capability SYS_ADMIN."
         )
     os.environ[_INSIDE] = "1"
-    os.execvp(command[0], [*command, sys.executable, *sys.argv])
+    # unshare ignores SIGINT and SIGTERM, so this process waits for them, and the kernel ends unshare with this process.
+    child = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command, sys.executable, *sys.argv])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: child.kill())
+    sys.exit(child.wait() % 256)
 
 
 def run(*command: str, namespace: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -16,17 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "ring.h"
-
-#define CHECK(condition, ...)                                                                                          \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                                    \
-            fprintf(stderr, __VA_ARGS__);                                                                              \
-            fprintf(stderr, "\n");                                                                                     \
-            _exit(1);                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 enum { LINK = 7, HEAD_SIZE = RWAY_HEADER_SIZE + 2 * RWAY_SIDE_SIZE };
 
@@ -46,7 +36,7 @@ static struct rway_region *attach(int fd, uint32_t side)
     return region;
 }
 
-/* sealed: as the broker makes it. Otherwise a carrier of the kind that a front end may bring, which can be shortened. */
+/* sealed: as the broker makes it. Otherwise of the kind that a front end may bring, which can be shortened. */
 static struct link make_link(bool sealed)
 {
     struct rway_error error;
@@ -354,7 +344,7 @@ static void exit_with_42(int number)
     _exit(number == SIGBUS ? 42 : 1);
 }
 
-static volatile char *expected_at;
+static volatile char *volatile expected_at;
 
 static void exit_with_42_where_expected(int number, siginfo_t *info, void *context)
 {

@@ -6,23 +6,13 @@
 #include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "ring.h"
-
-#define CHECK(condition, ...)                                                                                          \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                                    \
-            fprintf(stderr, __VA_ARGS__);                                                                              \
-            fprintf(stderr, "\n");                                                                                     \
-            _exit(1);                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 enum { LINK = 7, BEHAVED_MS = 20 };
 
@@ -71,7 +61,8 @@ static uint64_t next_random(struct attack *attack)
 
 static uint8_t *ring_at(const struct attack *attack, uint32_t side, uint64_t random)
 {
-    return attack->memory + attack->shape.rings_offset[side] + random % attack->geometry.queues * attack->shape.queue_size;
+    uint64_t queue = random % attack->geometry.queues;
+    return attack->memory + attack->shape.rings_offset[side] + queue * attack->shape.queue_size;
 }
 
 static uint8_t *slot_at(const struct attack *attack, uint64_t random)
@@ -155,7 +146,8 @@ static void storm_bells(struct attack *attack, uint64_t random)
 static void punch_holes(struct attack *attack, uint64_t random)
 {
     uint64_t pages = attack->shape.region_size / 4096;
-    uint64_t from = random >> 60 ? RWAY_RINGS_ALIGN / 4096 + random % (attack->shape.rings_size / 4096) : random % pages;
+    uint64_t in_rings = RWAY_RINGS_ALIGN / 4096 + random % (attack->shape.rings_size / 4096);
+    uint64_t from = random >> 60 ? in_rings : random % pages;
     int ignored = fallocate(attack->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)from * 4096,
                             4096 * (off_t)(1 + (random >> 32 & 3)));
     (void)ignored;

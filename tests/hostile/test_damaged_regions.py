@@ -48,7 +48,7 @@ def check_message(error: RegionError, cause: RefusalCause, what: str, found: int
 
 def refuses_attach(made: Carrier, cause: RefusalCause, what: str, found: int | None = None) -> None:
     for side in (0, 1):
-        check_message(refused(lambda side=side: made.attach(side)), cause, what, found)
+        check_message(refused(functools.partial(made.attach, side)), cause, what, found)
 
 
 def refuses_both(made: Carrier, cause: RefusalCause, what: str, found: int | None = None) -> None:
@@ -110,7 +110,7 @@ def test_a_geometry_out_of_range_in_the_header_is_refused_by_member(member: str,
 def test_a_possible_geometry_that_is_not_the_sections_is_refused(member: str, value: int) -> None:
     with carrier() as made:
         made.write(value, 0, "rway_header", "geometry", member)
-        for call in (lambda: made.attach(), lambda: read_region(made.fd)):
+        for call in (made.attach, lambda: read_region(made.fd)):
             assert refused(call).cause in {RefusalCause.GEOMETRY, RefusalCause.SECTION, RefusalCause.SIZE}
 
 
@@ -512,11 +512,12 @@ def test_random_bytes_over_the_header_are_refused_or_carry_frames_as_offered(
     try:
         for offset, junk in damage:
             os.pwrite(whole.fd, junk[: 4096 - offset], offset)
-        before = left_behind()
+        before, refusal = left_behind(), None
         try:
             carries_a_frame(whole)
         except RegionError as error:
-            assert len(str(error)) > 10
+            refusal = str(error)
+        assert refusal is None or "expected" in refusal
         assert left_behind() == before
     finally:
         os.pwrite(whole.fd, header, 0)
@@ -524,5 +525,5 @@ def test_random_bytes_over_the_header_are_refused_or_carry_frames_as_offered(
 
 def test_creation_refuses_a_geometry_out_of_range_and_leaves_nothing() -> None:
     for geometry in (Geometry(queues=0), Geometry(slot_count=100), Geometry(slot_payload=128), Geometry(headroom=0)):
-        error = refused(lambda geometry=geometry: create_region(geometry, LINK))
+        error = refused(functools.partial(create_region, geometry, LINK))
         check_message(error, RefusalCause.GEOMETRY, error.what)

@@ -52,7 +52,7 @@ class Chain:
 @pytest.fixture
 def chain(fabric: Fabric) -> Iterator[Chain]:
     with namespaces("switch", *VMS):
-        run("ip", "link", "add", "br0", "type", "bridge", namespace="switch")
+        run("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0", namespace="switch")
         run("ip", "link", "set", "br0", "up", namespace="switch")
         for number, vm in enumerate(VMS, start=1):
             run("ip", "link", "add", "mgmt0", "netns", vm, "type", "veth", "peer", "name", vm, "netns", "switch")
@@ -72,13 +72,13 @@ def test_a_64_kib_segment_crosses_the_chain_as_one_frame(chain: Chain) -> None:
 
 
 def test_the_switch_sees_nothing_of_what_the_links_carry(chain: Chain) -> None:
-    assert ping("client", SERVER_MANAGEMENT) == 3
     before = chain.switch_counters()
-    assert before["br0"] != (0, 0) or before["client"] != (0, 0), "the counters count"
     transfer("client", "server", SERVER, 16 << 20)
     transfer("server", "client", CLIENT, 16 << 20)
     assert ping("client", SERVER) == 3
     assert chain.switch_counters() == before
+    assert ping("client", SERVER_MANAGEMENT) == 3
+    assert chain.switch_counters()["client"] > before["client"], "the counters count"
     for link in LINKS:
         assert all(ring.produced["bytes"] > 16 << 20 for ring in chain.fabric.quiet(link).rings)
 

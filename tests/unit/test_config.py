@@ -308,6 +308,35 @@ def test_forward_refuses_a_tap_port() -> None:
     assert "is of kind 'tap'" in error.message
 
 
+def chain_of(pairs: int, first: str, second: str) -> str:
+    """A VM that forwards between pairs of ports, each pair between links with these settings."""
+    text = "[vm.fw.stack]\ndefault = 'allow'\nforward = ["
+    text += ", ".join(f"['i{n}', 'o{n}']" for n in range(pairs)) + "]\n"
+    for n in range(pairs):
+        text += "".join(
+            f"[vm.fw.port.{side}{n}]\nkind = 'local'\n[vm.{side}{n}.port.p]\nkind = 'local'\n" for side in "io"
+        )
+        text += (
+            f"[link.i{n}]\nends = ['i{n}.p', 'fw.i{n}']\n{first}\n[link.o{n}]\nends = ['fw.o{n}', 'o{n}.p']\n{second}\n"
+        )
+    return text
+
+
+def test_forwarding_between_links_of_different_largest_frames_is_refused() -> None:
+    error = refused(chain_of(1, "slots = 1024", "slots = 64\nslot_payload = 256"))
+    assert error.cause is FabricCause.SIZE
+    assert "65664" in str(error)
+    assert "8192" in str(error)
+    parse_config(chain_of(1, "slots = 1024", "slots = 512\nqueues = 2"), "fabric.toml")
+
+
+def test_more_forward_loops_than_a_filter_has_readers_are_refused() -> None:
+    error = refused(chain_of(5, "queues = 16\nslots = 64", "queues = 16\nslots = 64"))
+    assert error.cause is FabricCause.LIMIT
+    assert "80 loops" in str(error)
+    parse_config(chain_of(4, "queues = 16\nslots = 64", "queues = 16\nslots = 64"), "fabric.toml")
+
+
 def test_a_bad_rule_is_named_with_its_line() -> None:
     error = refused_after("destination_port = 23", "destination_port = 65536")
     assert error.cause is FabricCause.RULE
