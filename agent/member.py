@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.port import Port
@@ -14,6 +15,7 @@ from ringway.shm import BreakCause
 from ringway.stack.filter import Filter
 
 Log = Callable[[str], None]
+Problem = tuple[Literal["broken", "failed"], str]
 
 _CAUSE_MAX = 128  # characters of a notice's cause
 
@@ -34,7 +36,7 @@ class Member:
         self._stack: Stack | None = None
         self._filter: Filter | None = None
         self._filtered: Stack | None = None  # whose rules are in force
-        self._noticed: dict[str, str] = {}  # what the broker was last told about a port
+        self._problems: dict[str, Problem] = {}  # by port: what does not work, as last looked at
 
     def port(self, name: str, timeout: float) -> Port:
         """A local port of this VM, waiting until the broker has offered it. AgentError: NO_PORT, NOT_LOCAL."""
@@ -81,34 +83,36 @@ class Member:
         with self._changed:
             for runner in [runner for runner in self._runners if runner.failed()]:
                 self._close(runner)
-            problems = {name: f"broken {port.broken.name.lower()}" for name, port in self._broken()}
+            problems: dict[str, Problem] = {name: ("broken", port.broken.name.lower()) for name, port in self._broken()}
             for port in list(self._ports.values()):
                 error = self._try(self._run_tap, port)
                 if error is not None:
-                    problems[port.name] = f"failed {error}"
-            new = [self._notice(name, problem) for name, problem in problems.items() if self._is_news(name, problem)]
-            self._noticed = problems
-            return new
+                    problems[port.name] = ("failed", _plain(str(error)))
+            new = [(name, problem) for name, problem in problems.items() if self._problems.get(name) != problem]
+            self._problems = problems
+            return [self._notice(name, *problem) for name, problem in new]
 
     def _broken(self) -> list[tuple[str, Port]]:
         return [(name, port) for name, port in self._ports.items() if port.broken is not BreakCause.WHOLE]
 
-    def _is_news(self, name: str, problem: str) -> bool:
-        return self._noticed.get(name) != problem
-
-    def _notice(self, name: str, problem: str) -> Notice:
-        event, _, cause = problem.partition(" ")
+    def _notice(self, name: str, state: Literal["broken", "failed"], cause: str) -> Notice:
         link = self._ports[name].offer.link
-        self._log(f"port {name} of link {link}: {event}: {cause}")
-        plain = "".join(char if " " <= char <= "~" else "?" for char in cause)
-        return Notice(port=name, link=link, event=event, cause=plain[:_CAUSE_MAX])
+        self._log(f"port {name} of link {link}: {state}: {cause}")
+        return Notice(port=name, link=link, event=state, cause=cause)
+
+    def _port_told(self, port: Port) -> PortTold:
+        found: Problem | None = self._problems.get(port.name)
+        if port.broken is not BreakCause.WHOLE:
+            found = ("broken", port.broken.name.lower())
+        link = port.offer.link
+        return PortTold(port.name, link, *found) if found else PortTold(port.name, link, "attached")
 
     def told(self) -> Told:
         """What a broker that asks gets to know."""
         with self._changed:
             rules = self._filter.counts() if self._filter is not None else []
             return Told(
-                ports=[_port_told(port) for port in self._ports.values()],
+                ports=[self._port_told(port) for port in self._ports.values()],
                 loops=[LoopTold(loop.name, loop.counts()) for runner in self._runners for loop in runner.loops],
                 rules=[RuleCount(rule.name, rule.frames, rule.bytes) for rule in rules],
             )
@@ -140,7 +144,7 @@ class Member:
             return
         for runner in [runner for runner in self._runners if port in runner.ports]:
             self._close(runner)
-        self._noticed.pop(name, None)
+        self._problems.pop(name, None)
         port.detach()
 
     def _close(self, runner: Runner) -> None:
@@ -191,11 +195,6 @@ class Member:
         self._filter = self._filtered = None
 
 
-def _port_told(port: Port) -> PortTold:
-    broken = port.broken
-    return PortTold(
-        port=port.name,
-        link=port.offer.link,
-        state="broken" if broken is not BreakCause.WHOLE else "attached",
-        cause=broken.name.lower() if broken is not BreakCause.WHOLE else "",
-    )
+def _plain(text: str) -> str:
+    """As a message may hold it: printable ASCII, not too long."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text)[:_CAUSE_MAX]

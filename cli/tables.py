@@ -84,11 +84,10 @@ def _vms(vms: Sequence[VmShown]) -> Table:
 
 
 def _ports(vms: Sequence[VmShown]) -> Table:
-    table = _table("ports", "port", "link", "state", "counters")
+    table = _table("ports", "port", "link", "state", "cause")
     for vm in vms:
         for port in vm.ports:
-            state = f"{port.state} ({port.cause})" if port.cause else port.state
-            _row(table, f"{vm.name}.{port.port}", port.link, state, _counters(port.counters))
+            _row(table, f"{vm.name}.{port.port}", port.link, port.state, port.cause or "-")
     return table
 
 

@@ -95,9 +95,8 @@ class Offer(Part):
 class PortTold(Part):
     port: PlainName
     link: Name
-    state: Word
+    state: Literal["attached", "broken", "failed"]  # failed: attached, and what the agent is to run over it does not
     cause: Word = ""
-    counters: Counters = {}
 
 
 class LoopTold(Part):

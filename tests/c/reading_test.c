@@ -1,10 +1,9 @@
 /*
  * A tool reads a region while its two ends are busy: what it reads is of no single instant, and still never counters
  * that cannot be; when the ends are quiet it is exact.
- *
- * arguments: --readings 100000
- * arguments full: --readings 5000000
  */
+/* arguments: --readings 100000 */
+/* arguments full: --readings 5000000 */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdio.h>

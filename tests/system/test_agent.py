@@ -190,6 +190,31 @@ def test_a_port_of_the_stack_is_not_the_applications(fabric: Fabric) -> None:
     assert caught.value.cause is AgentCause.NOT_LOCAL
 
 
+def test_a_stack_takes_a_port_from_the_application_that_used_it(fabric: Fabric) -> None:
+    fabric.apply(PAIR + BESIDE)
+    port = fabric.port("left")
+    port.send([bytes(60)])
+    fabric.apply(PAIR + BESIDE + '[vm.left.stack]\nforward = [["p", "q"]]\ndefault = "allow"\n')
+    with pytest.raises(AgentError, match="run by its agent") as caught:
+        port.send([bytes(60)])
+    assert caught.value.cause is AgentCause.NOT_LOCAL
+    fabric.apply(PAIR + BESIDE)
+    port.send([bytes(60)])
+    assert fabric.ring("wire").published == 2
+
+
+def test_an_agent_joins_a_new_broker_once_that_has_a_fabric(fabric: Fabric) -> None:
+    fabric.apply(PAIR)
+    left, right = fabric.port("left"), fabric.port("right")
+    fabric.broker.process.kill()
+    fabric.broker.process.communicate(timeout=10)
+    left.send([b"without a broker".ljust(60)])
+    assert right.receive(timeout=10) == [b"without a broker".ljust(60)]
+    with BrokerProcess(fabric.runtime) as broker:
+        broker.apply(PAIR)
+        until(lambda: broker.link("wire").state == "up", "both agents have come back", seconds=30)
+
+
 def test_a_second_agent_of_a_vm_is_refused_with_the_pid_of_the_first(fabric: Fabric) -> None:
     fabric.apply(PAIR)
     fabric.local("left")

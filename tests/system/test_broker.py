@@ -225,8 +225,8 @@ def _hello(vm: str) -> Hello:
 def test_show_asks_the_agents_and_says_who_is_silent_or_away(broker: BrokerProcess, runtime: Path) -> None:
     broker.apply()
     told = Told(
-        ports=[PortTold(port="net", link="one", state="attached", counters={"frames": 2**64 - 1})],
-        loops=[LoopTold(name="net", counters={"loops": 3})],
+        ports=[PortTold(port="net", link="one", state="broken", cause="head")],
+        loops=[LoopTold(name="net", counters={"loops": 2**64 - 1})],
         rules=[RuleCount(name="default", frames=1, bytes=60)],
     )
     with session_of(runtime, "client") as session, Client(runtime) as asking:
