@@ -38,7 +38,7 @@ def main() -> int:
         try:
             for line in step(chain):
                 print(f"    {line}", flush=True)
-        except traffic.StepError as failure:
+        except (traffic.StepError, RuntimeError) as failure:
             failures += 1
             print(f"    FAILED: {failure}", flush=True)
     print(f"\n{chain.tables()}")

@@ -13,7 +13,7 @@ from namespaces import run, start
 
 SERVER, SERVER_MANAGEMENT = "10.77.0.2", "192.0.2.3"
 _CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2).close()"
-_GET = "import sys, urllib.request as u; sys.stdout.buffer.write(u.urlopen(sys.argv[1], timeout=30).read())"
+_GET = "import sys, urllib.request as u; open(sys.argv[2], 'wb').write(u.urlopen(sys.argv[1], timeout=30).read())"
 
 
 class StepError(Exception):
@@ -53,8 +53,7 @@ def download(chain: Chain) -> Iterator[str]:
     while not can_connect(SERVER, 8000):
         expect(server.poll() is None, "the HTTP server ended")
     got = RUNTIME / "got"
-    fetch = f"{sys.executable} -c '{_GET}' http://{SERVER}:8000/file > {got}"
-    run("sh", "-c", fetch, namespace="client")
+    run(sys.executable, "-c", _GET, f"http://{SERVER}:8000/file", str(got), namespace="client")
     expect(got.read_bytes() == content, f"{got.stat().st_size} bytes came, and not the {len(content)} that were sent")
     yield f"{len(content)} bytes, all alike; sha256 {hashlib.sha256(content).hexdigest()[:16]}…"
 

@@ -14,7 +14,11 @@
 #include "check.h"
 #include "ring.h"
 
-enum { LINK = 7, BEHAVED_MS = 20 };
+enum {
+    LINK = 7,
+    BEHAVED_MS = 20,
+    FLIPS = 200 /* changes to the same place in a row */
+};
 
 /* Pipes of one direction each; all queues share them. The attacker says on begun that its deeds have begun. */
 struct bells {
@@ -31,7 +35,7 @@ static uint64_t mix(uint64_t x)
     return x ^ x >> 31;
 }
 
-/* The attacker's own mapping, and which of its deeds it does. */
+/* The attacker's own mapping and ends of the bells. */
 struct attack {
     int fd;
     uint8_t *memory;
@@ -65,12 +69,27 @@ static uint8_t *ring_at(const struct attack *attack, uint32_t side, uint64_t ran
     return attack->memory + attack->shape.rings_offset[side] + queue * attack->shape.queue_size;
 }
 
-static uint8_t *slot_at(const struct attack *attack, uint64_t random)
+/* A slot that the victim looks at now or in a moment: few are in use at a time, and only those are worth a change. */
+static uint64_t busy_index(const struct attack *attack, const uint8_t *ring, uint64_t random)
+{
+    uint64_t head = rway_read_once(&((const struct rway_ring_control *)ring)->head);
+    return (head + random % 8 - 5) % attack->geometry.slot_count;
+}
+
+static struct rway_desc *desc_at(uint8_t *ring, uint64_t index)
+{
+    return (struct rway_desc *)(ring + sizeof(struct rway_ring_control)) + index;
+}
+
+static uint8_t *slot_at(const struct attack *attack, uint8_t *ring, uint64_t index)
+{
+    return (uint8_t *)desc_at(ring, attack->geometry.slot_count) + index * attack->shape.slot_stride;
+}
+
+static uint8_t *busy_slot(const struct attack *attack, uint64_t random)
 {
     uint8_t *ring = ring_at(attack, RWAY_SIDE_B, random >> 16);
-    uint64_t number = random % attack->geometry.slot_count;
-    return ring + sizeof(struct rway_ring_control) + attack->geometry.slot_count * sizeof(struct rway_desc) +
-           number * attack->shape.slot_stride;
+    return slot_at(attack, ring, busy_index(attack, ring, random));
 }
 
 static uint64_t beside(uint64_t value, uint64_t random)
@@ -81,30 +100,39 @@ static uint64_t beside(uint64_t value, uint64_t random)
 
 static void flip_headers(struct attack *attack, uint64_t random)
 {
-    uint8_t *packet = slot_at(attack, random) + attack->geometry.headroom;
-    packet[37] = random >> 24 & 1 ? 23 : 80;
+    uint8_t *packet = busy_slot(attack, random) + attack->geometry.headroom;
+    for (uint32_t i = 0; i < FLIPS; i++)
+        ((volatile uint8_t *)packet)[37] = i % 2 ? 23 : 80;
     if ((random >> 25 & 15) == 0)
         packet[14 + random % 46] = (uint8_t)(random >> 32);
 }
 
-static void flip_extensions(struct attack *attack, uint64_t random)
+static struct rway_extension some_extension(uint64_t random)
 {
-    struct rway_extension *line = (struct rway_extension *)slot_at(attack, random);
     static const uint16_t STARTS[] = {34, 0, 13, 14, 50, 65535, 1400, 35};
-    line->flags = random >> 24 & 7 ? RWAY_EXT_CSUM | (random >> 27 & RWAY_EXT_GSO) : (uint16_t)random;
-    line->csum_start = STARTS[random >> 30 & 7];
-    line->csum_offset = random >> 34 & 3 ? 6 : (uint16_t)(random >> 40);
-    line->gso_type = random >> 36 & 3 ? RWAY_GSO_UDP : (uint16_t)(random >> 41);
-    line->gso_size = random >> 38 & 3 ? 500 : (uint16_t)(random >> 52 & 15);
-    line->hdr_len = random >> 40 & 3 ? 42 : (uint16_t)(random >> 43);
+    return (struct rway_extension){
+        .flags = random >> 24 & 7 ? RWAY_EXT_CSUM | (random >> 27 & RWAY_EXT_GSO) : (uint16_t)random,
+        .csum_start = STARTS[random >> 30 & 7],
+        .csum_offset = random >> 34 & 3 ? 6 : (uint16_t)(random >> 40),
+        .gso_type = random >> 36 & 3 ? RWAY_GSO_UDP : (uint16_t)(random >> 41),
+        .gso_size = random >> 38 & 3 ? 500 : (uint16_t)(random >> 52 & 15),
+        .hdr_len = random >> 40 & 3 ? 42 : (uint16_t)(random >> 43),
+    };
 }
 
-static void flip_descriptors(struct attack *attack, uint64_t random)
+/* Between what fits every frame and what may not. */
+static void flip_extensions(struct attack *attack, uint64_t random)
 {
-    uint8_t *ring = ring_at(attack, RWAY_SIDE_B, random >> 16);
-    struct rway_desc *desc = (struct rway_desc *)(ring + sizeof(struct rway_ring_control));
-    desc += random % attack->geometry.slot_count;
-    switch (random >> 24 & 7) {
+    volatile struct rway_extension *line = (volatile struct rway_extension *)busy_slot(attack, random);
+    const struct rway_extension good = {.flags = RWAY_EXT_CSUM, .csum_start = 34, .csum_offset = 6};
+    const struct rway_extension bad = some_extension(mix(random));
+    for (uint32_t i = 0; i < FLIPS; i++)
+        *line = i % 2 ? good : bad;
+}
+
+static void spoil(struct rway_desc *desc, uint64_t random)
+{
+    switch (random % 8) {
     case 0:
         desc->kind = (uint8_t)(random >> 32 & 3);
         break;
@@ -115,11 +143,78 @@ static void flip_descriptors(struct attack *attack, uint64_t random)
         desc->slots = (uint16_t)beside(desc->slots, random >> 32);
         break;
     case 3:
+    case 4:
         desc->pushed = (uint16_t)beside(desc->pushed, random >> 32);
         break;
     default:
         desc->len = (uint32_t)beside(desc->len, random >> 32);
     }
+}
+
+/* Between what it was and what it must not be: who fetches a word twice sees two things. */
+static void flip_descriptors(struct attack *attack, uint64_t random)
+{
+    uint8_t *ring = ring_at(attack, RWAY_SIDE_B, random >> 16);
+    struct rway_desc *desc = desc_at(ring, busy_index(attack, ring, random));
+    const struct rway_desc before = *desc;
+    struct rway_desc bad = before;
+    spoil(&bad, mix(random));
+    for (uint32_t i = 0; i < FLIPS; i++)
+        *(volatile struct rway_desc *)desc = i % 2 ? before : bad;
+}
+
+static void write_udp(uint8_t *packet, uint32_t len)
+{
+    static const uint8_t START[42] = {2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 0, 0, 0, 0,
+                                      0, 64, IPPROTO_UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 1, 0, 0, 80};
+    memcpy(packet, START, sizeof START);
+    packet[16] = (uint8_t)((len - 14) >> 8);
+    packet[17] = (uint8_t)(len - 14);
+    packet[38] = (uint8_t)((len - 34) >> 8);
+    packet[39] = (uint8_t)(len - 34);
+}
+
+/* A frame that fits its descriptor to the last byte, of a size that no honest producer would publish now and then. */
+static struct rway_desc some_frame(const struct attack *attack, uint64_t free, uint64_t random)
+{
+    const struct rway_geometry *geometry = &attack->geometry;
+    uint32_t room = geometry->headroom - RWAY_HEADROOM_MIN;
+    const uint32_t pushes[] = {0, 0, 0, room, room / 2, 0, 0, random >> 58 ? 0 : (uint32_t)(random >> 20 & 1023)};
+    uint32_t pushed = pushes[random >> 8 & 7];
+    uint64_t most = random >> 32 & 63 && free > 8 ? 8 : free;
+    uint32_t slots = 1 + (uint32_t)((random >> 38) % most);
+    uint32_t len = slots * geometry->slot_payload - (uint32_t)(random % (geometry->slot_payload - 60)) + pushed;
+    return (struct rway_desc){.kind = RWAY_DESC_FRAME,
+                              .flags = (uint8_t)(random >> 50 & RWAY_FLAGS_KNOWN),
+                              .slots = (uint16_t)slots,
+                              .len = len,
+                              .pushed = (uint16_t)pushed};
+}
+
+/* Publish one frame by hand: mostly one that may be, so that the link lives long enough for the others. */
+static void craft_frame(struct attack *attack, uint64_t random)
+{
+    uint8_t *ring = ring_at(attack, RWAY_SIDE_B, random >> 16);
+    struct rway_ring_control *control = (struct rway_ring_control *)ring;
+    const struct rway_side *victim = (const struct rway_side *)(attack->memory + RWAY_HEADER_SIZE);
+    uint64_t slot_count = attack->geometry.slot_count;
+    uint64_t tail = rway_read_once(&control->tail), head = rway_read_once(&control->head);
+    if (head - tail > slot_count || rway_read_once(&victim->state) == RWAY_SIDE_BROKEN)
+        rway_write_once(&control->head, head = tail); /* it may come back: be believable again */
+    if (head - tail >= slot_count)
+        return;
+    struct rway_desc desc = some_frame(attack, slot_count - (head - tail), random = mix(random));
+    uint8_t *slot = slot_at(attack, ring, head % slot_count);
+    *(struct rway_extension *)slot = some_extension(mix(random));
+    if (desc.pushed <= attack->geometry.headroom - RWAY_HEADROOM_MIN)
+        write_udp(slot + attack->geometry.headroom - desc.pushed, desc.len);
+    for (uint64_t i = 1; i < desc.slots; i++)
+        *desc_at(ring, (head + i) % slot_count) = (struct rway_desc){.kind = RWAY_DESC_CONTINUATION};
+    uint16_t slots = desc.slots;
+    if ((random >> 44 & 127) == 0)
+        spoil(&desc, mix(random));
+    *desc_at(ring, head % slot_count) = desc;
+    rway_store_release(&control->head, head + slots);
 }
 
 static void near_counters(struct attack *attack, uint64_t random)
@@ -196,19 +291,11 @@ static void *do_deeds(void *argument)
 /* A UDP packet over IPv4 to port 80, with the checksum left to the receiver now and then. */
 static void write_packet(struct rway_producer *producer, struct rway_frame *frame, uint64_t random)
 {
-    static const uint8_t START[42] = {2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 0, 0, 0, 0,
-                                      0, 64, IPPROTO_UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 1, 0, 0, 80};
     struct rway_piece pieces[RWAY_PIECES_MAX];
     const struct rway_offload offload = {.flags = RWAY_EXT_CSUM, .csum_start = 34, .csum_offset = 6};
-    uint8_t *packet = frame->data;
     uint32_t count = rway_producer_pieces(producer, frame, pieces);
-    uint32_t ip_len = frame->len - 14, udp_len = frame->len - 34;
     memset(pieces[count - 1].data, 0x5a, pieces[count - 1].len);
-    memcpy(packet, START, sizeof START);
-    packet[16] = (uint8_t)(ip_len >> 8);
-    packet[17] = (uint8_t)ip_len;
-    packet[38] = (uint8_t)(udp_len >> 8);
-    packet[39] = (uint8_t)udp_len;
+    write_udp(frame->data, frame->len);
     if (random & 1)
         rway_frame_set_offload(producer, frame, &offload);
 }
@@ -252,6 +339,9 @@ static void be_hostile(struct attack *attack)
                                       1, NULL);
     if (pthread_create(&thread, NULL, do_deeds, &other) != 0)
         _exit(3);
+    bool crafting = next_random(attack) % 3 == 0;
+    while (crafting)
+        craft_frame(attack, next_random(attack));
     while (attack->region != NULL) {
         behave(attack, next_random(attack));
         if (rway_region_broken(attack->region))

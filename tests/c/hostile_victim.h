@@ -76,11 +76,15 @@ static void take_in_place(struct rway_consumer *consumer)
     struct rway_piece pieces[RWAY_PIECES_MAX];
     uint32_t taken = rway_ring_peek(consumer, frames, 64);
     CHECK(taken <= 64, "%u frames", taken);
+    CHECK(consumer->peer_head - consumer->tail <= consumer->ring.slot_count, "a head too far");
+    CHECK(consumer->cursor - consumer->tail <= consumer->ring.slot_count, "more frames than slots");
     for (uint32_t i = 0; i < taken; i++) {
         struct rway_offload offload;
         if (frames[i].kind == RWAY_DESC_MARK)
             continue;
         CHECK(frames[i].len >= RWAY_FRAME_MIN && frames[i].len <= consumer->ring.frame_max, "len %u", frames[i].len);
+        uint32_t body = frames[i].len - frames[i].pushed, payload = consumer->ring.payload;
+        CHECK(frames[i].slots == (body <= payload ? 1 : (body + payload - 1) / payload), "%u slots", frames[i].slots);
         read_pieces(&consumer->ring, pieces, rway_consumer_pieces(consumer, &frames[i], pieces), &frames[i]);
         if (rway_frame_offload(consumer, &frames[i], &offload) != 0)
             COUNT(seen.bad_offloads, 1);
