@@ -18,10 +18,10 @@ STEPS = (
     traffic.management,
     traffic.download,
     traffic.throughput,
-    changes.blocked,
-    changes.changed,
     changes.without_bridge,
     changes.without_firewall,
+    changes.blocked,
+    changes.changed,
     changes.books,
 )
 
