@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ringway.broker.config import LinkConfig
+from ringway.broker.config import MIB, LinkConfig
 from ringway.broker.fabric import Effect, MakeLink, RemoveLink
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
@@ -37,6 +37,15 @@ class Held:
     note: str = ""
     bells: tuple[list[RingBells], list[RingBells]] = field(default_factory=lambda: ([], []))  # by producing side, queue
     owned: list[int] = field(default_factory=list)
+
+    def statement(self) -> str:
+        """What the link's users have to know of its size."""
+        shape = self.config.geometry.shape()
+        memory = shape.region_size if self.huge else shape.memory
+        pages = "huge" if self.huge else "ordinary"
+        return (
+            f"link {self.config.name!r}: frames up to {shape.frame_max} bytes, {memory / MIB:.1f} MiB of {pages} pages"
+        )
 
     def descriptors(self, side: int) -> list[int]:
         """What the end on `side` is handed, in the order of control/handover.py."""
@@ -78,6 +87,7 @@ class Resources:
                         raise
                     made.append(link_id)
                     notes += [held.note] if held.note else []
+                    notes.append(held.statement())
                 case RemoveLink(link_id):  # cannot fail, and comes after all that can: nothing to undo
                     self._drop(link_id)
         return notes
