@@ -63,6 +63,7 @@ _REMEDIES = {
     RefusalCause.LINK: "the descriptor belongs to another link; ask the broker for a fresh offer",
     RefusalCause.SECTION: "the section table is damaged; apply the fabric again, which replaces the link",
     RefusalCause.COUNTERS: "the rings cannot be continued; apply the fabric again, which replaces the link",
+    RefusalCause.ARGUMENT: "the caller passed what the function does not take; shm/api.h says what it does",
     RefusalCause.NO_HUGE: "free huge pages (/proc/sys/vm/nr_hugepages), or set huge_pages = false",
 }
 

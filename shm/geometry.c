@@ -1,6 +1,7 @@
 /* What a geometry may be, what follows from it, and whether a region's header says the same. Pure functions. */
 #include "ring.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 int rway_refuse(struct rway_error *error, int cause, const char *what, uint64_t found, uint64_t expected)
@@ -10,6 +11,15 @@ int rway_refuse(struct rway_error *error, int cause, const char *what, uint64_t 
         snprintf(error->what, sizeof error->what, "%s", what);
     }
     return -cause;
+}
+
+int rway_refuse_errno(struct rway_error *error, const char *what)
+{
+    int number = errno;
+    rway_refuse(error, RWAY_REFUSED_SYSTEM, what, 0, 0);
+    if (error != NULL)
+        error->sys_errno = number;
+    return -RWAY_REFUSED_SYSTEM;
 }
 
 static uint64_t align_up(uint64_t value, uint64_t alignment)

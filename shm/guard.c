@@ -25,19 +25,39 @@ static struct {
 static pthread_mutex_t changes = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction previous;
 
+static int inside_previous; /* calls of the previous handler that have not returned */
+
+static bool has_previous(void)
+{
+    return previous.sa_flags & SA_SIGINFO || (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN);
+}
+
+static void call_previous(int number, siginfo_t *info, void *context)
+{
+    __atomic_fetch_add(&inside_previous, 1, __ATOMIC_RELAXED);
+    if (previous.sa_flags & SA_SIGINFO)
+        previous.sa_sigaction(number, info, context);
+    else
+        previous.sa_handler(number);
+    __atomic_fetch_sub(&inside_previous, 1, __ATOMIC_RELAXED);
+}
+
 static void pass_on(int number, siginfo_t *info, void *context)
 {
-    if (previous.sa_flags & SA_SIGINFO) {
-        previous.sa_sigaction(number, info, context);
-    } else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
-        previous.sa_handler(number);
-    } else if (previous.sa_handler != SIG_IGN || info->si_code > 0) {
-        /* The faulting instruction runs again and now ends the process, with the address in its core. */
-        signal(SIGBUS, SIG_DFL);
-        /* One that was sent has no such instruction: it is sent again, and arrives when this handler returns. */
-        if (info->si_code <= 0)
-            raise(SIGBUS);
+    bool was_sent = info->si_code <= 0;
+    /* A handler that comes before and behind ours (Python's faulthandler can) hands the signal back by sending it. */
+    bool handed_back = was_sent && rway_read_once(&inside_previous) != 0;
+    if (has_previous() && !handed_back) {
+        call_previous(number, info, context);
+        return;
     }
+    if (was_sent && !handed_back && previous.sa_handler == SIG_IGN)
+        return;
+    /* The faulting instruction runs again and now ends the process, with the address in its core. */
+    signal(SIGBUS, SIG_DFL);
+    /* One that was sent has no such instruction: it is sent again, and arrives when this handler returns. */
+    if (was_sent)
+        raise(SIGBUS);
 }
 
 static void on_sigbus(int number, siginfo_t *info, void *context)
@@ -67,7 +87,8 @@ static int install(void)
     struct sigaction ours;
     memset(&ours, 0, sizeof ours);
     ours.sa_sigaction = on_sigbus;
-    ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    /* NODEFER, so that a previous handler that sends the signal on does it while we know who that is: pass_on. */
+    ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     sigemptyset(&ours.sa_mask);
     if (sigaction(SIGBUS, NULL, &current) != 0)
         return -1;

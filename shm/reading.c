@@ -2,8 +2,6 @@
 #define _GNU_SOURCE
 #include "ring.h"
 
-#include <errno.h>
-#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -14,11 +12,7 @@ static int read_at(int fd, void *to, size_t size, uint64_t offset, struct rway_e
         return 0;
     if (got >= 0)
         return rway_refuse(error, RWAY_REFUSED_SIZE, "size of the carrier", offset + (uint64_t)got, offset + size);
-    int number = errno;
-    rway_refuse(error, RWAY_REFUSED_SYSTEM, "pread", 0, 0);
-    if (error != NULL)
-        error->sys_errno = number;
-    return -RWAY_REFUSED_SYSTEM;
+    return rway_refuse_errno(error, "pread");
 }
 
 static int find_places(int fd, const struct rway_header *header, struct rway_shape *shape, struct rway_places *places,
@@ -26,7 +20,7 @@ static int find_places(int fd, const struct rway_header *header, struct rway_sha
 {
     struct stat status;
     if (fstat(fd, &status) != 0)
-        return rway_refuse(error, RWAY_REFUSED_SYSTEM, "fstat", 0, 0);
+        return rway_refuse_errno(error, "fstat");
     return rway_header_check(header, (uint64_t)status.st_size, shape, places, error);
 }
 

@@ -1,113 +1,13 @@
-/* A region's life: made and formatted by the broker, attached and detached by an end. */
+/* An end's hold on a region: attached, used, broken, detached. */
 #define _GNU_SOURCE
 #include "ring.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#ifndef MFD_HUGE_2MB
-#define MFD_HUGE_2MB (21 << 26)
-#endif
-
-uint32_t rway_layout_version(void)
-{
-    return (uint32_t)RWAY_LAYOUT_MAJOR << 16 | RWAY_LAYOUT_MINOR;
-}
-
-static int refuse_errno(struct rway_error *error, const char *what)
-{
-    int number = errno;
-    rway_refuse(error, RWAY_REFUSED_SYSTEM, what, 0, 0);
-    if (error != NULL)
-        error->sys_errno = number;
-    return -RWAY_REFUSED_SYSTEM;
-}
-
-static void add_section(struct rway_header *header, uint32_t kind, uint64_t offset, uint64_t length, uint32_t writer,
-                        uint32_t reader)
-{
-    header->sections[header->section_count++] = (struct rway_section){
-        .kind = kind, .offset = offset, .length = length, .writer = writer, .reader = reader};
-}
-
-static void format(struct rway_header *header, const struct rway_geometry *geometry, const struct rway_shape *shape,
-                   uint64_t link_id)
-{
-    header->major = RWAY_LAYOUT_MAJOR;
-    header->minor = RWAY_LAYOUT_MINOR;
-    header->header_size = RWAY_HEADER_SIZE;
-    header->region_size = shape->region_size;
-    header->link_id = link_id;
-    header->geometry = *geometry;
-    header->slot_stride = shape->slot_stride;
-    header->frame_max = shape->frame_max;
-    for (uint32_t side = 0; side < 2; side++) {
-        add_section(header, RWAY_SECTION_SIDE, RWAY_HEADER_SIZE + side * RWAY_SIDE_SIZE, RWAY_SIDE_SIZE, side,
-                    RWAY_SIDE_BOTH);
-        add_section(header, RWAY_SECTION_RINGS, shape->rings_offset[side], shape->rings_size, side, 1 - side);
-    }
-    /* Release: whoever finds the magic finds the rest. */
-    rway_store_release(&header->magic, RWAY_MAGIC);
-}
-
-/* Allocate what sections cover, now, so that no one meets a full host later, as a SIGBUS. */
-static int allocate(int fd, const struct rway_shape *shape, bool huge, struct rway_error *error)
-{
-    if (ftruncate(fd, (off_t)shape->region_size) != 0)
-        return refuse_errno(error, "ftruncate");
-    if (huge) {
-        if (fallocate(fd, 0, 0, (off_t)shape->region_size) == 0)
-            return 0;
-        return rway_refuse(error, RWAY_REFUSED_NO_HUGE, "huge pages of 2 MiB", 0, shape->region_size >> 21);
-    }
-    const uint64_t extents[][2] = {{0, RWAY_HEADER_SIZE + 2 * RWAY_SIDE_SIZE},
-                                   {shape->rings_offset[0], shape->rings_size},
-                                   {shape->rings_offset[1], shape->rings_size}};
-    for (int i = 0; i < 3; i++)
-        if (fallocate(fd, 0, (off_t)extents[i][0], (off_t)extents[i][1]) != 0)
-            return refuse_errno(error, "fallocate");
-    return 0;
-}
-
-static int fill(int fd, const struct rway_geometry *geometry, const struct rway_shape *shape, uint64_t link_id,
-                bool huge, struct rway_error *error)
-{
-    /* Mapped, because hugetlbfs has no write; nobody else has the descriptor yet. */
-    size_t size = huge ? RWAY_RINGS_ALIGN : RWAY_HEADER_SIZE;
-    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (memory == MAP_FAILED)
-        return refuse_errno(error, "mmap");
-    format(memory, geometry, shape, link_id);
-    munmap(memory, size);
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
-        return refuse_errno(error, "F_ADD_SEALS");
-    return 0;
-}
-
-int rway_region_create(const struct rway_geometry *geometry, uint64_t link_id, uint32_t flags,
-                       struct rway_error *error)
-{
-    struct rway_shape shape;
-    bool huge = flags & RWAY_CREATE_HUGE;
-    int refused = rway_geometry_shape(geometry, &shape, error);
-    if (refused)
-        return refused;
-    int fd = memfd_create("ringway", MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
-    if (fd < 0 && huge)
-        return rway_refuse(error, RWAY_REFUSED_NO_HUGE, "huge pages of 2 MiB", 0, shape.region_size >> 21);
-    if (fd < 0)
-        return refuse_errno(error, "memfd_create");
-    if ((refused = allocate(fd, &shape, huge, error)) || (refused = fill(fd, geometry, &shape, link_id, huge, error))) {
-        close(fd);
-        return refused;
-    }
-    return fd;
-}
 
 static int check_offer(const struct rway_header *header, const struct rway_geometry *offer, uint64_t link_id,
                        struct rway_error *error)
@@ -193,7 +93,7 @@ static int open_rings(struct rway_region *region, const struct rway_places *plac
     region->producers = calloc(queues, sizeof *region->producers);
     region->consumers = calloc(queues, sizeof *region->consumers);
     if (region->producers == NULL || region->consumers == NULL)
-        return refuse_errno(error, "calloc");
+        return rway_refuse_errno(error, "calloc");
     /* Before any can be refused: what frees them closes their bells, and descriptor 0 is somebody else's. */
     const struct rway_bell none = {.wait_fd = -1, .ring_fd = -1};
     for (uint32_t queue = 0; queue < queues; queue++)
@@ -231,15 +131,30 @@ static int check_arguments(uint64_t size, const struct rway_geometry *offer, uin
     return rway_geometry_shape(offer, &shape, error);
 }
 
-static int open_region(struct rway_region *region, const struct rway_geometry *offer, uint64_t link_id, uint32_t side,
-                       uint32_t incarnation, struct rway_error *error)
+/* The header's offsets were checked against the whole carrier, and not all of it need be mapped. */
+static int check_mapped(const struct rway_region *region, const struct rway_places *places, struct rway_error *error)
+{
+    for (int side = 0; side < 2; side++) {
+        uint64_t side_end = places->side[side] + RWAY_SIDE_SIZE;
+        uint64_t rings_end = places->rings[side] + region->shape.rings_size;
+        uint64_t end = side_end > rings_end ? side_end : rings_end;
+        if (end > region->size)
+            return rway_refuse(error, RWAY_REFUSED_SECTION, "end of a section", end, region->size);
+    }
+    return 0;
+}
+
+static int open_region(struct rway_region *region, uint64_t carrier_size, const struct rway_geometry *offer,
+                       uint64_t link_id, uint32_t side, uint32_t incarnation, struct rway_error *error)
 {
     struct rway_header header;
     struct rway_places places;
     memcpy(&header, region->memory, sizeof header);
-    int refused = rway_header_check(&header, region->size, &region->shape, &places, error);
+    int refused = rway_header_check(&header, carrier_size, &region->shape, &places, error);
     if (!refused)
         refused = check_offer(&header, offer, link_id, error);
+    if (!refused)
+        refused = check_mapped(region, &places, error);
     if (refused)
         return refused;
     region->geometry = *offer;
@@ -254,14 +169,14 @@ static int open_region(struct rway_region *region, const struct rway_geometry *o
     return 0;
 }
 
-struct rway_region *rway_region_over(void *memory, uint64_t size, const struct rway_geometry *offer, uint64_t link_id,
-                                     uint32_t side, uint32_t incarnation, struct rway_error *error)
+static struct rway_region *over(void *memory, uint64_t size, uint64_t carrier_size, const struct rway_geometry *offer,
+                                uint64_t link_id, uint32_t side, uint32_t incarnation, struct rway_error *error)
 {
     if (check_arguments(size, offer, side, error))
         return NULL;
     struct rway_region *region = calloc(1, sizeof *region);
     if (region == NULL) {
-        refuse_errno(error, "calloc");
+        rway_refuse_errno(error, "calloc");
         return NULL;
     }
     region->memory = memory;
@@ -271,7 +186,7 @@ struct rway_region *rway_region_over(void *memory, uint64_t size, const struct r
         free(region);
         return NULL;
     }
-    int refused = open_region(region, offer, link_id, side, incarnation, error);
+    int refused = open_region(region, carrier_size, offer, link_id, side, incarnation, error);
     if (!refused && rway_read_once(&region->broken) == RWAY_BROKEN_VANISHED)
         refused = rway_refuse(error, RWAY_REFUSED_SIZE, "memory that is really there", 0, size);
     if (refused) {
@@ -282,13 +197,19 @@ struct rway_region *rway_region_over(void *memory, uint64_t size, const struct r
     return region;
 }
 
+struct rway_region *rway_region_over(void *memory, uint64_t size, const struct rway_geometry *offer, uint64_t link_id,
+                                     uint32_t side, uint32_t incarnation, struct rway_error *error)
+{
+    return over(memory, size, size, offer, link_id, side, incarnation, error);
+}
+
 struct rway_region *rway_region_attach(int fd, const struct rway_geometry *offer, uint64_t link_id, uint32_t side,
                                        uint32_t incarnation, struct rway_error *error)
 {
     struct stat status;
     struct rway_shape shape;
     if (fstat(fd, &status) != 0) {
-        refuse_errno(error, "fstat");
+        rway_refuse_errno(error, "fstat");
         return NULL;
     }
     if (!S_ISREG(status.st_mode)) {
@@ -297,19 +218,19 @@ struct rway_region *rway_region_attach(int fd, const struct rway_geometry *offer
     }
     if (rway_geometry_shape(offer, &shape, error))
         return NULL;
-    uint64_t size = (uint64_t)status.st_size;
-    if (size < shape.region_size) {
-        rway_refuse(error, RWAY_REFUSED_SIZE, "size of the carrier", size, shape.region_size);
+    uint64_t carrier_size = (uint64_t)status.st_size;
+    uint64_t size = shape.region_size;
+    if (carrier_size < size) {
+        rway_refuse(error, RWAY_REFUSED_SIZE, "size of the carrier", carrier_size, size);
         return NULL;
     }
-    /* No more than the offer needs: a longer carrier costs no address space. */
-    size = shape.region_size;
+    /* Sections of later releases may lie behind what the offer's geometry needs: that much is not mapped. */
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) {
-        refuse_errno(error, "mmap");
+        rway_refuse_errno(error, "mmap");
         return NULL;
     }
-    struct rway_region *region = rway_region_over(memory, size, offer, link_id, side, incarnation, error);
+    struct rway_region *region = over(memory, size, carrier_size, offer, link_id, side, incarnation, error);
     if (region == NULL)
         munmap(memory, size);
     else
@@ -393,12 +314,12 @@ static int set_bell(struct rway_bell *bell, int wait_fd, int ring_fd, struct rwa
         if (fds[i] < 0)
             continue;
         if (fstat(fds[i], &status) != 0)
-            return refuse_errno(error, "fstat of a bell");
+            return rway_refuse_errno(error, "fstat of a bell");
         if (!S_ISFIFO(status.st_mode))
             return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "kind of a bell", status.st_mode & S_IFMT, S_IFIFO);
         /* The flag is this end's own: the other end of a pipe cannot make our write or read block. */
         if (fcntl(fds[i], F_SETFL, fcntl(fds[i], F_GETFL) | O_NONBLOCK) != 0)
-            return refuse_errno(error, "O_NONBLOCK of a bell");
+            return rway_refuse_errno(error, "O_NONBLOCK of a bell");
     }
     rway_bell_close(bell);
     *bell = (struct rway_bell){.wait_fd = wait_fd, .ring_fd = ring_fd};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -86,7 +87,8 @@ class Region:
                 raise
         finally:
             for bell in left:
-                os.close(bell)
+                with contextlib.suppress(OSError):  # one that was not open is what the refusal is about
+                    os.close(bell)
         return region
 
     def _take_bells(self, bells: list[int]) -> None:

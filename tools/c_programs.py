@@ -67,12 +67,14 @@ class Run:
     """One call of a program, as a comment in its source asks for it."""
 
     arguments: tuple[str, ...]
-    only: str  # "full": with --full, as the release is compiled; "tsan": in that variant alone; "": always
+    only: (
+        str  # "full": with --full, as the release is compiled; "asan": with --full, in that variant; "tsan"; "": always
+    )
 
 
 def runs(program: Path) -> list[Run]:
     """`/* arguments: ... */` lines of the source, one run each; a program without any runs once, without arguments."""
-    found = re.findall(r"/\* arguments( full| tsan)?: *(.*?) *\*/", program.read_text(encoding="utf-8"))
+    found = re.findall(r"/\* arguments( full| tsan| asan)?: *(.*?) *\*/", program.read_text(encoding="utf-8"))
     asked = [Run(tuple(text.split()), only.strip()) for only, text in found]
     return asked if any(run.only == "" for run in asked) else [Run((), ""), *asked]
 
@@ -82,7 +84,8 @@ def runs_in(program: Path, variant: Variant) -> list[Run]:
     every = runs(program)
     if variant is TSAN:
         return [run for run in every if run.only == "tsan"] or [run for run in every if run.only == ""]
-    return [run for run in every if run.only == "" or (run.only == "full" and variant is PLAIN)]
+    long = {PLAIN: "full", ASAN: "asan"}.get(variant)
+    return [run for run in every if run.only in ("", long)]
 
 
 def wants_tsan(program: Path) -> bool:

@@ -11,6 +11,7 @@
 /* arguments: --rounds 160 --seed 2 --guarded 1 */
 /* arguments full: --rounds 1000 --seed 3 */
 /* arguments full: --rounds 1000 --seed 4 --guarded 1 */
+/* arguments asan: --rounds 1000 --seed 5 */
 #define _GNU_SOURCE
 #include "hostile_victim.h"
 

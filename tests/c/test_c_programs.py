@@ -9,6 +9,8 @@ from tests.conftest import require
 from tools import c_programs
 from tools.c_programs import AARCH64, ASAN, PLAIN, PROGRAMS, TSAN, Run, Variant
 
+LONG = ("full", "asan")
+
 
 def cases() -> list[object]:
     """One case for each program, variant and line of arguments; fuzz programs run briefly, where mistakes show."""
@@ -22,7 +24,7 @@ def cases() -> list[object]:
 
 
 def case(program: Path, variant: Variant, run: Run) -> object:
-    marks = [pytest.mark.full] if run.only == "full" or variant is AARCH64 else []
+    marks = [pytest.mark.full] if run.only in LONG or variant is AARCH64 else []
     return pytest.param(program, variant, run, marks=marks, id="-".join((program.stem, variant.name, *run.arguments)))
 
 
@@ -32,7 +34,7 @@ def test_the_program_succeeds(program: Path, variant: Variant, run: Run) -> None
     for tool in (variant.compiler, *variant.runner):
         require(shutil.which(tool) is not None, f"{tool} is not installed; ./run test installs it where it may")
     executable = c_programs.build(program, variant)
-    status, output = c_programs.call(executable, variant, run.arguments, timeout_s=300 if run.only == "full" else 100)
+    status, output = c_programs.call(executable, variant, run.arguments, timeout_s=300 if run.only in LONG else 100)
     assert status == 0, f"{program.name} {' '.join(run.arguments)} ({variant.name}) ended with {status}:\n{output}"
 
 

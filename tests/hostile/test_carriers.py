@@ -44,6 +44,42 @@ def test_a_carrier_that_is_longer_than_the_region_is_accepted_and_not_mapped_who
             os.close(longer)
 
 
+def test_a_section_of_a_later_release_may_lie_behind_the_rings() -> None:
+    with carrier() as made:
+        later = os.memfd_create("later")
+        try:
+            os.ftruncate(later, REGION + 8192)
+            os.pwrite(later, os.pread(made.fd, REGION, 0), 0)
+            made.fd, fd = later, made.fd
+            made.write(REGION + 8192, 0, "rway_header", "region_size")
+            for field, value in {"kind": 99, "offset": REGION, "length": 8192}.items():
+                made.write(value, 0, "rway_header", "sections", 4, field)
+            made.write(5, 0, "rway_header", "section_count")
+            with made.attach(0) as a, made.attach(1) as b:
+                assert a.producers[0].send([bytes(60)]) == 1
+                assert b.consumers[0].receive() == [bytes(60)]
+            made.fd = fd
+        finally:
+            os.close(later)
+
+
+def test_known_sections_are_not_taken_from_where_nothing_is_mapped() -> None:
+    with carrier() as made:
+        later = os.memfd_create("later")
+        try:
+            os.ftruncate(later, REGION + 4096)
+            os.pwrite(later, os.pread(made.fd, REGION, 0), 0)
+            made.fd, fd = later, made.fd
+            made.write(REGION + 4096, 0, "rway_header", "region_size")
+            made.write(REGION, 0, "rway_header", "sections", 0, "offset")
+            with pytest.raises(RegionError, match="end of a section") as refused_by:
+                made.attach(0)
+            assert refused_by.value.cause is RefusalCause.SECTION
+            made.fd = fd
+        finally:
+            os.close(later)
+
+
 def opened(kind: str, folder: Path) -> int:
     if kind == "pipe":
         fd, other = os.pipe()
