@@ -29,11 +29,15 @@ from ringway.control.messages import (
     Welcome,
     Withdrawn,
 )
+from ringway.control.names import PLAIN_NAME_RULE, is_plain_name
 
 _TEND_S = 1.0  # how often ports are looked at for what nobody tells
 _RETRY_S = 0.5
 # A broker that is not there yet, a fabric that is not applied yet, an agent before us that is not quite gone.
 _WORTH_WAITING = (Cause.NO_BROKER, Cause.UNKNOWN_VM, Cause.AGENT_EXISTS, Cause.TIMEOUT)
+
+
+_VOID = (Cause.TICKET_WRONG, Cause.TICKET_USED, Cause.TICKET_EXPIRED, Cause.TICKET_MISMATCH)
 
 
 class Agent:
@@ -45,35 +49,52 @@ class Agent:
     def __init__(
         self,
         vm: str,
-        runtime: Path,
+        runtime: Path | str,
         *,
         timeout: float | None = 5.0,
         spin_us: int = 0,
         log: Log = lambda _: None,
     ) -> None:
         """`timeout`: seconds to wait for broker and fabric; `spin_us`: how long a loop without work stays awake."""
+        if not is_plain_name(vm):
+            raise AgentError(AgentCause.NAME, f"{vm!r} is not the name of a VM: use {PLAIN_NAME_RULE}")
         self.vm = vm
         self._timeout = timeout
-        self._runtime = runtime
-        self._log = log
-        self._member = Member(vm, spin_us, log)
+        self._runtime = Path(runtime)
+        self._say = log
+        self._member = Member(vm, spin_us, self._log)
         self._session: AgentSession | None = None
         self._hello_due = False  # the broker is another one than we said hello to
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
+    def _log(self, text: str) -> None:
+        """Whatever the application's function does with it, the agent goes on."""
+        with contextlib.suppress(Exception):
+            self._say(text)
+
     def start(self) -> None:
         """Say hello, wait for broker and fabric if need be, and attach what is offered. ControlError, AgentError."""
         version = importlib.metadata.version("ringway")
         self._session = AgentSession(self._runtime, self.vm, version)
-        welcome = self._first_hello(self._session)
-        self._member.take_up(welcome.offers, welcome.stack)
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        while not self._take_up_first(self._first_hello(self._session, deadline)):
+            pass
         self._thread = threading.Thread(target=self._serve, args=(self._session,), name=f"agent {self.vm}", daemon=True)
         self._thread.start()
 
-    def _first_hello(self, session: AgentSession) -> Welcome:
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+    def _take_up_first(self, welcome: Welcome) -> bool:
+        """False when an apply came between: the tickets are void, and another hello brings new ones."""
+        try:
+            self._member.take_up(welcome.offers, welcome.stack)
+        except ControlError as error:
+            if error.cause not in _VOID:
+                raise
+            return False
+        return True
+
+    def _first_hello(self, session: AgentSession, deadline: float | None) -> Welcome:
         said = ""
         while True:
             try:
@@ -155,8 +176,13 @@ class Agent:
             self._log(f"failed: {error}")
 
     def _answer_all(self, session: AgentSession) -> None:
-        while (received := session.receive()) is not None:
-            session.answer(received.request_id, self._answer(received.message))
+        try:
+            while (received := session.receive()) is not None:
+                session.answer(received.request_id, self._answer(received.message))
+        except ControlError as error:
+            if error.cause is not Cause.NOT_GREETED:
+                raise
+            self._hello_due = True
 
     def _answer(self, message: Message) -> Message:
         member = self._member
@@ -190,3 +216,5 @@ class Agent:
     def _tend(self, session: AgentSession) -> None:
         for notice in self._member.tend():
             session.notify(notice)
+        if self._member.lacks_ports():
+            self._hello_due = True  # which brings fresh tickets

@@ -36,6 +36,8 @@ class Member:
         self._stack: Stack | None = None
         self._filter: Filter | None = None
         self._filtered: Stack | None = None  # whose rules are in force
+        self._stack_problem = ""
+        self._lacking: set[str] = set()  # ports that were offered and could not be attached
         self._problems: dict[str, Problem] = {}  # by port: what does not work, as last looked at
 
     def port(self, name: str, timeout: float) -> Port:
@@ -53,6 +55,7 @@ class Member:
         """Make the ports those of the offers; what is attached already and meant to stay, stays."""
         with self._changed:
             offered = {offer.port: offer for offer in offers}
+            self._lacking.clear()
             for name, port in list(self._ports.items()):
                 if name not in offered or offered[name].link_id != port.offer.link_id:
                     self._drop(name)
@@ -67,6 +70,7 @@ class Member:
 
     def withdraw(self, name: str, link_id: int) -> None:
         with self._changed:
+            self._lacking.discard(name)
             port = self._ports.get(name)
             if port is not None and port.offer.link_id == link_id:
                 self._drop(name)
@@ -88,6 +92,10 @@ class Member:
                 error = self._try(self._run_tap, port)
                 if error is not None:
                     problems[port.name] = ("failed", _plain(str(error)))
+            error = self._try(self._run_stack)
+            if error is not None and str(error) != self._stack_problem:
+                self._log(f"the stack does not run: {error}")
+            self._stack_problem = str(error or "")
             new = [(name, problem) for name, problem in problems.items() if self._problems.get(name) != problem]
             self._problems = problems
             return [self._notice(name, *problem) for name, problem in new]
@@ -106,6 +114,10 @@ class Member:
             found = ("broken", port.broken.name.lower())
         link = port.offer.link
         return PortTold(port.name, link, *found) if found else PortTold(port.name, link, "attached")
+
+    def lacks_ports(self) -> bool:
+        with self._changed:
+            return bool(self._lacking)
 
     def told(self) -> Told:
         """What a broker that asks gets to know."""
@@ -135,7 +147,9 @@ class Member:
         return None
 
     def _attach(self, offer: Offer) -> None:
+        self._lacking.add(offer.port)
         self._ports[offer.port] = Port(self.vm, offer)
+        self._lacking.discard(offer.port)
         self._log(f"attached port {offer.port} to link {offer.link} as side {'ab'[offer.side]}")
 
     def _drop(self, name: str) -> None:
@@ -172,7 +186,7 @@ class Member:
         stack = self._stack
         pairs = stack.forward if stack is not None else []
         names = tuple(name for pair in pairs for name in pair)
-        if self._filter is not None and self._filter.port_names != names:
+        if self._filter is not None and (stack is None or self._filter.port_names != names):
             self._close_filter()
         if stack is None:
             return

@@ -84,6 +84,7 @@ class Port:
         Frames that the link never carries (runt, oversize) are dropped and counted. RegionBrokenError, AgentError
         (WITHDRAWN) when the link is gone.
         """
+        frames = _list_of_frames(frames)
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
         while True:
@@ -96,6 +97,7 @@ class Port:
 
     def send_or_drop(self, frames: Sequence[bytes], *, queue: int = 0) -> int:
         """Send what there is room for now; the rest is dropped and counted as `full`. Returns how many were sent."""
+        frames = _list_of_frames(frames)
         with self._use(self._sending[queue]):
             producer: Producer = self.region.producers[queue]
             done = producer.send(frames)
@@ -139,6 +141,12 @@ class Port:
         with self._all(), self._life:
             self.region.detach()
         self._connection.close()
+
+
+def _list_of_frames(frames: Sequence[bytes]) -> Sequence[bytes]:
+    if isinstance(frames, (bytes, bytearray, memoryview)):
+        raise TypeError("send takes a list of frames: put the one frame into brackets")
+    return frames
 
 
 def _is_over(deadline: float | None) -> bool:

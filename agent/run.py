@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -16,7 +17,8 @@ def main(vm: str, runtime: Path, spin_us: int = 0) -> None:
     stop = threading.Event()
 
     def log(text: str) -> None:
-        print(f"agent {vm}: {text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # whoever read the log may be gone; links do not depend on it
+            print(f"agent {vm}: {text}", file=sys.stderr, flush=True)
 
     agent = Agent(vm, runtime, timeout=None, spin_us=spin_us, log=log)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
 from collections.abc import Sequence
 
@@ -52,7 +53,7 @@ class TapInterface:
         """Give the interface its MTU, addresses and segment limit, and bring it up."""
         try:
             with IPRoute() as netlink:
-                index = netlink.link_lookup(ifname=self.name)[0]
+                index = socket.if_nametoindex(self.name)
                 if mac is not None:
                     netlink.link("set", index=index, address=mac)
                 netlink.link("set", index=index, mtu=self._mtu, gso_max_size=self._gso_max)
@@ -60,7 +61,9 @@ class TapInterface:
                 for address in addresses:
                     _add_address(netlink, index, address)
         except (NetlinkError, OSError) as error:
-            message = f"setting up {self.name} failed: {error}; it takes CAP_NET_ADMIN in this network namespace"
+            message = f"setting up {self.name} failed: {error}"
+            if (error.code if isinstance(error, NetlinkError) else error.errno) == errno.EPERM:
+                message += "; it takes CAP_NET_ADMIN in this network namespace"
             raise AgentError(AgentCause.INTERFACE, message) from None
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from ringway.broker.config import MIB, End, FabricConfig, LinkConfig, VmConfig, config_from
 from ringway.broker.fabric_file import FabricCause, FabricFile, read_text
+from ringway.control.rules import Stack
 from ringway.shm import RegionError
 
 LOOPS_MAX: Final = 64  # RWAY_READERS_MAX: loops that judge by one VM's filter
@@ -28,8 +29,10 @@ def parse_config(text: str, name: str) -> FabricConfig:
     _check_interfaces(file, config)
     for link in config.links.values():
         _check_shape(file, config, link)
+    links = {end: link for link in config.links.values() for end in link.ends}
     for vm in config.vms.values():
-        _check_forward(file, config, vm)
+        if vm.stack is not None:
+            _check_forward(file, links, vm, vm.stack)
     _check_vm_limits(file, config)
     return config
 
@@ -79,9 +82,8 @@ def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> No
     try:
         shape = link.geometry.shape()
     except RegionError as error:
-        concerned = [ours for theirs, ours in GEOMETRY_KEYS.items() if theirs in str(error)]
-        at = (*key, concerned[0]) if concerned else key
-        raise file.error(FabricCause.SIZE, at, str(error)) from None
+        at = (*key, GEOMETRY_KEYS[error.what])
+        raise file.error(FabricCause.SIZE, at, f"{error.found} is not possible: use {error.allowed}") from None
     if link.memory() > config.limits.link_bytes:
         message = (
             f"takes {_mib(link.memory())} and limits.link_bytes is {_mib(config.limits.link_bytes)}: "
@@ -98,12 +100,11 @@ def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> No
             raise file.error(FabricCause.MTU, ("vm", end.vm, "port", end.port, "mtu"), message)
 
 
-def _check_forward(file: FabricFile, config: FabricConfig, vm: VmConfig) -> None:
+def _check_forward(file: FabricFile, links: dict[End, LinkConfig], vm: VmConfig, stack: Stack) -> None:
     """A frame that comes in must be able to go out, and the agent must be able to run all the loops."""
     key = ("vm", vm.name, "stack", "forward")
-    links = {end: link for link in config.links.values() for end in link.ends}
     loops = 0
-    for pair in vm.stack.forward if vm.stack else ():
+    for pair in stack.forward:
         ends = [links[End(vm.name, port)] for port in pair if End(vm.name, port) in links]
         if len(ends) < 2:
             continue  # a port that has no link yet

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from ringway.broker.fabric_file import FabricCause, FabricFile, Key
+from ringway.broker.fabric_file import FabricCause, FabricError, FabricFile, Key
 from ringway.control.names import NAME_RULE, PLAIN_NAME_RULE, is_name, is_plain_name
 from ringway.control.rules import RuleError, RuleText, Stack, check_rules
 from ringway.shm import Geometry
@@ -21,6 +21,9 @@ UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 MTU_MIN: Final = 68  # RFC 791
 MTU_MAX: Final = 65521  # what the kernel lets a tap have: 65535 less an Ethernet header
 INTERFACE_PATTERN: Final = r"[A-Za-z0-9_.-]{1,15}"  # of what dev_valid_name() takes, what is safe to print
+
+
+TAKEN_INTERFACES: Final = (".", "..", "lo", "all", "default")  # by the kernel, as names or in /proc/sys/net
 
 
 class LimitsConfig(Struct, frozen=True):
@@ -105,6 +108,13 @@ class LinkTable(Struct, forbid_unknown_fields=True):
     huge_pages: bool = False
 
 
+EXAMPLES: Final = {
+    "forward": '[["inside", "outside"]]',
+    "ends": '["client.net", "firewall.inside"]',
+    "address": '["10.77.0.1/24"]',
+    "rule": "[[vm.NAME.stack.rule]], with two brackets",
+}
+
 Table = TypeVar("Table", bound=Struct)
 
 
@@ -126,19 +136,27 @@ def config_from(file: FabricFile) -> FabricConfig:
 
 def convert(file: FabricFile, key: Key, table: object, kind: type[Table]) -> Table:
     if not isinstance(table, dict):
-        raise file.error(FabricCause.TYPE, key, f"is to be a table, and is {_kind_name(table)}")
-    _refuse_unknown(file, key, table, [field.encode_name for field in msgspec.structs.fields(kind)])
+        raise file.error(
+            FabricCause.TYPE,
+            key,
+            f"is to be a table, and is {_kind_name(table)}: write [{'.'.join(str(part) for part in key)}]",
+        )
+    _refuse_unknown(file, key, table, kind.__struct_encode_fields__)
     try:
         return msgspec.convert(table, kind, strict=True)
     except msgspec.ValidationError as error:
         what, _, path = str(error).partition(" - at `$")
         if missing := re.search(r"missing required field `(\w+)`", what):
             raise file.error(FabricCause.MISSING_KEY, key, f"{missing[1]} is missing: add it") from None
-        inner = re.match(r"\.(\w+)", path)
+        inner = re.match(r"\.(\w+)(.*)`", path)
         at = (*key, inner[1]) if inner else key
         expected = re.match(r"Expected `(.+)`, got `(.+)`", what)
         if expected:
             what = f"is to be {_plain(expected[1])}, and is {_plain(expected[2])}"
+            if inner and inner[2]:
+                what = f"what is in the list {what}"
+            if inner and inner[1] in EXAMPLES:
+                raise file.error(FabricCause.TYPE, at, f"{what}: write {EXAMPLES[inner[1]]}") from None
         raise file.error(FabricCause.TYPE, at, f"{what}: correct the value") from None
 
 
@@ -147,6 +165,11 @@ def _plain(types: str) -> str:
     words |= {"array": "a list", "object": "a table", "null": ""}
     named = [words.get(part.strip(), part.strip()) for part in types.split("|")]
     return " or ".join(word for word in named if word)
+
+
+def _no_table(file: FabricFile, key: Key, value: object) -> FabricError:
+    header = ".".join(str(part) for part in key)
+    return file.error(FabricCause.TYPE, key, f"is to be a table, and is {_kind_name(value)}: write [{header}]")
 
 
 def _kind_name(value: object) -> str:
@@ -169,7 +192,7 @@ def _named(file: FabricFile, key: Key, *, plain: bool) -> list[tuple[str, object
     for part in key:
         value = value.get(part, {})
     if not isinstance(value, dict):
-        raise file.error(FabricCause.TYPE, key, f"is to hold tables with a name each, and is {_kind_name(value)}")
+        raise _no_table(file, (*key, "NAME"), value)
     for name in value:
         if not (is_plain_name(name) if plain else is_name(name)):
             rule = PLAIN_NAME_RULE if plain else NAME_RULE
@@ -188,7 +211,11 @@ def _size(file: FabricFile, key: Key, value: str | int) -> int:
 def _vm(file: FabricFile, name: str, table: object) -> VmConfig:
     key: Key = ("vm", name)
     if not isinstance(table, dict):
-        raise file.error(FabricCause.TYPE, key, f"is to be a table, and is {_kind_name(table)}")
+        raise file.error(
+            FabricCause.TYPE,
+            key,
+            f"is to be a table, and is {_kind_name(table)}: write [{'.'.join(str(part) for part in key)}]",
+        )
     _refuse_unknown(file, key, table, ("port", "stack"))
     ports = {port: _port(file, name, port, value) for port, value in _named(file, (*key, "port"), plain=True)}
     stack = _stack(file, name, table["stack"], ports) if "stack" in table else None
@@ -215,22 +242,31 @@ def _port(file: FabricFile, vm: str, name: str, value: object) -> PortConfig:
 
 def _tap(file: FabricFile, key: Key, name: str, table: PortTable) -> PortConfig:
     interface = f"rw-{name}" if table.interface is None else table.interface
-    if re.fullmatch(INTERFACE_PATTERN, interface) is None or interface in (".", ".."):
-        message = f"{interface!r} is not an interface name: set interface to 1 to 15 of A-Z, a-z, 0-9, '_', '.' and '-'"
+    if re.fullmatch(INTERFACE_PATTERN, interface) is None or interface in TAKEN_INTERFACES:
+        message = f"{interface!r} is no name for a new interface: use 1 to 15 of A-Z, a-z, 0-9, '_', '.' and '-'"
         raise file.error(FabricCause.VALUE, (*key, "interface"), message)
     mtu = 1500 if table.mtu is None else table.mtu
     if not MTU_MIN <= mtu <= MTU_MAX:
         raise file.error(FabricCause.MTU, (*key, "mtu"), f"{mtu} is out of range: use {MTU_MIN} to {MTU_MAX}")
     if table.mac is not None:
         _check_mac(file, (*key, "mac"), table.mac)
-    for address in table.address or ():
-        try:
-            ipaddress.ip_interface(address)
-        except ValueError:
-            message = f"{address!r} is not an address: write 10.77.0.1/24 or 2001:db8::1/64"
-            raise file.error(FabricCause.VALUE, (*key, "address"), message) from None
+    addresses = tuple(_address(file, (*key, "address"), text) for text in table.address or ())
     offload = table.offload is None or table.offload
-    return PortConfig(name, "tap", interface, mtu, offload, table.mac, tuple(table.address or ()))
+    return PortConfig(name, "tap", interface, mtu, offload, table.mac, addresses)
+
+
+def _address(file: FabricFile, key: Key, text: str) -> str:
+    """Normalised, with its prefix length: what Netlink takes."""
+    try:
+        if re.fullmatch(r"[^/%]+/[0-9]{1,3}", text) is None:
+            raise ValueError("no prefix length")
+        found = ipaddress.ip_interface(text)
+        if found.ip.is_multicast or found.ip.is_unspecified:
+            raise ValueError("not the address of one interface")
+    except ValueError:
+        message = f"{text!r} is not an interface's address with its prefix: write 10.77.0.1/24 or 2001:db8::1/64"
+        raise file.error(FabricCause.VALUE, key, message) from None
+    return str(found)
 
 
 def _check_mac(file: FabricFile, key: Key, mac: str) -> None:
@@ -284,11 +320,6 @@ def _link(file: FabricFile, name: str, value: object) -> LinkConfig:
         message = f'a link has 2 ends, and {len(table.ends)} are given: write ends = ["client.net", "firewall.inside"]'
         raise file.error(FabricCause.NOWHERE, (*key, "ends"), message)
     first, second = (_end(file, (*key, "ends"), text) for text in table.ends)
-    # Held to the C side's words before they meet it: cffi would raise on what does not fit 32 bits.
-    for option in ("queues", "slots", "slot_payload", "headroom"):
-        number = getattr(table, option)
-        if not 0 <= number < 1 << 31:
-            raise file.error(FabricCause.SIZE, (*key, option), f"{number} is out of range")
     geometry = Geometry(table.queues, table.slots, table.slot_payload, table.headroom)
     return LinkConfig(name, (first, second), geometry, table.huge_pages)
 

@@ -40,12 +40,16 @@ class Held:
 
     def statement(self) -> str:
         """What the link's users have to know of its size."""
-        shape = self.config.geometry.shape()
-        memory = shape.region_size if self.huge else shape.memory
+        frame_max = self.config.geometry.shape().frame_max
         pages = "huge" if self.huge else "ordinary"
-        return (
-            f"link {self.config.name!r}: frames up to {shape.frame_max} bytes, {memory / MIB:.1f} MiB of {pages} pages"
-        )
+        memory = f"{self.memory / MIB:.1f} MiB"
+        return f"link {self.config.name!r}: frames up to {frame_max} bytes, {memory} of {pages} pages"
+
+    @property
+    def memory(self) -> int:
+        """Bytes taken."""
+        shape = self.config.geometry.shape()
+        return shape.region_size if self.huge else shape.memory
 
     def descriptors(self, side: int) -> list[int]:
         """What the end on `side` is handed, in the order of control/handover.py."""

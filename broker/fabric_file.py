@@ -11,6 +11,9 @@ from typing import Any, Final
 
 TEXT_SIZE: Final = 1_000_000  # bytes; with its envelope it has to fit one control message of 1 MiB
 
+DOTS_MAX: Final = 16  # between the parts of a key
+QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
+
 Key = tuple[str | int, ...]  # ("vm", "client", "port", "net", "mtu"); an int is an index into an array
 
 
@@ -56,7 +59,7 @@ def read_text(path: Path) -> str:
         message = f"has more than {TEXT_SIZE} bytes: a fabric file is text of at most that; is it the right file?"
         raise FabricError(FabricCause.FILE, message, str(path))
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         message = f"byte {error.start} is not UTF-8 ({error.reason}): save the file as UTF-8"
@@ -73,6 +76,19 @@ class FabricFile:
         for key, line in _keys(text):
             if _exists(self.tables, key):  # else it only looked like a key, inside an array or a string
                 self._lines.setdefault(key, line)
+        self._refuse_huge_numbers()
+
+    def _refuse_huge_numbers(self) -> None:
+        """Python refuses to print a number of thousands of digits, and messages about it would have to."""
+        waiting: list[tuple[Key, object]] = [((), self.tables)]
+        while waiting:
+            key, found = waiting.pop()
+            if isinstance(found, dict):
+                waiting += [((*key, name), value) for name, value in found.items()]
+            elif isinstance(found, list):
+                waiting += [((*key, index), value) for index, value in enumerate(found)]
+            elif isinstance(found, int) and not -(1 << 63) <= found < 1 << 63:
+                raise self.error(FabricCause.SIZE, key, "a number that does not fit 64 bits: use a smaller one")
 
     def where(self, key: Key) -> str:
         """File and line of the key, or of what holds it."""
@@ -94,6 +110,7 @@ def spell(key: Key) -> str:
 def _parse(text: str, name: str) -> dict[str, Any]:
     if len(text) > TEXT_SIZE:
         raise FabricError(FabricCause.FILE, f"has more than {TEXT_SIZE} characters", name)
+    _refuse_long_keys(text, name)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -107,6 +124,14 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:  # ValueError: a number with thousands of digits, an impossible date
         why = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise FabricError(FabricCause.SYNTAX, f"not TOML that can be read: {why}", name) from None
+
+
+def _refuse_long_keys(text: str, name: str) -> None:
+    """Before they are parsed: the time that takes grows with the square of their parts."""
+    for line, content in enumerate(text.split("\n"), 1):
+        if QUOTED.sub("", content).split("#")[0].split("=")[0].count(".") > DOTS_MAX:
+            message = f"a key with more than {DOTS_MAX} dots: none of a fabric's is so long"
+            raise FabricError(FabricCause.UNKNOWN_KEY, message, f"{name}:{line}")
 
 
 HEADER: Final = re.compile(r"\s*(\[\[?)\s*([^\[\]=]+?)\s*\]\]?\s*(?:#.*)?$")

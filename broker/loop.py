@@ -20,12 +20,12 @@ from ringway.broker.agents import Agent, Agents
 from ringway.broker.answers import Answers
 from ringway.broker.checks import parse_config
 from ringway.broker.config import FabricConfig
+from ringway.broker.desk import Desk, Grant
 from ringway.broker.effects import Resources, raise_descriptor_limit
 from ringway.broker.fabric import Fabric
 from ringway.broker.fabric_file import FabricError
 from ringway.broker.runtime import claim
 from ringway.control import wire
-from ringway.control.desk import Desk, Grant
 from ringway.control.errors import ControlError
 from ringway.control.messages import (
     TO_BROKER,
@@ -47,6 +47,7 @@ from ringway.control.messages import (
     VmShown,
     Welcome,
 )
+from ringway.control.names import printable
 from ringway.control.runtime import control_path, handover_path
 
 HIGH_WATER: Final = 1024  # messages per peer and direction; a peer that does not read loses what is over
@@ -78,14 +79,16 @@ class Loop:
         self._router.setsockopt(zmq.RCVHWM, HIGH_WATER)
         self._router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._router.bind(f"ipc://{control_path(runtime)}")
+        self._bound = {path: _identity(path) for path in (control_path(runtime), handover_path(runtime))}
 
     def close(self) -> None:
         self._desk.close()
         self._router.close()
         self._context.term()
         self._resources.close()
-        for path in (control_path(self._runtime), handover_path(self._runtime)):
-            path.unlink(missing_ok=True)
+        for path, ours in self._bound.items():
+            if _identity(path) == ours:  # not those of a broker that runs in a directory of the same name by now
+                path.unlink(missing_ok=True)
         os.close(self._lock_fd)
 
     def run(self, stop_fd: int) -> None:
@@ -105,11 +108,18 @@ class Loop:
                     messages = True
                 else:
                     # First the desk: an agent's end closes before its successor says hello.
-                    self._desk.on_readable(which, now)
+                    self._at_desk(which, now)
             if messages:
                 self._read_messages()
             self._desk.expire(now)
             self._agents.expire(now)
+
+    def _at_desk(self, fd: int, now: float) -> None:
+        try:
+            self._desk.on_readable(fd, now)
+        except Exception as error:  # noqa: BLE001 - what one peer can cause must not end everybody's broker
+            self._say(f"a handover failed: {error!r}")
+            self._desk.abandon(fd)
 
     def on_message(self, identity: bytes, payload: bytes) -> None:
         try:
@@ -117,6 +127,14 @@ class Loop:
         except wire.WireError as error:
             self._send(identity, error.request_id, ControlError(Cause.BAD_MESSAGE, error.message).reply())
             return
+        try:
+            self._on_decoded(identity, request_id, message)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._say(f"a {type(message).__name__} failed: {error!r}")
+            reply = ControlError(Cause.FAILED, f"the broker could not do it: {printable(repr(error))}").reply()
+            self._send(identity, request_id, reply)
+
+    def _on_decoded(self, identity: bytes, request_id: str, message: Message) -> None:
         if isinstance(message, Done | Told | ErrorReply | Notice):
             self._on_told(identity, request_id, message)
             return
@@ -138,12 +156,13 @@ class Loop:
             self._desk.drop(connection)
         for vm, withdrawn in changes.withdrawn:
             self._push(vm, withdrawn)
+        # Rules before links: no frame of a new link is to be judged by the old ones.
+        for vm, stack in changes.stacks:
+            self._push(vm, SetStack(stack=stack))
         now = time.monotonic()
         for vm, link, side in changes.offered:
             if self._agents.of(vm) is not None:
                 self._push(vm, Offered(offer=self._fabric.offer(link, side, now)))
-        for vm, stack in changes.stacks:
-            self._push(vm, SetStack(stack=stack))
         self._say(
             f"applied {config.name!r}: {len(plan.made)} made, {len(plan.removed)} removed, "
             f"{len(plan.replaced)} replaced, {len(plan.kept)} kept"
@@ -172,7 +191,7 @@ class Loop:
         known = self._fabric.config.vms if self._fabric.config else {}
         if hello.vm not in known:
             names = ", ".join(list(known)[:20])
-            hint = f"known are: {names}" if known else "no fabric has been applied yet: `ringway apply FILE`"
+            hint = f"known are: {names}" if known else "the fabric is empty: `ringway apply FILE`"
             raise ControlError(Cause.UNKNOWN_VM, f"the fabric has no VM {hello.vm!r}; {hint}")
         current = self._agents.of(hello.vm)
         if current is None or current.identity == identity:
@@ -197,6 +216,8 @@ class Loop:
         if known is None or known.vm != hello.vm:
             self._agents.welcome(hello, identity)
             self._say(f"agent of VM {hello.vm!r} is here (pid {hello.pid})")
+        else:
+            known.problem = ""
         now = time.monotonic()
         offers = [self._fabric.offer(link, side, now) for link, side in self._fabric.ends_of(hello.vm)]
         self._answer(request_id, Welcome(vm=hello.vm, offers=offers, stack=self._fabric.stack(hello.vm)))
@@ -225,17 +246,19 @@ class Loop:
     def _on_told(self, identity: bytes, request_id: str, message: Done | Told | ErrorReply | Notice) -> None:
         agent = self._agents.by(identity)
         if agent is None:
-            if isinstance(message, Notice):  # the rest are answers, and answers are not answered
-                error = ControlError(Cause.NOT_GREETED, "no agent is known by this connection: say hello first")
-                self._send(identity, request_id, error.reply())
+            # Also to an agent that was so far behind that it was forgotten.
+            error = ControlError(Cause.NOT_GREETED, "no agent is known by this connection: say hello first")
+            self._send(identity, request_id, error.reply())
             return
         match message:
             case Told():
                 self._agents.hear(request_id, agent, message)
+            case Done():
+                agent.problem = ""
             case ErrorReply():
                 agent.problem = message.message
                 self._say(f"agent of VM {agent.vm!r} failed: {message.message}")
-                self._agents.hear(request_id, agent, None)
+                self._agents.hear(request_id, agent, Told(ports=[], loops=[], rules=[]))  # it speaks
             case Notice():
                 cause = f" ({message.cause})" if message.cause else ""
                 self._say(f"VM {agent.vm!r}, port {message.port!r}, link {message.link!r}: {message.event}{cause}")
@@ -311,6 +334,14 @@ class Loop:
         """Milliseconds until something expires."""
         deadlines = [at for at in (self._desk.deadline(), self._agents.deadline()) if at is not None]
         return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1) if deadlines else None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _agent_exists(agent: Agent) -> ControlError:

@@ -46,7 +46,8 @@ def _check_private(runtime: Path) -> None:
         message = f"{runtime} belongs to uid {found.st_uid}, not to {os.geteuid()}: choose another with --runtime"
     elif found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        message = f"{runtime} is open to others (mode {mode:04o}): chmod 700 it, or choose another with --runtime"
+        remedy = "choose a directory of its own" if mode & stat.S_ISVTX else "chmod 700 it, or choose another"
+        message = f"{runtime} is open to others (mode {mode:04o}): {remedy} with --runtime"
     else:
         return
     raise ControlError(Cause.RUNTIME, message)

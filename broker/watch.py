@@ -1,7 +1,7 @@
 """What `ringway show` says about links: read from the regions by pread, never from memory of what should be so.
 
-The ends can write what they like into a region. So nothing read here is believed or acted upon; sums wrap as the
-counters do, and a region that cannot be read is a broken link.
+The ends can write what they like into a region. So nothing read here is believed or acted upon, and a region that
+cannot be read is a broken link.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from ringway.broker.fabric import LinkState, geometry_message
 from ringway.control.messages import EndShown, LinkShown, RingShown
 from ringway.shm import Counts, RegionError, RingReading, SideReading, SideState, read_region, read_sides
 
-WRAP: Final = (1 << 64) - 1
 END_STATES: Final[dict[SideState, Literal["detached", "attached", "broken"]]] = {
     SideState.DETACHED: "detached",
     SideState.ATTACHED: "attached",
@@ -48,7 +47,7 @@ def show_link(link: LinkState, held: Held) -> LinkShown:
         ends=ends,
         geometry=geometry_message(held.config.geometry),
         frame_max=shape.frame_max,
-        memory=shape.region_size if held.huge else shape.memory,
+        memory=held.memory,
         pages="huge" if held.huge else "ordinary",
         note=note,
         rings=[_ring(ring) for ring in rings],
@@ -81,13 +80,13 @@ def _ring(ring: RingReading) -> RingShown:
     return RingShown(
         producing_side=ring.producing_side,
         queue=ring.queue,
-        offered=(produced.frames + sum(produced.drops.values())) & WRAP,
+        offered=ring.offered,
         published=produced.frames,
-        delivered=(consumed.frames - sum(consumed.drops.values())) & WRAP,
+        delivered=ring.delivered,
         in_flight=ring.in_flight,
         drops_produced=produced.drops,
         drops_consumed=consumed.drops,
-        balanced=produced.frames == (consumed.frames + ring.in_flight) & WRAP,
+        balanced=ring.balanced,
         produced=_activity(produced),
         consumed=_activity(consumed),
     )

@@ -19,7 +19,7 @@ from ringway.control.runtime import runtime_directory
 
 RUNTIME_OPTION = click.option(
     "--runtime",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     metavar="DIR",
     help="The broker's private directory; else $RINGWAY_RUNTIME, /run/ringway for root, $XDG_RUNTIME_DIR/ringway.",
 )
@@ -33,7 +33,9 @@ def commands() -> None:
 
 @commands.command()
 @RUNTIME_OPTION
-@click.option("--fabric", type=click.Path(path_type=Path), metavar="FILE", help="Apply this fabric at once.")
+@click.option(
+    "--fabric", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Apply this fabric at once."
+)
 def broker(runtime: Path | None, fabric: Path | None) -> None:
     """Run the broker, which makes links, until SIGTERM or SIGINT."""
     from ringway.broker.checks import read_config
@@ -61,7 +63,7 @@ def _log(line: str) -> None:
 
 
 @commands.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
 @RUNTIME_OPTION
 def apply(file: Path, runtime: Path | None) -> None:
     """Make the broker's fabric as FILE says."""
@@ -79,7 +81,7 @@ def apply(file: Path, runtime: Path | None) -> None:
 
 
 @commands.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
 def check(file: Path) -> None:
     """Check FILE without a broker."""
     from ringway.broker.checks import read_config
@@ -112,7 +114,13 @@ def show(runtime: Path | None, as_json: bool) -> None:
 @commands.command()
 @click.option("--vm", required=True, metavar="NAME", help="The VM of the fabric that this agent stands beside.")
 @RUNTIME_OPTION
-@click.option("--spin-us", default=0, metavar="N", help="Look for work for N microseconds before sleeping.")
+@click.option(
+    "--spin-us",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    metavar="N",
+    help="Look for work for N microseconds before sleeping.",
+)
 def agent(vm: str, runtime: Path | None, spin_us: int) -> None:
     """Run an agent: attach a VM's ports and carry their frames."""
     from ringway.agent.errors import AgentError
@@ -125,7 +133,8 @@ def agent(vm: str, runtime: Path | None, spin_us: int) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    click.echo(f"ringway: {printable(str(error))}", err=True)
+    with contextlib.suppress(OSError):
+        click.echo(f"ringway: {printable(str(error))}", err=True)
     sys.exit(1)
 
 
@@ -136,6 +145,7 @@ def main() -> NoReturn:
 
     try:
         commands(prog_name="ringway", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -143,9 +153,9 @@ def main() -> NoReturn:
         sys.exit(done.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
+    except OSError as error:  # most likely whoever reads the output is gone, or the disk it goes to is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains once more
-        sys.exit(1)
+        _fail(error)
     except (ControlError, FabricError, RegionError) as error:
         _fail(error)
     sys.exit(0)

@@ -16,7 +16,7 @@ def print_tables(shown: Shown) -> None:
     if not console.is_terminal:
         console.width = 200  # a file or pipe has no width; wrapped cells would be hard to search
     if not shown.links and not shown.vms:
-        console.print("no fabric has been applied: `ringway apply FILE`")
+        console.print("the fabric is empty: `ringway apply FILE`")
         return
     for table in (_links(shown.links), _rings(shown.links), _vms(shown.vms), _ports(shown.vms), _rules(shown.vms)):
         if table.row_count:

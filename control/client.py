@@ -16,7 +16,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ringway.control import wire
 from ringway.control.errors import ControlError
-from ringway.control.messages import FROM_BROKER, PUSHED, Cause, ErrorReply, Hello, Message, Notice, Welcome
+from ringway.control.messages import FROM_BROKER, PUSHED, Ask, Cause, ErrorReply, Hello, Message, Notice, Welcome
 from ringway.control.runtime import control_path
 
 CALL_TIMEOUT: Final = 5.0  # seconds
@@ -143,16 +143,23 @@ class AgentSession(Connection):
             elif isinstance(received.message, ErrorReply):
                 raise _refuse(received.message)
             elif isinstance(received.message, Welcome):
+                # It says all that was pushed before it, with fresh tickets; questions are still to be answered.
+                self._pushed = deque(kept for kept in self._pushed if isinstance(kept.message, Ask))
                 return received.message
         raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} did not answer hello within {timeout:g} s")
 
     def receive(self) -> wire.Received | None:
-        """The next request of the broker, without waiting. After hello look here first, then poll `socket`."""
+        """The next request of the broker, without waiting. After hello look here first, then poll `socket`.
+
+        ControlError (NOT_GREETED) when the broker does not know this agent any more: say hello again.
+        """
         if self._pushed:
             return self._pushed.popleft()
         while (received := self._receive(0)) is not None:
             if isinstance(received.message, PUSHED):
                 return received
+            if isinstance(received.message, ErrorReply) and received.message.cause is Cause.NOT_GREETED:
+                raise _refuse(received.message)
         return None
 
     def answer(self, request_id: str, reply: Message) -> None:

@@ -18,12 +18,13 @@ PlainName = Annotated[str, Meta(pattern=PLAIN_NAME_PATTERN)]
 NAME_RULE: Final = "1 to 63 of a-z, 0-9, '_', '.' and '-', beginning with a letter or digit"
 PLAIN_NAME_RULE: Final = "1 to 63 of a-z, 0-9, '_' and '-', beginning with a letter or digit"
 
-PRINTED_MAX: Final = 4000  # characters
+PRINTED_MAX: Final = 2000  # bytes in UTF-8: with the words around it a message has to fit the smallest of sockets
 
 
 def printable(text: str) -> str:
     """For messages that quote what somebody wrote: what a terminal would obey is replaced, and the end cut off."""
-    return "".join(char if char.isprintable() else "?" for char in text[:PRINTED_MAX])
+    shown = "".join(char if char.isprintable() else "?" for char in text[:PRINTED_MAX])
+    return shown.encode("utf-8", "replace")[:PRINTED_MAX].decode("utf-8", "ignore")
 
 
 def is_name(text: str) -> bool:

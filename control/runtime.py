@@ -34,6 +34,11 @@ def handover_path(runtime: Path) -> Path:
 
 def _socket_path(runtime: Path, name: str) -> Path:
     path = runtime / name
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        message = f"the directory {str(path)!r} has a name that is not UTF-8: choose another with --runtime"
+        raise ControlError(Cause.RUNTIME, message) from None
     length = len(os.fsencode(path))
     if length > SOCKET_PATH_MAX:
         message = (

@@ -28,9 +28,15 @@ def left(runtime: Path) -> None:
         received = 0
         for _ in range(FRAMES // len(burst)):
             port.send(burst)
-            expected = received + len(burst)
-            while received < expected:
-                received += len(port.receive(timeout=5.0))
+            returned: list[bytes] = []
+            while len(returned) < len(burst):
+                new = port.receive(timeout=5.0)
+                if not new:
+                    sys.exit("left: nothing came back for 5 seconds")
+                returned += new
+            if returned != burst:
+                sys.exit("left: what came back is not what was sent")
+            received += len(returned)
         print(f"left: sent {FRAMES} frames of {SIZE} bytes, and {received} came back")
 
 
@@ -38,8 +44,10 @@ def right(runtime: Path) -> None:
     """Send back whatever comes, until nothing has come for a second."""
     with Agent("right", runtime) as agent:
         port = agent.port("p")
-        while frames := port.receive(timeout=1.0):
+        frames = port.receive(timeout=30.0)
+        while frames:
             port.send(frames)
+            frames = port.receive(timeout=1.0)
 
 
 def main() -> None:
@@ -58,7 +66,8 @@ def main() -> None:
                     sys.exit("the broker did not start")
             echo = subprocess.Popen([sys.executable, __file__, "right", str(runtime)])
             left(runtime)
-            echo.wait(30)
+            if echo.wait(30) != 0:
+                sys.exit("right: failed")
         finally:
             broker.terminate()
             broker.wait(10)

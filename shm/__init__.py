@@ -9,7 +9,6 @@ from ringway.shm.reading import (
     RingReading,
     SideReading,
     SideState,
-    counts_of,
     read_region,
     read_sides,
 )
@@ -43,7 +42,6 @@ __all__ = [
     "Shape",
     "SideReading",
     "SideState",
-    "counts_of",
     "create_region",
     "make_bell",
     "read_region",

@@ -108,7 +108,7 @@ struct rway_consumer *rway_region_consumer(struct rway_region *region, uint32_t 
 int rway_producer_bells(struct rway_producer *producer, int wait_fd, int ring_fd, struct rway_error *error);
 int rway_consumer_bells(struct rway_consumer *consumer, int wait_fd, int ring_fd, struct rway_error *error);
 
-/* A frame in a ring. The first piece starts at data; rway_frame_pieces finds the rest. */
+/* A frame in a ring. The first piece starts at data; rway_producer_pieces and rway_consumer_pieces find the rest. */
 struct rway_frame {
     uint8_t *data;   /* first byte, in shared memory: valid until publish or release */
     uint32_t len;    /* bytes of the whole frame */
@@ -237,7 +237,7 @@ int rway_waiter_add_fd(struct rway_waiter *waiter, int fd, short events);
 
 /*
  * Sleep until a consumer has a frame, a producer the slots it needs, or an fd is ready; bound_us microseconds at the
- * longest, and while a ring is waited for never longer than 10 ms, growing to 80 ms after half a second without work,
+ * longest, and while a ring is waited for never longer than 10 ms, growing to 80 ms over a second without work,
  * so that a lost bell costs milliseconds.
  * Looks again after arming and before sleeping. Returns 1 when there is work, 0 after the bound or a signal.
  */

@@ -12,8 +12,8 @@
  *      poll, bounded
  *
  * The value is not taken back after waking: the counter has passed it, so it can ring no second time. A lost bell
- * costs at most the bound, because a peer's goodwill is not what a sleep should end by: 10 ms, and up to 80 ms once
- * nothing has come for half a second, so that many idle queues do not add up to a busy core.
+ * costs at most the bound, because a peer's goodwill is not what a sleep should end by: 10 ms, growing to 80 ms
+ * over a second in which nothing comes, so that many idle queues do not add up to a busy core.
  */
 #define _GNU_SOURCE
 #include "ring.h"

@@ -59,7 +59,7 @@ _REMEDIES = {
     RefusalCause.MAGIC: "this is not a ringway region, or its making was interrupted; ask the broker for a fresh offer",
     RefusalCause.VERSION: "use the same release of ringway at both ends",
     RefusalCause.FEATURE: "this end is older than the region; update ringway here",
-    RefusalCause.GEOMETRY: "choose a value in range; docs/running.md lists the ranges",
+    RefusalCause.GEOMETRY: "the memory is not the one that was offered; ask the broker for a fresh offer",
     RefusalCause.LINK: "the descriptor belongs to another link; ask the broker for a fresh offer",
     RefusalCause.SECTION: "the section table is damaged; apply the fabric again, which replaces the link",
     RefusalCause.COUNTERS: "the rings cannot be continued; apply the fabric again, which replaces the link",
@@ -71,8 +71,18 @@ _REMEDIES = {
 class RegionError(Exception):
     """A region was refused. `cause` says why, `what` which field or call, `found` and `expected` the values."""
 
-    def __init__(self, cause: RefusalCause, what: str, found: int = 0, expected: int = 0, errno: int = 0) -> None:
+    def __init__(
+        self,
+        cause: RefusalCause,
+        what: str,
+        found: int = 0,
+        expected: int = 0,
+        errno: int = 0,
+        allowed: str | None = None,
+    ) -> None:
+        """`allowed`: the values that are, in words, where there is more than one."""
         self.cause = cause
+        self.allowed = allowed
         self.what = what
         self.found = found
         self.expected = expected
@@ -81,9 +91,11 @@ class RegionError(Exception):
             detail = f"{what}: {os.strerror(errno)}"
         elif cause is RefusalCause.MAGIC or "features" in what:
             detail = f"{what} is {found:#x}, expected {expected:#x}"
+        elif allowed:
+            detail = f"{what} is {found}"
         else:
             detail = f"{what} is {found}, expected {expected}"
-        remedy = _REMEDIES.get(cause)
+        remedy = f"use {allowed}" if allowed else _REMEDIES.get(cause)
         super().__init__(f"{detail}; {remedy}" if remedy else detail)
 
 

@@ -6,7 +6,14 @@ import dataclasses
 from typing import Any
 
 from ringway.shm._native import ffi, lib
-from ringway.shm.errors import error_of
+from ringway.shm.errors import RefusalCause, RegionError, error_of
+
+ALLOWED = {
+    "queues": f"1 to {lib.RWAY_QUEUES_MAX}",
+    "slot_count": f"a power of two from {lib.RWAY_SLOTS_MIN} to {lib.RWAY_SLOTS_MAX}",
+    "slot_payload": f"a multiple of {lib.RWAY_LINE} from {lib.RWAY_PAYLOAD_MIN} to {lib.RWAY_PAYLOAD_MAX}",
+    "headroom": f"a multiple of {lib.RWAY_LINE} from {lib.RWAY_HEADROOM_MIN} to {lib.RWAY_HEADROOM_MAX}",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,9 @@ class Geometry:
         """Compute the sizes; RegionError (GEOMETRY) names the value that is out of range."""
         shape, error = ffi.new("struct rway_shape *"), ffi.new("struct rway_error *")
         if lib.rway_geometry_shape(self.native(), shape, error) != 0:
-            raise error_of(error)
+            what = error_of(error).what
+            found = getattr(self, what)
+            raise RegionError(RefusalCause.GEOMETRY, what, found, error.expected, allowed=ALLOWED[what])
         return Shape(
             slot_stride=shape.slot_stride,
             frame_max=shape.frame_max,

@@ -10,6 +10,8 @@ from ringway.shm._native import ffi, lib
 from ringway.shm.errors import BreakCause, DropCause, error_of
 from ringway.shm.geometry import Geometry
 
+_WRAP = (1 << 64) - 1
+
 
 class SideState(enum.IntEnum):
     """What a side says of itself."""
@@ -54,18 +56,20 @@ class RingReading:
     consumed: Counts
     in_flight: int
 
+    # The ends can write what they like into their counters: sums wrap as those do.
+
     @property
     def offered(self) -> int:
-        return self.produced.frames + sum(self.produced.drops.values())
+        return (self.produced.frames + sum(self.produced.drops.values())) & _WRAP
 
     @property
     def delivered(self) -> int:
-        return self.consumed.frames - sum(self.consumed.drops.values())
+        return (self.consumed.frames - sum(self.consumed.drops.values())) & _WRAP
 
     @property
     def balanced(self) -> bool:
         """Published = released + in flight. Exact when both ends are quiet, else true only within a burst or two."""
-        return self.produced.frames == self.consumed.frames + self.in_flight
+        return self.produced.frames == (self.consumed.frames + self.in_flight) & _WRAP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +98,7 @@ def _side_of(native: Any) -> SideReading:
     )
 
 
-def counts_of(native: Any) -> Counts:
+def _counts_of(native: Any) -> Counts:
     """A `struct rway_counts` in Python's words."""
     drops = {cause.name.lower(): native.drops[cause] for cause in DropCause if native.drops[cause]}
     return Counts(native.frames, native.bytes, native.bells, native.sleeps, native.bells_idle, native.mutes, drops)
@@ -109,8 +113,8 @@ def _read_ring(fd: int, reading: Any, side: int, queue: int) -> RingReading:
         queue=queue,
         head=ring.head,
         tail=ring.tail,
-        produced=counts_of(ring.produced),
-        consumed=counts_of(ring.consumed),
+        produced=_counts_of(ring.produced),
+        consumed=_counts_of(ring.consumed),
         in_flight=ring.in_flight,
     )
 

@@ -107,10 +107,4 @@ void rway_counts_store(struct rway_counts *shared, const struct rway_counts *cou
 int rway_guard_add(struct rway_region *region);
 void rway_guard_remove(struct rway_region *region);
 
-/* Fill an error and return its negative cause. */
-int rway_refuse(struct rway_error *error, int cause, const char *what, uint64_t found, uint64_t expected);
-
-/* The same for a system call that has just failed; errno goes into the error. */
-int rway_refuse_errno(struct rway_error *error, const char *call);
-
 #endif

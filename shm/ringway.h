@@ -80,4 +80,10 @@ _Static_assert(RWAY_PIECES_MAX >= (RWAY_FRAME_MAX + RWAY_PAYLOAD_MIN - 1) / RWAY
 #define rway_write_once(word, value) __atomic_store_n((word), (value), __ATOMIC_RELAXED)
 #define rway_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
+/* Fill an error and return its negative cause. */
+int rway_refuse(struct rway_error *error, int cause, const char *what, uint64_t found, uint64_t expected);
+
+/* The same for a system call that has just failed; errno goes into the error. */
+int rway_refuse_errno(struct rway_error *error, const char *call);
+
 #endif

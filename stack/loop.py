@@ -34,7 +34,8 @@ class Loop:
 
     def watch(self, region: Region, queue: int) -> None:
         """Publish this loop's progress as that of the region's queue."""
-        lib.rway_loop_watch(self._native, region.native, queue)
+        if lib.rway_loop_watch(self._native, region.native, queue) != 0:
+            raise RuntimeError(f"loop {self.name} serves more queues than it can show progress for")
 
     def start(self) -> None:
         if lib.rway_loop_start(self._native) != 0:

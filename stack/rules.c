@@ -9,18 +9,9 @@
 
 enum { COUNTS_PER_LINE = RWAY_LINE / sizeof(struct rway_rule_counts) };
 
-static int refuse(struct rway_error *error, int cause, const char *what, uint64_t found, uint64_t expected)
-{
-    if (error) {
-        *error = (struct rway_error){.cause = cause, .found = found, .expected = expected};
-        snprintf(error->what, sizeof(error->what), "%s", what);
-    }
-    return -cause;
-}
-
 static int refuse_field(struct rway_error *error, const char *what, uint64_t found, uint64_t expected)
 {
-    return refuse(error, RWAY_REFUSED_ARGUMENT, what, found, expected);
+    return rway_refuse(error, RWAY_REFUSED_ARGUMENT, what, found, expected);
 }
 
 static bool has_ports(uint8_t protocol)
@@ -164,7 +155,7 @@ struct rway_filter_table *rway_filter_table_new(const struct rway_rule *rules, u
         return NULL;
     table = calloc(1, sizeof(*table));
     if (!table || allocate(table, count) != 0) {
-        refuse(error, RWAY_REFUSED_SYSTEM, "memory for a rule table", 0, 0);
+        rway_refuse(error, RWAY_REFUSED_SYSTEM, "memory for a rule table", 0, 0);
         if (error)
             error->sys_errno = ENOMEM;
         rway_filter_table_free(table);

@@ -60,9 +60,9 @@ def download(chain: Chain) -> Iterator[str]:
 
 def throughput(chain: Chain) -> Iterator[str]:
     """iperf3: TCP in large segments, each one frame over many slots"""
-    start("iperf3", "-s", "-B", SERVER, namespace="server")
+    server = start("iperf3", "-s", "-B", SERVER, namespace="server")
     while not can_connect(SERVER, 5201):
-        pass
+        expect(server.poll() is None, "the iperf3 server ended")
     before = chain.show()["links"]
     report = json.loads(run("iperf3", "-c", SERVER, "-t", "3", "--json", namespace="client").stdout)
     rate = report["end"]["sum_received"]["bits_per_second"] / 1e9

@@ -3,7 +3,7 @@
  * processes (or, for the thread sanitizer, in two threads over one mapping). Every frame carries its number and
  * content that follows from it; order, content and, at the end, the books of every ring are checked.
  */
-/* arguments: --frames 100000 */
+/* arguments: --frames 200000 */
 /* arguments: --frames 1000000 --most 1514 */
 /* arguments: --frames 30000 --queues 4 --slots 256 */
 /* arguments: --frames 30000 --slots 64 --payload 256 --most 8192 */
@@ -14,7 +14,7 @@
 /* arguments: --frames 10000 --slots 64 --payload 256 --most 1500 --lose-bells 50 */
 /* arguments: --frames 2000 --slots 64 --payload 256 --most 1500 --lose-bells 100 */
 /* arguments full: --frames 10000000 --most 1514 */
-/* arguments full: --frames 1000000 */
+/* arguments full: --frames 3000000 */
 /* arguments full: --frames 300000 --queues 16 --most 9000 */
 /* arguments full: --frames 100000 --slots 64 --payload 256 --most 8192 --lose-bells 20 */
 /* variants: tsan */

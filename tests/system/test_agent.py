@@ -17,6 +17,7 @@ import pytest
 from ringway.agent import Agent, AgentCause, AgentError, Port
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
+from ringway.control.runtime import handover_path
 from ringway.shm import BreakCause, RegionBrokenError
 from ringway.shm._native import ffi, lib
 from tests.system.broker_process import BrokerProcess, only_offer, run_ringway, session_of, short_directory
@@ -215,6 +216,57 @@ def test_an_agent_joins_a_new_broker_once_that_has_a_fabric(fabric: Fabric) -> N
         until(lambda: broker.link("wire").state == "up", "both agents have come back", seconds=30)
 
 
+def test_a_port_that_could_not_be_attached_is_attached_as_soon_as_it_can_be(fabric: Fabric) -> None:
+    fabric.apply(PAIR)
+    fabric.agent("left")
+    fabric.agent("right")
+    socket, away = handover_path(fabric.runtime), fabric.runtime / "away"
+    socket.rename(away)
+    fabric.apply(PAIR + "slots = 64\n")
+    assert fabric.broker.link("wire").state == "down"
+    assert "no broker hands over" in fabric.broker.vm("left").problem
+    away.rename(socket)
+    until(lambda: fabric.broker.link("wire").state == "up", "both have asked for fresh tickets")
+    until(lambda: fabric.broker.vm("left").problem == "", "and the problem is over")
+
+
+def test_an_agent_that_starts_between_applies_gets_its_ports(fabric: Fabric) -> None:
+    fabric.apply(PAIR)
+    stop = threading.Event()
+
+    def apply_on_and_on() -> None:
+        while not stop.is_set():
+            fabric.broker.apply(PAIR + "slots = 64\n")
+            fabric.broker.apply(PAIR)
+
+    applying = in_a_thread(apply_on_and_on)
+    for _ in range(30):
+        with Agent("left", fabric.runtime):
+            pass
+    stop.set()
+    applying.result(timeout=20)
+
+
+def test_an_agent_whose_log_nobody_reads_any_more_goes_on(fabric: Fabric) -> None:
+    fabric.apply(PAIR)
+    agents = [fabric.agent("left"), fabric.agent("right")]
+    for agent in agents:
+        assert agent.process.stderr is not None
+        agent.process.stderr.close()
+        agent.process.stderr = None
+    fabric.apply(PAIR + "slots = 64\n")
+    until(lambda: fabric.broker.link("wire").state == "up", "the new link is attached")
+    for agent in agents:
+        agent.process.terminate()
+        assert agent.process.wait(10) == 0
+
+
+def test_a_name_that_no_vm_has_is_refused_before_anything_is_asked() -> None:
+    done = run_ringway("agent", "--vm", "../up", "--runtime", "/nonexistent")
+    assert done.returncode == 1
+    assert "is not the name of a VM" in done.stderr
+
+
 def test_a_second_agent_of_a_vm_is_refused_with_the_pid_of_the_first(fabric: Fabric) -> None:
     fabric.apply(PAIR)
     fabric.local("left")
@@ -238,7 +290,7 @@ def test_an_agent_waits_for_the_broker_and_then_for_the_fabric() -> None:
         try:
             agent.await_line("waiting: no broker answers")
             with BrokerProcess(path / "run") as broker:
-                agent.await_line("no fabric has been applied yet")
+                agent.await_line("the fabric is empty")
                 broker.apply(PAIR)
                 agent.await_line("ready")
                 assert broker.vm("left").state == "present"

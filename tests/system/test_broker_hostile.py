@@ -8,15 +8,16 @@ import os
 import socket
 from collections.abc import Iterator
 
+import msgpack
 import msgspec
 import pytest
 import zmq
 
+from ringway.broker.desk import SILENCE, SILENT_MAX
 from ringway.control import wire
-from ringway.control.desk import SILENCE, SILENT_MAX
 from ringway.control.errors import ControlError
 from ringway.control.handover import TAKE_SIZE, take
-from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, ErrorReply, Offer, Show, Take
+from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, ErrorReply, Offer, Show, Take, Told
 from ringway.control.runtime import control_path, handover_path
 from tests.system.broker_process import (
     BrokerProcess,
@@ -103,8 +104,9 @@ def test_taking_and_letting_go_leaks_no_descriptor_on_either_side(broker: Broker
         b"x" * 60_000,
         wire.encode("a" * 32, Show()),
         wire.encode("a" * 32, Take(vm="client", link="one", side=7, ticket="x")),
+        msgpack.packb({"v": 1, "id": "a" * 32, "kind": "Take", "body": {"é" * 1988: 1}}),
     ],
-    ids=["not msgpack", "deep", "one byte too long", "far too long", "another kind", "bad body"],
+    ids=["not msgpack", "deep", "one byte too long", "far too long", "another kind", "bad body", "a key to be quoted"],
 )
 def test_a_claim_that_is_none_is_answered_and_hung_up_on(broker: BrokerProcess, payload: bytes) -> None:
     with knocking(broker) as connection:
@@ -201,6 +203,12 @@ def answer_to(peer: zmq.Socket[bytes]) -> ErrorReply:
     message = wire.decode(peer.recv(), FROM_BROKER).message
     assert isinstance(message, ErrorReply)
     return message
+
+
+def test_an_answer_of_an_agent_that_was_forgotten_is_told_so(broker: BrokerProcess) -> None:
+    with dealer(broker) as peer:
+        peer.send(wire.encode(wire.new_id(), Told(ports=[], loops=[], rules=[])))
+        assert answer_to(peer).cause is Cause.NOT_GREETED
 
 
 def test_B1_a_message_over_the_size_limit_is_dropped_and_disturbs_nobody(broker: BrokerProcess) -> None:

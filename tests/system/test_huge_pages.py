@@ -17,10 +17,13 @@ NEEDED = GEOMETRY.shape().region_size >> 21
 
 @pytest.fixture
 def huge_pages() -> Iterator[None]:
-    """As many as a small region needs; the host's setting is put back."""
+    """As many as a small region needs; on CI's own machine they are made, and the setting is put back."""
     before = PAGES.read_text()
     free = int(FREE.read_text()) if FREE.exists() else 0
     if free < NEEDED:
+        # A sysctl of the host, which no namespace covers: only where the whole machine is for the tests.
+        if os.environ.get("RINGWAY_REQUIRE") is None:
+            pytest.skip(f"there are {free} free huge pages, {NEEDED} are needed: set {PAGES}, or RINGWAY_REQUIRE=1")
         try:
             PAGES.write_text(str(int(before) + NEEDED - free))
         except OSError as error:

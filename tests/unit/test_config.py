@@ -89,7 +89,7 @@ def test_a_tap_port_has_an_interface_named_after_it_unless_told() -> None:
 def test_a_port_name_too_long_for_an_interface_asks_for_one() -> None:
     error = refused(f'[vm.a.port.{"n" * 13}]\nkind = "tap"\n')
     assert error.cause is FabricCause.VALUE
-    assert "set interface" in error.message
+    assert "is no name for a new interface" in error.message
 
 
 @pytest.mark.parametrize(
@@ -371,6 +371,40 @@ def file_refused(path: Path) -> FabricError:
         read_config(path)
     assert str(path) in str(caught.value)
     return caught.value
+
+
+@pytest.mark.parametrize("key", ["mtu", "queues", "link_bytes"])
+def test_a_number_too_long_to_be_printed_is_refused(key: str) -> None:
+    text = {"mtu": "mtu = 1500", "queues": "queues = 2", "link_bytes": 'link_bytes = "1 GiB"'}[key]
+    error = refused_after(text, f"{key} = 0x{'f' * 6000}")
+    assert error.cause is FabricCause.SIZE
+    assert error.where == line_of(text)
+
+
+def test_a_key_of_very_many_parts_is_refused_before_it_is_parsed() -> None:
+    error = refused(GOOD + "[" + ".".join("a" * 8000) + "]\n")
+    assert error.cause is FabricCause.UNKNOWN_KEY
+    assert error.where == f"fabric.toml:{GOOD.count(chr(10)) + 1}"
+
+
+@pytest.mark.parametrize(
+    "address", ["10.77.0.1", "10.77.0.1/255.255.255.0", "fe80::1%eth0/64", "224.0.0.1/24", "0.0.0.0/0"]
+)
+def test_what_is_no_interfaces_address_is_refused(address: str) -> None:
+    error = refused_after("10.77.0.1/24", address)
+    assert error.cause is FabricCause.VALUE
+    assert "write 10.77.0.1/24" in error.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('ends = ["client.net", "firewall.inside"]', "ends = [1, 2]"), ('[["inside", "outside"]]', '["inside"]')],
+)
+def test_a_list_of_the_wrong_things_is_refused_with_an_example(old: str, new: str) -> None:
+    error = refused_after(old, new)
+    assert error.cause is FabricCause.TYPE
+    assert "what is in the list is to be" in error.message
+    assert "write [" in error.message
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

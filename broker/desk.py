@@ -65,7 +65,8 @@ class Desk:
             connection.close()
         self._held.clear()
         self._silent.clear()
-        os.close(self._spare)
+        if self._spare >= 0:
+            os.close(self._spare)
 
     def descriptors(self) -> Iterable[int]:
         """What to poll for reading."""
@@ -105,6 +106,14 @@ class Desk:
             connection.close()
         return alive
 
+    def abandon(self, fd: int) -> None:
+        """Hang up on a connection in whatever state it is, after something unforeseen; `released` is called."""
+        waiting = self._silent.pop(fd, None)
+        if waiting is not None:
+            waiting[0].close()
+        self.drop(fd)
+        self._released(fd)
+
     def drop(self, fd: int) -> None:
         """Hang up on an end whose link is gone; `released` is not called."""
         connection = self._held.pop(fd, None)
@@ -134,10 +143,14 @@ class Desk:
 
     def _shed(self) -> None:
         """Out of descriptors: without this the waiting connection would wake the loop for ever."""
-        os.close(self._spare)
+        if self._spare >= 0:
+            os.close(self._spare)
         with contextlib.suppress(OSError):
             self._listener.accept()[0].close()
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._spare = -1  # another thread took the place; the next one to leave makes room again
 
     def _hear(self, fd: int, now: float) -> None:
         connection, _ = self._silent[fd]
