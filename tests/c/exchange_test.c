@@ -33,6 +33,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "ring.h"
 
 static struct {
@@ -40,16 +41,6 @@ static struct {
     bool drop;
 } options = {.frames = 100000, .seed = 1, .queues = 1, .slots = 1024, .payload = 2048, .headroom = 64,
              .most = 65664, .burst = 32};
-
-#define CHECK(condition, ...)                                                                                          \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                                    \
-            fprintf(stderr, __VA_ARGS__);                                                                              \
-            fprintf(stderr, "\n");                                                                                     \
-            _exit(1);                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 static uint64_t mix(uint64_t x)
 {

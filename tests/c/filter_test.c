@@ -5,17 +5,8 @@
 #include <sched.h>
 #include <stdio.h>
 
+#include "expect.h"
 #include "stack.h"
-
-static int failures;
-
-#define CHECK(fact) \
-    do { \
-        if (!(fact)) { \
-            printf("%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #fact); \
-            failures++; \
-        } \
-    } while (0)
 
 static struct rway_rule tcp_port_rule(const char *name, uint32_t action, uint16_t low, uint16_t high)
 {
@@ -47,10 +38,10 @@ static void readers_are_limited_and_their_numbers_used_again(void)
     struct rway_filter *filter = rway_filter_new();
 
     for (int reader = 0; reader < RWAY_READERS_MAX; reader++)
-        CHECK(rway_filter_reader_add(filter) == reader);
-    CHECK(rway_filter_reader_add(filter) == -1);
+        EXPECT(rway_filter_reader_add(filter) == reader);
+    EXPECT(rway_filter_reader_add(filter) == -1);
     rway_filter_reader_remove(filter, 17);
-    CHECK(rway_filter_reader_add(filter) == 17);
+    EXPECT(rway_filter_reader_add(filter) == 17);
     rway_filter_free(filter);
 }
 
@@ -70,8 +61,8 @@ static void a_new_filter_denies_everything(void)
     struct rway_rule_counts sum;
     uint32_t reader = (uint32_t)rway_filter_reader_add(filter);
 
-    CHECK(judge_once(filter, reader) == RWAY_DENY);
-    CHECK(rway_filter_counts(filter, &sum, 1) == 1 && sum.frames == 1 && sum.bytes == 60);
+    EXPECT(judge_once(filter, reader) == RWAY_DENY);
+    EXPECT(rway_filter_counts(filter, &sum, 1) == 1 && sum.frames == 1 && sum.bytes == 60);
     rway_filter_reader_remove(filter, reader);
     rway_filter_free(filter);
 }
@@ -85,14 +76,14 @@ static void counts_follow_the_name_of_a_rule(void)
 
     judge_once(filter, reader);
     rway_filter_leave(filter, reader);
-    CHECK(rway_filter_replace(filter, rway_filter_table_new(rules, 2, RWAY_DENY, NULL)) == 0);
-    CHECK(judge_once(filter, reader) == RWAY_ALLOW && judge_once(filter, reader) == RWAY_ALLOW);
+    EXPECT(rway_filter_replace(filter, rway_filter_table_new(rules, 2, RWAY_DENY, NULL)) == 0);
+    EXPECT(judge_once(filter, reader) == RWAY_ALLOW && judge_once(filter, reader) == RWAY_ALLOW);
     rway_filter_leave(filter, reader);
-    CHECK(rway_filter_replace(filter, rway_filter_table_new(rules + 1, 1, RWAY_DENY, NULL)) == 0);
-    CHECK(judge_once(filter, reader) == RWAY_ALLOW);
-    CHECK(rway_filter_counts(filter, sums, 3) == 2);
-    CHECK(sums[0].frames == 3 && sums[0].bytes == 180 && sums[1].frames == 1);
-    CHECK(rway_filter_counts(filter, sums, 1) == 2);
+    EXPECT(rway_filter_replace(filter, rway_filter_table_new(rules + 1, 1, RWAY_DENY, NULL)) == 0);
+    EXPECT(judge_once(filter, reader) == RWAY_ALLOW);
+    EXPECT(rway_filter_counts(filter, sums, 3) == 2);
+    EXPECT(sums[0].frames == 3 && sums[0].bytes == 180 && sums[1].frames == 1);
+    EXPECT(rway_filter_counts(filter, sums, 1) == 2);
     rway_filter_free(filter);
 }
 
@@ -106,15 +97,15 @@ static void a_reader_that_does_not_come_by_keeps_its_table_and_its_counts(void)
     uint32_t reader = (uint32_t)rway_filter_reader_add(filter);
     const struct rway_filter_table *held;
 
-    CHECK(rway_filter_replace(filter, rway_filter_table_new(&web, 1, RWAY_DENY, NULL)) == 0);
+    EXPECT(rway_filter_replace(filter, rway_filter_table_new(&web, 1, RWAY_DENY, NULL)) == 0);
     held = rway_filter_enter(filter, reader, &counts);
     web.action = RWAY_DENY;
-    CHECK(rway_filter_replace(filter, rway_filter_table_new(&web, 1, RWAY_DENY, NULL)) == -1);
-    CHECK(rway_filter_judge(held, &packet, 0, counts, 60) == RWAY_ALLOW); /* still there */
-    CHECK(rway_filter_counts(filter, sums, 2) == 2 && sums[0].frames == 1);
-    CHECK(judge_once(filter, reader) == RWAY_DENY); /* has come by */
-    CHECK(rway_filter_counts(filter, sums, 2) == 2 && sums[0].frames == 2);
-    CHECK(rway_filter_counts(filter, sums, 2) == 2 && sums[0].frames == 2); /* the old one is counted once */
+    EXPECT(rway_filter_replace(filter, rway_filter_table_new(&web, 1, RWAY_DENY, NULL)) == -1);
+    EXPECT(rway_filter_judge(held, &packet, 0, counts, 60) == RWAY_ALLOW); /* still there */
+    EXPECT(rway_filter_counts(filter, sums, 2) == 2 && sums[0].frames == 1);
+    EXPECT(judge_once(filter, reader) == RWAY_DENY); /* has come by */
+    EXPECT(rway_filter_counts(filter, sums, 2) == 2 && sums[0].frames == 2);
+    EXPECT(rway_filter_counts(filter, sums, 2) == 2 && sums[0].frames == 2); /* the old one is counted once */
     rway_filter_free(filter);
 }
 
@@ -185,16 +176,16 @@ static void no_frame_is_lost_from_the_counts_while_tables_are_swapped(void)
     uint32_t count = 0;
     bool stop = false;
 
-    CHECK(rway_filter_replace(filter, table_number(0)) == 0);
+    EXPECT(rway_filter_replace(filter, table_number(0)) == 0);
     for (uint32_t index = 0; index < THREADS; index++) {
         loops[index] = (struct loop){.filter = filter, .stop = &stop, .progress = &progress};
-        CHECK(pthread_create(&loops[index].thread, NULL, run_loop, &loops[index]) == 0);
+        EXPECT(pthread_create(&loops[index].thread, NULL, run_loop, &loops[index]) == 0);
     }
     for (uint32_t swap = 1; swap <= SWAPS; swap++) {
         await_progress(&progress);
-        CHECK(rway_filter_replace(filter, table_number(swap)) == 0);
+        EXPECT(rway_filter_replace(filter, table_number(swap)) == 0);
         count = rway_filter_counts(filter, sums, 9);
-        CHECK(count == 2 + swap % 8 && sums[count - 2].frames >= seen);
+        EXPECT(count == 2 + swap % 8 && sums[count - 2].frames >= seen);
         seen = sums[count - 2].frames;
     }
     __atomic_store_n(&stop, true, __ATOMIC_RELAXED);
@@ -203,8 +194,8 @@ static void no_frame_is_lost_from_the_counts_while_tables_are_swapped(void)
         judged += loops[index].judged;
     }
     rway_filter_counts(filter, sums, 9);
-    CHECK(judged > 0 && sums[count - 2].frames == judged && sums[count - 2].bytes == 60 * judged);
-    CHECK(sums[count - 1].frames == 0);
+    EXPECT(judged > 0 && sums[count - 2].frames == judged && sums[count - 2].bytes == 60 * judged);
+    EXPECT(sums[count - 1].frames == 0);
     rway_filter_free(filter);
 }
 

@@ -2,17 +2,8 @@
 
 #include <stdio.h>
 
+#include "expect.h"
 #include "stack.h"
-
-static int failures;
-
-#define CHECK(fact) \
-    do { \
-        if (!(fact)) { \
-            printf("%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #fact); \
-            failures++; \
-        } \
-    } while (0)
 
 /* What rway_parse says of a packet without options; TCP has 12 bytes of its own. */
 static struct rway_headers headers_of(uint16_t ether, uint8_t protocol)
@@ -46,14 +37,14 @@ static void checksums_fit_at_the_judged_transport_header_only(void)
     struct rway_offload icmp_sum = {.flags = RWAY_EXT_CSUM, .csum_start = 34, .csum_offset = 2};
 
     fragment.flags |= RWAY_HEADERS_FIRST_FRAGMENT;
-    CHECK(rway_offload_fits(&tcp, &none) && rway_offload_fits(&arp, &none) && rway_offload_fits(&fragment, &none));
-    CHECK(rway_offload_fits(&tcp, &tcp_sum) && rway_offload_fits(&udp, &udp_sum));
-    CHECK(!rway_offload_fits(&tcp, &lie)); /* the destination port */
-    CHECK(!rway_offload_fits(&tcp, &udp_sum) && !rway_offload_fits(&udp, &tcp_sum));
-    CHECK(!rway_offload_fits(&icmp, &icmp_sum) && !rway_offload_fits(&arp, &tcp_sum));
-    CHECK(!rway_offload_fits(&fragment, &tcp_sum));
+    EXPECT(rway_offload_fits(&tcp, &none) && rway_offload_fits(&arp, &none) && rway_offload_fits(&fragment, &none));
+    EXPECT(rway_offload_fits(&tcp, &tcp_sum) && rway_offload_fits(&udp, &udp_sum));
+    EXPECT(!rway_offload_fits(&tcp, &lie)); /* the destination port */
+    EXPECT(!rway_offload_fits(&tcp, &udp_sum) && !rway_offload_fits(&udp, &tcp_sum));
+    EXPECT(!rway_offload_fits(&icmp, &icmp_sum) && !rway_offload_fits(&arp, &tcp_sum));
+    EXPECT(!rway_offload_fits(&fragment, &tcp_sum));
     tcp_sum.csum_offset = 6;
-    CHECK(!rway_offload_fits(&tcp, &tcp_sum));
+    EXPECT(!rway_offload_fits(&tcp, &tcp_sum));
 }
 
 static void a_checksum_inside_a_tunnel_fits_behind_the_judged_headers(void)
@@ -71,15 +62,15 @@ static void a_checksum_inside_a_tunnel_fits_behind_the_judged_headers(void)
     segments.flags |= RWAY_EXT_GSO;
     segments.gso_type = RWAY_GSO_TCP4;
     segments.gso_size = 1000;
-    CHECK(rway_offload_fits(&vxlan, &inner) && rway_offload_fits(&gre, &inner));
-    CHECK(!rway_offload_fits(&fragment, &inner) && !rway_offload_fits(&arp, &inner));
-    CHECK(!rway_offload_fits(&vxlan, &segments));
+    EXPECT(rway_offload_fits(&vxlan, &inner) && rway_offload_fits(&gre, &inner));
+    EXPECT(!rway_offload_fits(&fragment, &inner) && !rway_offload_fits(&arp, &inner));
+    EXPECT(!rway_offload_fits(&vxlan, &segments));
     inner.csum_start = vxlan.payload_offset;
-    CHECK(rway_offload_fits(&vxlan, &inner));
+    EXPECT(rway_offload_fits(&vxlan, &inner));
     inner.csum_start--;
-    CHECK(!rway_offload_fits(&vxlan, &inner)); /* the UDP header's own last bytes */
+    EXPECT(!rway_offload_fits(&vxlan, &inner)); /* the UDP header's own last bytes */
     inner.csum_start = gre.l4_offset;
-    CHECK(!rway_offload_fits(&gre, &inner));
+    EXPECT(!rway_offload_fits(&gre, &inner));
 }
 
 static int gso_fits(const struct rway_headers *headers, uint16_t type, uint16_t hdr_len)
@@ -103,15 +94,15 @@ static void segmentation_fits_its_own_protocol_only(void)
     struct rway_headers udp4 = headers_of(0x0800, IPPROTO_UDP);
     struct rway_offload no_checksum = {.flags = RWAY_EXT_GSO, .gso_type = RWAY_GSO_TCP4, .gso_size = 1000};
 
-    CHECK(gso_fits(&tcp4, RWAY_GSO_TCP4, 0) && gso_fits(&tcp4, RWAY_GSO_TCP4 | RWAY_GSO_ECN, 66));
-    CHECK(gso_fits(&tcp6, RWAY_GSO_TCP6, 86) && gso_fits(&udp4, RWAY_GSO_UDP, 42));
-    CHECK(gso_fits(&tcp4, RWAY_GSO_TCP4, 190)); /* Linux counts payload in its linear part too */
-    CHECK(!gso_fits(&tcp4, RWAY_GSO_TCP4, 65));
-    CHECK(!gso_fits(&tcp4, RWAY_GSO_TCP6, 0) && !gso_fits(&tcp6, RWAY_GSO_TCP4, 0));
-    CHECK(!gso_fits(&tcp4, RWAY_GSO_UDP, 0) && !gso_fits(&udp4, RWAY_GSO_TCP4, 0));
-    CHECK(!gso_fits(&udp4, RWAY_GSO_UDP | RWAY_GSO_ECN, 0) && !gso_fits(&tcp4, RWAY_GSO_NONE, 0));
-    CHECK(!gso_fits(&tcp4, 3, 0)); /* UFO is not carried */
-    CHECK(!rway_offload_fits(&tcp4, &no_checksum));
+    EXPECT(gso_fits(&tcp4, RWAY_GSO_TCP4, 0) && gso_fits(&tcp4, RWAY_GSO_TCP4 | RWAY_GSO_ECN, 66));
+    EXPECT(gso_fits(&tcp6, RWAY_GSO_TCP6, 86) && gso_fits(&udp4, RWAY_GSO_UDP, 42));
+    EXPECT(gso_fits(&tcp4, RWAY_GSO_TCP4, 190)); /* Linux counts payload in its linear part too */
+    EXPECT(!gso_fits(&tcp4, RWAY_GSO_TCP4, 65));
+    EXPECT(!gso_fits(&tcp4, RWAY_GSO_TCP6, 0) && !gso_fits(&tcp6, RWAY_GSO_TCP4, 0));
+    EXPECT(!gso_fits(&tcp4, RWAY_GSO_UDP, 0) && !gso_fits(&udp4, RWAY_GSO_TCP4, 0));
+    EXPECT(!gso_fits(&udp4, RWAY_GSO_UDP | RWAY_GSO_ECN, 0) && !gso_fits(&tcp4, RWAY_GSO_NONE, 0));
+    EXPECT(!gso_fits(&tcp4, 3, 0)); /* UFO is not carried */
+    EXPECT(!rway_offload_fits(&tcp4, &no_checksum));
 }
 
 int main(void)

@@ -4,17 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "expect.h"
 #include "stack.h"
-
-static int failures;
-
-#define CHECK(fact) \
-    do { \
-        if (!(fact)) { \
-            printf("%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #fact); \
-            failures++; \
-        } \
-    } while (0)
 
 /* A frame under construction. */
 struct frame {
@@ -140,7 +131,7 @@ static int cause_of(const struct frame *frame)
 
     memset(&zero, 0, sizeof(zero));
     if (cause != RWAY_WELL_FORMED)
-        CHECK(memcmp(&headers, &zero, sizeof(zero)) == 0);
+        EXPECT(memcmp(&headers, &zero, sizeof(zero)) == 0);
     return cause;
 }
 
@@ -152,13 +143,13 @@ static void tcp_over_ip4_is_read(void)
     add_ip4(&frame, IPPROTO_TCP, 0, 32 + 7);
     add_tcp(&frame, 12);
     add(&frame, 7);
-    CHECK(parse(&frame, &headers) == RWAY_WELL_FORMED);
-    CHECK(headers.ether == 0x0800 && headers.ip_version == 4 && headers.protocol == IPPROTO_TCP);
-    CHECK(headers.l3_offset == 14 && headers.l4_offset == 34 && headers.l4_len == 32 && headers.payload_offset == 66);
-    CHECK(headers.source_port == 1234 && headers.destination_port == 80 && headers.tcp_flags == 0x12);
-    CHECK(headers.flags == RWAY_HEADERS_PORTS && headers.vlan_count == 0);
-    CHECK(memcmp(headers.source, "\x0a\x01\x02\x03\0\0\0\0\0\0\0\0\0\0\0\0", 16) == 0);
-    CHECK(memcmp(headers.destination, "\x0a\x04\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0", 16) == 0);
+    EXPECT(parse(&frame, &headers) == RWAY_WELL_FORMED);
+    EXPECT(headers.ether == 0x0800 && headers.ip_version == 4 && headers.protocol == IPPROTO_TCP);
+    EXPECT(headers.l3_offset == 14 && headers.l4_offset == 34 && headers.l4_len == 32 && headers.payload_offset == 66);
+    EXPECT(headers.source_port == 1234 && headers.destination_port == 80 && headers.tcp_flags == 0x12);
+    EXPECT(headers.flags == RWAY_HEADERS_PORTS && headers.vlan_count == 0);
+    EXPECT(memcmp(headers.source, "\x0a\x01\x02\x03\0\0\0\0\0\0\0\0\0\0\0\0", 16) == 0);
+    EXPECT(memcmp(headers.destination, "\x0a\x04\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0", 16) == 0);
 }
 
 static void the_longest_ordinary_headers_are_read(void)
@@ -170,10 +161,10 @@ static void the_longest_ordinary_headers_are_read(void)
     add_vlan(&frame, 0x0800);
     memset(add_ip4(&frame, IPPROTO_TCP, 40, 60) + 20, 1, 40);
     add_tcp(&frame, 40);
-    CHECK(frame.len == 142);
-    CHECK(parse(&frame, &headers) == RWAY_WELL_FORMED);
-    CHECK(headers.vlan_count == 2 && headers.l3_offset == 22);
-    CHECK(headers.l4_offset == 82 && headers.payload_offset == 142);
+    EXPECT(frame.len == 142);
+    EXPECT(parse(&frame, &headers) == RWAY_WELL_FORMED);
+    EXPECT(headers.vlan_count == 2 && headers.l3_offset == 22);
+    EXPECT(headers.l4_offset == 82 && headers.payload_offset == 142);
 }
 
 static void udp_behind_ip6_extension_headers_is_read(void)
@@ -188,11 +179,11 @@ static void udp_behind_ip6_extension_headers_is_read(void)
     add_extension(&frame, IPPROTO_AH, 2)[2] = 4; /* segment routing passes */
     add_extension(&frame, IPPROTO_UDP, 3)[1] = 4; /* AH counts 4-byte units, less 2 */
     add_udp(&frame, 5);
-    CHECK(parse(&frame, &headers) == RWAY_WELL_FORMED);
-    CHECK(headers.ether == 0x86dd && headers.ip_version == 6 && headers.protocol == IPPROTO_UDP);
-    CHECK(headers.l3_offset == 18 && headers.l4_offset == 18 + 40 + 64 && headers.l4_len == 8);
-    CHECK(headers.source_port == 5353 && headers.destination_port == 53 && headers.flags == RWAY_HEADERS_PORTS);
-    CHECK(headers.source[0] == 0xfd && headers.source[15] == 1 && headers.destination[15] == 2);
+    EXPECT(parse(&frame, &headers) == RWAY_WELL_FORMED);
+    EXPECT(headers.ether == 0x86dd && headers.ip_version == 6 && headers.protocol == IPPROTO_UDP);
+    EXPECT(headers.l3_offset == 18 && headers.l4_offset == 18 + 40 + 64 && headers.l4_len == 8);
+    EXPECT(headers.source_port == 5353 && headers.destination_port == 53 && headers.flags == RWAY_HEADERS_PORTS);
+    EXPECT(headers.source[0] == 0xfd && headers.source[15] == 1 && headers.destination[15] == 2);
 }
 
 static void icmp_and_sctp_are_read_in_their_families(void)
@@ -205,16 +196,16 @@ static void icmp_and_sctp_are_read_in_their_families(void)
 
     add_ip4(&icmp, IPPROTO_ICMP, 0, 8);
     add(&icmp, 8);
-    CHECK(parse(&icmp, &headers) == RWAY_WELL_FORMED && headers.l4_len == 8 && headers.flags == 0);
+    EXPECT(parse(&icmp, &headers) == RWAY_WELL_FORMED && headers.l4_len == 8 && headers.flags == 0);
     add_ip6(&icmp6, IPPROTO_ICMPV6, 4);
     add(&icmp6, 4);
-    CHECK(parse(&icmp6, &headers) == RWAY_WELL_FORMED && headers.l4_len == 4 && headers.flags == 0);
+    EXPECT(parse(&icmp6, &headers) == RWAY_WELL_FORMED && headers.l4_len == 4 && headers.flags == 0);
     add_ip4(&sctp, IPPROTO_SCTP, 0, 12);
     put16(add(&sctp, 12) + 2, 38412);
-    CHECK(parse(&sctp, &headers) == RWAY_WELL_FORMED && headers.l4_len == 12 && headers.destination_port == 38412);
+    EXPECT(parse(&sctp, &headers) == RWAY_WELL_FORMED && headers.l4_len == 12 && headers.destination_port == 38412);
     add_ip6(&strange, IPPROTO_ICMP, 1);
     add(&strange, 1);
-    CHECK(parse(&strange, &headers) == RWAY_WELL_FORMED && headers.l4_len == 0 && headers.protocol == IPPROTO_ICMP);
+    EXPECT(parse(&strange, &headers) == RWAY_WELL_FORMED && headers.l4_len == 0 && headers.protocol == IPPROTO_ICMP);
 }
 
 static void frames_that_are_not_ip_pass_as_such(void)
@@ -224,10 +215,10 @@ static void frames_that_are_not_ip_pass_as_such(void)
     struct frame arp = ethernet(0x0806);
     struct rway_headers headers;
 
-    CHECK(parse(&length, &headers) == RWAY_WELL_FORMED && headers.ether == 0 && headers.l3_offset == 14);
-    CHECK(parse(&unknown, &headers) == RWAY_WELL_FORMED && headers.ether == 0x88cc && headers.ip_version == 0);
+    EXPECT(parse(&length, &headers) == RWAY_WELL_FORMED && headers.ether == 0 && headers.l3_offset == 14);
+    EXPECT(parse(&unknown, &headers) == RWAY_WELL_FORMED && headers.ether == 0x88cc && headers.ip_version == 0);
     memcpy(add(&arp, 28), "\0\x01\x08\0\x06\x04\0\x01", 8);
-    CHECK(parse(&arp, &headers) == RWAY_WELL_FORMED && headers.ether == 0x0806 && headers.l4_offset == 0);
+    EXPECT(parse(&arp, &headers) == RWAY_WELL_FORMED && headers.ether == 0x0806 && headers.l4_offset == 0);
 }
 
 static void an_ip6_packet_without_anything_passes(void)
@@ -236,7 +227,7 @@ static void an_ip6_packet_without_anything_passes(void)
     struct rway_headers headers;
 
     add_ip6(&frame, IPPROTO_NONE, 0);
-    CHECK(parse(&frame, &headers) == RWAY_WELL_FORMED && headers.protocol == IPPROTO_NONE && headers.l4_offset == 54);
+    EXPECT(parse(&frame, &headers) == RWAY_WELL_FORMED && headers.protocol == IPPROTO_NONE && headers.l4_offset == 54);
 }
 
 static void fragments_are_told_apart(void)
@@ -249,21 +240,21 @@ static void fragments_are_told_apart(void)
 
     put16(add_ip4(&first, IPPROTO_UDP, 0, 16) + 6, 0x2000);
     put16(add_udp(&first, 8) + 4, 4000); /* the whole datagram's length */
-    CHECK(parse(&first, &headers) == RWAY_WELL_FORMED);
-    CHECK(headers.flags == (RWAY_HEADERS_PORTS | RWAY_HEADERS_FIRST_FRAGMENT) && headers.destination_port == 53);
+    EXPECT(parse(&first, &headers) == RWAY_WELL_FORMED);
+    EXPECT(headers.flags == (RWAY_HEADERS_PORTS | RWAY_HEADERS_FIRST_FRAGMENT) && headers.destination_port == 53);
     put16(add_ip4(&later, IPPROTO_TCP, 0, 2) + 6, 0x2002);
     add(&later, 2);
-    CHECK(parse(&later, &headers) == RWAY_WELL_FORMED);
-    CHECK(headers.flags == RWAY_HEADERS_LATER_FRAGMENT && headers.l4_offset == 34 && headers.l4_len == 0);
+    EXPECT(parse(&later, &headers) == RWAY_WELL_FORMED);
+    EXPECT(headers.flags == RWAY_HEADERS_LATER_FRAGMENT && headers.l4_offset == 34 && headers.l4_len == 0);
     add_ip6(&later6, IPPROTO_FRAGMENT, 10);
     add_fragment_header(&later6, IPPROTO_DSTOPTS, 200, 0);
     memset(add(&later6, 2), 0xff, 2); /* data that would be no extension header */
-    CHECK(parse(&later6, &headers) == RWAY_WELL_FORMED);
-    CHECK(headers.flags == RWAY_HEADERS_LATER_FRAGMENT && headers.protocol == IPPROTO_DSTOPTS);
+    EXPECT(parse(&later6, &headers) == RWAY_WELL_FORMED);
+    EXPECT(headers.flags == RWAY_HEADERS_LATER_FRAGMENT && headers.protocol == IPPROTO_DSTOPTS);
     add_ip6(&whole6, IPPROTO_FRAGMENT, 8 + 20); /* RFC 6946: an atomic fragment is a whole packet */
     add_fragment_header(&whole6, IPPROTO_TCP, 0, 0);
     add_tcp(&whole6, 0);
-    CHECK(parse(&whole6, &headers) == RWAY_WELL_FORMED && headers.flags == RWAY_HEADERS_PORTS);
+    EXPECT(parse(&whole6, &headers) == RWAY_WELL_FORMED && headers.flags == RWAY_HEADERS_PORTS);
 }
 
 static void padding_is_no_transport_header(void)
@@ -272,7 +263,7 @@ static void padding_is_no_transport_header(void)
 
     add_ip4(&frame, IPPROTO_TCP, 0, 4);
     add_tcp(&frame, 0);
-    CHECK(cause_of(&frame) == RWAY_MALFORMED_TRANSPORT);
+    EXPECT(cause_of(&frame) == RWAY_MALFORMED_TRANSPORT);
 }
 
 static void a_frame_shorter_than_its_headers_is_malformed(void)
@@ -289,11 +280,11 @@ static void a_frame_shorter_than_its_headers_is_malformed(void)
     add_udp(&udp6, 0);
     memcpy(add(&arp, 28), "\0\x01\x08\0\x06\x04\0\x01", 8);
     for (; tcp4.len > 0; tcp4.len--)
-        CHECK((cause_of(&tcp4) == RWAY_WELL_FORMED) == (tcp4.len == 14 + 4 + 24 + 24));
+        EXPECT((cause_of(&tcp4) == RWAY_WELL_FORMED) == (tcp4.len == 14 + 4 + 24 + 24));
     for (; udp6.len > 0; udp6.len--)
-        CHECK((cause_of(&udp6) == RWAY_WELL_FORMED) == (udp6.len == 14 + 40 + 8 + 8));
+        EXPECT((cause_of(&udp6) == RWAY_WELL_FORMED) == (udp6.len == 14 + 40 + 8 + 8));
     for (; arp.len > 0; arp.len--)
-        CHECK((cause_of(&arp) == RWAY_WELL_FORMED) == (arp.len == 14 + 28));
+        EXPECT((cause_of(&arp) == RWAY_WELL_FORMED) == (arp.len == 14 + 28));
 }
 
 static void bytes_that_were_not_copied_are_too_long_not_absent(void)
@@ -304,7 +295,7 @@ static void bytes_that_were_not_copied_are_too_long_not_absent(void)
     add_ip4(&frame, IPPROTO_TCP, 0, 20);
     add_tcp(&frame, 0);
     for (uint32_t copied = 14; copied < frame.len; copied++)
-        CHECK(parse_copied(&frame, copied, &headers) == RWAY_MALFORMED_TOO_LONG);
+        EXPECT(parse_copied(&frame, copied, &headers) == RWAY_MALFORMED_TOO_LONG);
 }
 
 static void a_third_vlan_tag_is_malformed(void)
@@ -315,7 +306,7 @@ static void a_third_vlan_tag_is_malformed(void)
     add_vlan(&frame, 0x8100);
     add_vlan(&frame, 0x0800);
     add_ip4(&frame, IPPROTO_NONE, 0, 0);
-    CHECK(cause_of(&frame) == RWAY_MALFORMED_VLAN);
+    EXPECT(cause_of(&frame) == RWAY_MALFORMED_VLAN);
 }
 
 static void arp_with_wrong_address_lengths_is_malformed(void)
@@ -325,8 +316,8 @@ static void arp_with_wrong_address_lengths_is_malformed(void)
 
     memcpy(add(&hardware, 60), "\0\x01\x08\0\x08\x04\0\x01", 8);
     memcpy(add(&protocol, 60), "\0\x01\x08\0\x06\x10\0\x01", 8);
-    CHECK(cause_of(&hardware) == RWAY_MALFORMED_ARP);
-    CHECK(cause_of(&protocol) == RWAY_MALFORMED_ARP);
+    EXPECT(cause_of(&hardware) == RWAY_MALFORMED_ARP);
+    EXPECT(cause_of(&protocol) == RWAY_MALFORMED_ARP);
 }
 
 /* A well-formed TCP packet over IPv4 with one byte of its IP header changed. */
@@ -341,13 +332,13 @@ static int cause_with_ip4_byte(uint32_t at, uint8_t value)
 
 static void ip4_headers_that_contradict_themselves_are_malformed(void)
 {
-    CHECK(cause_with_ip4_byte(0, 0x45) == RWAY_WELL_FORMED);
-    CHECK(cause_with_ip4_byte(0, 0x65) == RWAY_MALFORMED_IP_VERSION);
-    CHECK(cause_with_ip4_byte(0, 0x44) == RWAY_MALFORMED_IP_HEADER);
-    CHECK(cause_with_ip4_byte(0, 0x4f) == RWAY_MALFORMED_IP_HEADER);
-    CHECK(cause_with_ip4_byte(2, 0x01) == RWAY_MALFORMED_IP_LENGTH);
-    CHECK(cause_with_ip4_byte(3, 19) == RWAY_MALFORMED_IP_LENGTH);
-    CHECK(cause_with_ip4_byte(3, 0) == RWAY_MALFORMED_IP_LENGTH);
+    EXPECT(cause_with_ip4_byte(0, 0x45) == RWAY_WELL_FORMED);
+    EXPECT(cause_with_ip4_byte(0, 0x65) == RWAY_MALFORMED_IP_VERSION);
+    EXPECT(cause_with_ip4_byte(0, 0x44) == RWAY_MALFORMED_IP_HEADER);
+    EXPECT(cause_with_ip4_byte(0, 0x4f) == RWAY_MALFORMED_IP_HEADER);
+    EXPECT(cause_with_ip4_byte(2, 0x01) == RWAY_MALFORMED_IP_LENGTH);
+    EXPECT(cause_with_ip4_byte(3, 19) == RWAY_MALFORMED_IP_LENGTH);
+    EXPECT(cause_with_ip4_byte(3, 0) == RWAY_MALFORMED_IP_LENGTH);
 }
 
 static int cause_with_ip4_options(const char *options, uint32_t len)
@@ -360,14 +351,14 @@ static int cause_with_ip4_options(const char *options, uint32_t len)
 
 static void ip4_options_are_walked(void)
 {
-    CHECK(cause_with_ip4_options("\x01\x07\x07\x04\0\0\0\0", 8) == RWAY_WELL_FORMED);
-    CHECK(cause_with_ip4_options("\0\x07\x09\x04", 4) == RWAY_WELL_FORMED);
-    CHECK(cause_with_ip4_options("\x07\x00\x04\x01", 4) == RWAY_MALFORMED_IP_OPTIONS);
-    CHECK(cause_with_ip4_options("\x07\x01\x04\x01", 4) == RWAY_MALFORMED_IP_OPTIONS);
-    CHECK(cause_with_ip4_options("\x07\x05\x04\x01", 4) == RWAY_MALFORMED_IP_OPTIONS);
-    CHECK(cause_with_ip4_options("\x01\x01\x01\x07", 4) == RWAY_MALFORMED_IP_OPTIONS);
-    CHECK(cause_with_ip4_options("\x83\x03\x04\x00", 4) == RWAY_MALFORMED_SOURCE_ROUTE);
-    CHECK(cause_with_ip4_options("\x89\x03\x04\x00", 4) == RWAY_MALFORMED_SOURCE_ROUTE);
+    EXPECT(cause_with_ip4_options("\x01\x07\x07\x04\0\0\0\0", 8) == RWAY_WELL_FORMED);
+    EXPECT(cause_with_ip4_options("\0\x07\x09\x04", 4) == RWAY_WELL_FORMED);
+    EXPECT(cause_with_ip4_options("\x07\x00\x04\x01", 4) == RWAY_MALFORMED_IP_OPTIONS);
+    EXPECT(cause_with_ip4_options("\x07\x01\x04\x01", 4) == RWAY_MALFORMED_IP_OPTIONS);
+    EXPECT(cause_with_ip4_options("\x07\x05\x04\x01", 4) == RWAY_MALFORMED_IP_OPTIONS);
+    EXPECT(cause_with_ip4_options("\x01\x01\x01\x07", 4) == RWAY_MALFORMED_IP_OPTIONS);
+    EXPECT(cause_with_ip4_options("\x83\x03\x04\x00", 4) == RWAY_MALFORMED_SOURCE_ROUTE);
+    EXPECT(cause_with_ip4_options("\x89\x03\x04\x00", 4) == RWAY_MALFORMED_SOURCE_ROUTE);
 }
 
 static int cause_of_ip4_fragment(uint8_t protocol, uint32_t field, uint32_t payload)
@@ -381,13 +372,13 @@ static int cause_of_ip4_fragment(uint8_t protocol, uint32_t field, uint32_t payl
 
 static void fragments_that_hide_a_header_are_malformed(void)
 {
-    CHECK(cause_of_ip4_fragment(IPPROTO_TCP, 0x2000, 24) == RWAY_WELL_FORMED);
-    CHECK(cause_of_ip4_fragment(IPPROTO_TCP, 0x2000, 16) == RWAY_MALFORMED_TINY_FRAGMENT);
-    CHECK(cause_of_ip4_fragment(IPPROTO_ICMP, 0x2000, 0) == RWAY_MALFORMED_TINY_FRAGMENT);
-    CHECK(cause_of_ip4_fragment(IPPROTO_TCP, 0x0001, 24) == RWAY_MALFORMED_FRAGMENT);
-    CHECK(cause_of_ip4_fragment(IPPROTO_UDP, 0x0001, 24) == RWAY_WELL_FORMED);
-    CHECK(cause_of_ip4_fragment(IPPROTO_UDP, 0x1fff, 8) == RWAY_MALFORMED_FRAGMENT);
-    CHECK(cause_of_ip4_fragment(IPPROTO_UDP, 0x1fff, 7) == RWAY_WELL_FORMED);
+    EXPECT(cause_of_ip4_fragment(IPPROTO_TCP, 0x2000, 24) == RWAY_WELL_FORMED);
+    EXPECT(cause_of_ip4_fragment(IPPROTO_TCP, 0x2000, 16) == RWAY_MALFORMED_TINY_FRAGMENT);
+    EXPECT(cause_of_ip4_fragment(IPPROTO_ICMP, 0x2000, 0) == RWAY_MALFORMED_TINY_FRAGMENT);
+    EXPECT(cause_of_ip4_fragment(IPPROTO_TCP, 0x0001, 24) == RWAY_MALFORMED_FRAGMENT);
+    EXPECT(cause_of_ip4_fragment(IPPROTO_UDP, 0x0001, 24) == RWAY_WELL_FORMED);
+    EXPECT(cause_of_ip4_fragment(IPPROTO_UDP, 0x1fff, 8) == RWAY_MALFORMED_FRAGMENT);
+    EXPECT(cause_of_ip4_fragment(IPPROTO_UDP, 0x1fff, 7) == RWAY_WELL_FORMED);
 }
 
 static void an_ip6_first_fragment_without_its_header_chain_is_malformed(void)
@@ -399,16 +390,16 @@ static void an_ip6_first_fragment_without_its_header_chain_is_malformed(void)
     add_ip6(&transport, IPPROTO_FRAGMENT, 8 + 16);
     add_fragment_header(&transport, IPPROTO_TCP, 0, 1);
     add_tcp(&transport, 0);
-    CHECK(cause_of(&transport) == RWAY_MALFORMED_TINY_FRAGMENT);
+    EXPECT(cause_of(&transport) == RWAY_MALFORMED_TINY_FRAGMENT);
     add_ip6(&chain, IPPROTO_FRAGMENT, 8 + 8);
     add_fragment_header(&chain, IPPROTO_DSTOPTS, 0, 1);
     add_extension(&chain, IPPROTO_TCP, 1)[1] = 2;
-    CHECK(cause_of(&chain) == RWAY_MALFORMED_TINY_FRAGMENT);
+    EXPECT(cause_of(&chain) == RWAY_MALFORMED_TINY_FRAGMENT);
     add_ip6(&twice, IPPROTO_FRAGMENT, 16 + 20);
     add_fragment_header(&twice, IPPROTO_FRAGMENT, 0, 1);
     add_fragment_header(&twice, IPPROTO_TCP, 0, 1);
     add_tcp(&twice, 0);
-    CHECK(cause_of(&twice) == RWAY_MALFORMED_FRAGMENT);
+    EXPECT(cause_of(&twice) == RWAY_MALFORMED_FRAGMENT);
 }
 
 static void ip6_headers_that_contradict_themselves_are_malformed(void)
@@ -418,13 +409,13 @@ static void ip6_headers_that_contradict_themselves_are_malformed(void)
     struct frame jumbo = ethernet(0x86dd);
 
     add_ip6(&version, IPPROTO_NONE, 0)[0] = 0x40;
-    CHECK(cause_of(&version) == RWAY_MALFORMED_IP_VERSION);
+    EXPECT(cause_of(&version) == RWAY_MALFORMED_IP_VERSION);
     add_ip6(&length, IPPROTO_NONE, 1);
-    CHECK(cause_of(&length) == RWAY_MALFORMED_IP_LENGTH);
+    EXPECT(cause_of(&length) == RWAY_MALFORMED_IP_LENGTH);
     add_ip6(&jumbo, IPPROTO_HOPOPTS, 0);
     add_extension(&jumbo, IPPROTO_TCP, 1);
     add_tcp(&jumbo, 0);
-    CHECK(cause_of(&jumbo) == RWAY_MALFORMED_JUMBOGRAM);
+    EXPECT(cause_of(&jumbo) == RWAY_MALFORMED_JUMBOGRAM);
 }
 
 /* count destination options headers, then nothing. */
@@ -454,17 +445,17 @@ static int cause_of_extension(uint8_t before, uint8_t kind, uint8_t length, uint
 
 static void extension_headers_are_bounded(void)
 {
-    CHECK(cause_of_chain(8, 1) == RWAY_WELL_FORMED);
-    CHECK(cause_of_chain(9, 1) == RWAY_MALFORMED_EXTENSION);
-    CHECK(cause_of_chain(5, 5) == RWAY_WELL_FORMED);
-    CHECK(cause_of_chain(6, 5) == RWAY_MALFORMED_TOO_LONG);
-    CHECK(cause_of_extension(IPPROTO_DSTOPTS, IPPROTO_DSTOPTS, 0, 0, 0) == RWAY_WELL_FORMED);
-    CHECK(cause_of_extension(IPPROTO_DSTOPTS, IPPROTO_DSTOPTS, 1, 0, 0) == RWAY_MALFORMED_EXTENSION);
-    CHECK(cause_of_extension(IPPROTO_DSTOPTS, IPPROTO_HOPOPTS, 0, 0, 0) == RWAY_MALFORMED_EXTENSION);
-    CHECK(cause_of_extension(IPPROTO_HOPOPTS, IPPROTO_AH, 0, 0, 0) == RWAY_MALFORMED_EXTENSION);
-    CHECK(cause_of_extension(IPPROTO_HOPOPTS, IPPROTO_ROUTING, 0, 0, 0) == RWAY_WELL_FORMED);
-    CHECK(cause_of_extension(IPPROTO_HOPOPTS, IPPROTO_ROUTING, 0, 0, 1) == RWAY_MALFORMED_SOURCE_ROUTE);
-    CHECK(cause_of_extension(IPPROTO_HOPOPTS, IPPROTO_ROUTING, 0, 2, 1) == RWAY_WELL_FORMED);
+    EXPECT(cause_of_chain(8, 1) == RWAY_WELL_FORMED);
+    EXPECT(cause_of_chain(9, 1) == RWAY_MALFORMED_EXTENSION);
+    EXPECT(cause_of_chain(5, 5) == RWAY_WELL_FORMED);
+    EXPECT(cause_of_chain(6, 5) == RWAY_MALFORMED_TOO_LONG);
+    EXPECT(cause_of_extension(IPPROTO_DSTOPTS, IPPROTO_DSTOPTS, 0, 0, 0) == RWAY_WELL_FORMED);
+    EXPECT(cause_of_extension(IPPROTO_DSTOPTS, IPPROTO_DSTOPTS, 1, 0, 0) == RWAY_MALFORMED_EXTENSION);
+    EXPECT(cause_of_extension(IPPROTO_DSTOPTS, IPPROTO_HOPOPTS, 0, 0, 0) == RWAY_MALFORMED_EXTENSION);
+    EXPECT(cause_of_extension(IPPROTO_HOPOPTS, IPPROTO_AH, 0, 0, 0) == RWAY_MALFORMED_EXTENSION);
+    EXPECT(cause_of_extension(IPPROTO_HOPOPTS, IPPROTO_ROUTING, 0, 0, 0) == RWAY_WELL_FORMED);
+    EXPECT(cause_of_extension(IPPROTO_HOPOPTS, IPPROTO_ROUTING, 0, 0, 1) == RWAY_MALFORMED_SOURCE_ROUTE);
+    EXPECT(cause_of_extension(IPPROTO_HOPOPTS, IPPROTO_ROUTING, 0, 2, 1) == RWAY_WELL_FORMED);
 }
 
 static void transport_headers_of_wrong_length_are_malformed(void)
@@ -476,16 +467,16 @@ static void transport_headers_of_wrong_length_are_malformed(void)
 
     add_ip4(&tcp_short, IPPROTO_TCP, 0, 20);
     add_tcp(&tcp_short, 0)[12] = 0x40;
-    CHECK(cause_of(&tcp_short) == RWAY_MALFORMED_TRANSPORT);
+    EXPECT(cause_of(&tcp_short) == RWAY_MALFORMED_TRANSPORT);
     add_ip4(&tcp_long, IPPROTO_TCP, 0, 20);
     add_tcp(&tcp_long, 0)[12] = 0x60;
-    CHECK(cause_of(&tcp_long) == RWAY_MALFORMED_TRANSPORT);
+    EXPECT(cause_of(&tcp_long) == RWAY_MALFORMED_TRANSPORT);
     add_ip4(&udp_short, IPPROTO_UDP, 0, 8);
     add_udp(&udp_short, 0)[5] = 7;
-    CHECK(cause_of(&udp_short) == RWAY_MALFORMED_TRANSPORT);
+    EXPECT(cause_of(&udp_short) == RWAY_MALFORMED_TRANSPORT);
     add_ip4(&udp_long, IPPROTO_UDP, 0, 8);
     add_udp(&udp_long, 0)[5] = 9;
-    CHECK(cause_of(&udp_long) == RWAY_MALFORMED_TRANSPORT);
+    EXPECT(cause_of(&udp_long) == RWAY_MALFORMED_TRANSPORT);
 }
 
 int main(void)

@@ -3,17 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "expect.h"
 #include "stack.h"
-
-static int failures;
-
-#define CHECK(fact) \
-    do { \
-        if (!(fact)) { \
-            printf("%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #fact); \
-            failures++; \
-        } \
-    } while (0)
 
 static struct rway_rule rule_named(const char *name, uint32_t action)
 {
@@ -59,12 +50,12 @@ static bool matches(const struct rway_rule *rule, const struct rway_headers *hea
     struct rway_filter_table *table = rway_filter_table_new(rule, 1, RWAY_DENY, NULL);
     struct rway_rule_counts counts[2] = {{0, 0}, {0, 0}};
 
-    CHECK(table != NULL);
+    EXPECT(table != NULL);
     if (!table)
         return false;
     rway_filter_judge(table, headers, in_port, counts, 100);
     rway_filter_table_free(table);
-    CHECK(counts[0].frames + counts[1].frames == 1 && counts[0].bytes + counts[1].bytes == 100);
+    EXPECT(counts[0].frames + counts[1].frames == 1 && counts[0].bytes + counts[1].bytes == 100);
     return counts[0].frames == 1;
 }
 
@@ -74,7 +65,7 @@ static void a_rule_without_fields_matches_everything(void)
     struct rway_headers packet = tcp_packet(80);
     struct rway_headers length = {.l3_offset = 14};
 
-    CHECK(matches(&rule, &packet, 0) && matches(&rule, &length, 7));
+    EXPECT(matches(&rule, &packet, 0) && matches(&rule, &length, 7));
 }
 
 static void every_field_of_a_rule_counts(void)
@@ -82,19 +73,19 @@ static void every_field_of_a_rule_counts(void)
     struct rway_headers packet = tcp_packet(80);
     struct rway_rule rule = tcp_port_rule("r", RWAY_ALLOW, 80, 80);
 
-    CHECK(matches(&rule, &packet, 0));
+    EXPECT(matches(&rule, &packet, 0));
     packet.destination_port = 81;
-    CHECK(!matches(&rule, &packet, 0));
+    EXPECT(!matches(&rule, &packet, 0));
     rule.destination_port_high = 90;
-    CHECK(matches(&rule, &packet, 0));
+    EXPECT(matches(&rule, &packet, 0));
     rule.match |= RWAY_MATCH_IN_PORT;
     rule.in_port = 1;
-    CHECK(!matches(&rule, &packet, 0) && matches(&rule, &packet, 1));
+    EXPECT(!matches(&rule, &packet, 0) && matches(&rule, &packet, 1));
     rule.match = RWAY_MATCH_ETHER;
     rule.ether = 0x0806;
-    CHECK(!matches(&rule, &packet, 0));
+    EXPECT(!matches(&rule, &packet, 0));
     packet.ether = 0x0806;
-    CHECK(matches(&rule, &packet, 0));
+    EXPECT(matches(&rule, &packet, 0));
 }
 
 static void tcp_flags_match_under_their_mask(void)
@@ -106,11 +97,11 @@ static void tcp_flags_match_under_their_mask(void)
     syn.protocol = IPPROTO_TCP;
     syn.tcp_mask = 0x12;
     syn.tcp_value = 0x02;
-    CHECK(matches(&syn, &packet, 0));
+    EXPECT(matches(&syn, &packet, 0));
     packet.tcp_flags = 0x12;
-    CHECK(!matches(&syn, &packet, 0));
+    EXPECT(!matches(&syn, &packet, 0));
     packet.tcp_flags = 0xc2;
-    CHECK(matches(&syn, &packet, 0));
+    EXPECT(matches(&syn, &packet, 0));
 }
 
 static void a_prefix_matches_its_own_family_only(void)
@@ -126,12 +117,12 @@ static void a_prefix_matches_its_own_family_only(void)
     rule.source[1] = 1;
     rule.source[3] = 99; /* behind the prefix */
     rule.source_bits = 23;
-    CHECK(matches(&rule, &packet, 0) == false); /* 10.1.2 is not in 10.1.0/23 */
+    EXPECT(matches(&rule, &packet, 0) == false); /* 10.1.2 is not in 10.1.0/23 */
     packet.source[2] = 1;
-    CHECK(matches(&rule, &packet, 0));
-    CHECK(!matches(&rule, &packet6, 0));
+    EXPECT(matches(&rule, &packet, 0));
+    EXPECT(!matches(&rule, &packet6, 0));
     rule.source_bits = 0;
-    CHECK(matches(&rule, &packet, 0) && !matches(&rule, &packet6, 0));
+    EXPECT(matches(&rule, &packet, 0) && !matches(&rule, &packet6, 0));
 }
 
 static void a_later_fragment_matches_no_rule_with_ports_or_flags(void)
@@ -147,7 +138,7 @@ static void a_later_fragment_matches_no_rule_with_ports_or_flags(void)
     flags.protocol = IPPROTO_TCP;
     protocol.match = RWAY_MATCH_PROTOCOL;
     protocol.protocol = IPPROTO_TCP;
-    CHECK(!matches(&ports, &fragment, 0) && !matches(&flags, &fragment, 0) && matches(&protocol, &fragment, 0));
+    EXPECT(!matches(&ports, &fragment, 0) && !matches(&flags, &fragment, 0) && matches(&protocol, &fragment, 0));
 }
 
 static void a_frame_that_is_not_ip_matches_no_rule_about_ip(void)
@@ -159,7 +150,7 @@ static void a_frame_that_is_not_ip_matches_no_rule_about_ip(void)
     protocol.match = RWAY_MATCH_PROTOCOL;
     source.match = RWAY_MATCH_SOURCE;
     source.ip_version = 4;
-    CHECK(!matches(&protocol, &arp, 0) && !matches(&source, &arp, 0));
+    EXPECT(!matches(&protocol, &arp, 0) && !matches(&source, &arp, 0));
 }
 
 static void the_first_rule_that_matches_decides(void)
@@ -172,12 +163,12 @@ static void the_first_rule_that_matches_decides(void)
     struct rway_rule_counts counts[3];
 
     memset(counts, 0, sizeof(counts));
-    CHECK(rway_filter_judge(table, &web, 0, counts, 60) == RWAY_ALLOW);
-    CHECK(rway_filter_judge(table, &telnet, 0, counts, 61) == RWAY_DENY);
-    CHECK(rway_filter_judge(table, &high, 0, counts, 62) == RWAY_ALLOW);
-    CHECK(rway_filter_judge(table, &high, 0, counts, 63) == RWAY_ALLOW);
-    CHECK(counts[0].frames == 1 && counts[0].bytes == 60 && counts[1].frames == 1 && counts[1].bytes == 61);
-    CHECK(counts[2].frames == 2 && counts[2].bytes == 125);
+    EXPECT(rway_filter_judge(table, &web, 0, counts, 60) == RWAY_ALLOW);
+    EXPECT(rway_filter_judge(table, &telnet, 0, counts, 61) == RWAY_DENY);
+    EXPECT(rway_filter_judge(table, &high, 0, counts, 62) == RWAY_ALLOW);
+    EXPECT(rway_filter_judge(table, &high, 0, counts, 63) == RWAY_ALLOW);
+    EXPECT(counts[0].frames == 1 && counts[0].bytes == 60 && counts[1].frames == 1 && counts[1].bytes == 61);
+    EXPECT(counts[2].frames == 2 && counts[2].bytes == 125);
     rway_filter_table_free(table);
 }
 
@@ -186,9 +177,9 @@ static void check_refused(struct rway_rule rule, const char *what)
     struct rway_error error;
 
     memset(&error, 0, sizeof(error));
-    CHECK(rway_rule_check(&rule, &error) == -RWAY_REFUSED_ARGUMENT);
-    CHECK(error.cause == RWAY_REFUSED_ARGUMENT && strcmp(error.what, what) == 0);
-    CHECK(rway_filter_table_new(&rule, 1, RWAY_DENY, NULL) == NULL);
+    EXPECT(rway_rule_check(&rule, &error) == -RWAY_REFUSED_ARGUMENT);
+    EXPECT(error.cause == RWAY_REFUSED_ARGUMENT && strcmp(error.what, what) == 0);
+    EXPECT(rway_filter_table_new(&rule, 1, RWAY_DENY, NULL) == NULL);
 }
 
 static void rules_that_cannot_be_are_refused_by_field(void)
@@ -196,7 +187,7 @@ static void rules_that_cannot_be_are_refused_by_field(void)
     struct rway_rule good = tcp_port_rule("r", RWAY_ALLOW, 1, 2);
     struct rway_rule bad = good;
 
-    CHECK(rway_rule_check(&good, NULL) == 0);
+    EXPECT(rway_rule_check(&good, NULL) == 0);
     bad.name[0] = 0;
     check_refused(bad, "length of name");
     memset(bad.name, 'x', sizeof(bad.name));
@@ -242,12 +233,12 @@ static void tables_that_cannot_be_are_refused(void)
 
     for (uint32_t index = 0; index <= RWAY_RULES_MAX; index++)
         snprintf(many[index].name, sizeof(many[index].name), "rule %u", index);
-    CHECK(rway_filter_table_new(many, RWAY_RULES_MAX + 1, RWAY_DENY, &error) == NULL);
-    CHECK(strcmp(error.what, "number of rules") == 0 && error.found == RWAY_RULES_MAX + 1);
-    CHECK(rway_filter_table_new(many, 1, 2, &error) == NULL && strcmp(error.what, "default action") == 0);
+    EXPECT(rway_filter_table_new(many, RWAY_RULES_MAX + 1, RWAY_DENY, &error) == NULL);
+    EXPECT(strcmp(error.what, "number of rules") == 0 && error.found == RWAY_RULES_MAX + 1);
+    EXPECT(rway_filter_table_new(many, 1, 2, &error) == NULL && strcmp(error.what, "default action") == 0);
     memcpy(many[1].name, many[0].name, sizeof(many[0].name));
-    CHECK(rway_filter_table_new(many, 2, RWAY_DENY, &error) == NULL);
-    CHECK(strcmp(error.what, "rules of the same name") == 0);
+    EXPECT(rway_filter_table_new(many, 2, RWAY_DENY, &error) == NULL);
+    EXPECT(strcmp(error.what, "rules of the same name") == 0);
 }
 
 int main(void)
