@@ -32,7 +32,10 @@ def main() -> int:
     enter_private_namespaces()
     started = time.monotonic()
     print("Three namespaces stand for VMs: client, firewall, server; a bridge joins their management interfaces.\n")
-    chain = Chain()
+    try:
+        chain = Chain()
+    except RuntimeError as error:
+        sys.exit(f"demo: {error}")
     failures = 0
     for step in STEPS:
         title = (step.__doc__ or "").strip().splitlines()[0]
