@@ -86,7 +86,10 @@ def _open_queue(name: str, several: bool) -> int:
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        message = f"/dev/net/tun cannot be opened ({error.strerror}): load the tun module, or run as root"
+        advice = "load the tun module (modprobe tun)"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            advice = "run as root, or give it back its usual mode (chmod 666 /dev/net/tun)"
+        message = f"/dev/net/tun cannot be opened ({error.strerror}): {advice}"
         raise AgentError(AgentCause.NO_TUN, message) from None
     flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if several else 0)
     try:

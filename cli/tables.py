@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -33,7 +34,8 @@ def _table(title: str, *columns: str) -> Table:
     """Columns whose name begins with '#' hold numbers."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+        justify: Literal["left", "right"] = "right" if column.startswith("#") else "left"
+        table.add_column(column.removeprefix("#"), justify=justify, overflow="fold")  # narrow, but nothing cut off
     return table
 
 
