@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -106,7 +107,7 @@ class Agent:
                     said = error.message
                     self._log(f"waiting: {said}")
             if self._stopping.is_set() or self._interrupted(_RETRY_S):
-                raise AgentError(AgentCause.TIMEOUT, "stopped while waiting for the broker")
+                raise AgentError(AgentCause.STOPPED, "stopped while waiting for the broker")
 
     def _interrupted(self, timeout: float) -> bool:
         poller = zmq.Poller()
@@ -117,8 +118,23 @@ class Agent:
         """A local port of this VM, waiting until the broker has offered it. AgentError: NO_PORT, NOT_LOCAL."""
         return self._member.port(name, timeout)
 
+    def stop_on(self, *signals: signal.Signals) -> None:
+        """End on these signals: a start that waits, and `wait`. The main thread's; for a process that is an agent.
+
+        The C handler writes to the pipe that the agent polls. A handler in Python would not run while the main thread
+        is on its way into a poll, and the signal would be noticed only when that ends.
+        """
+        signal.set_wakeup_fd(self._stop_write, warn_on_full_buffer=False)
+        for number in signals:
+            signal.signal(number, lambda *_: None)
+
+    def wait(self) -> None:
+        """Until `interrupt`, or a signal of `stop_on`."""
+        if self._thread is not None:
+            self._thread.join()
+
     def interrupt(self) -> None:
-        """End a start that waits; from a signal handler or another thread. `stop` does the rest."""
+        """End a start that waits, and `wait`; from another thread. `stop` does the rest."""
         if not self._stopping.is_set():
             with contextlib.suppress(BlockingIOError):
                 os.write(self._stop_write, b"x")
@@ -134,6 +150,10 @@ class Agent:
             self._session = None
         if not self._stopping.is_set():
             self._stopping.set()  # before the descriptors go: their numbers may be somebody else's next
+            if threading.current_thread() is threading.main_thread():
+                before = signal.set_wakeup_fd(-1)
+                if before != self._stop_write:
+                    signal.set_wakeup_fd(before)
             os.close(self._stop_read)
             os.close(self._stop_write)
 

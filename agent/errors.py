@@ -12,8 +12,7 @@ class AgentCause(enum.StrEnum):
     NO_PORT = "no_port"  # the broker offers no such port
     NOT_LOCAL = "not_local"  # the port is driven by the agent itself, not by an application
     WITHDRAWN = "withdrawn"  # the broker took the port's link away
-    TIMEOUT = "timeout"
-    STACK = "stack"  # the stack asked for cannot be run
+    STOPPED = "stopped"  # while it was starting
 
 
 class AgentError(Exception):

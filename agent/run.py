@@ -5,33 +5,25 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from ringway.agent.agent import Agent
-from ringway.agent.errors import AgentError
+from ringway.agent.errors import AgentCause, AgentError
 
 
 def main(vm: str, runtime: Path, spin_us: int = 0) -> None:
     """Run the agent of `vm`. Waits for broker and fabric as long as it takes; SIGTERM and SIGINT end it."""
-    stop = threading.Event()
 
     def log(text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # whoever read the log may be gone; links do not depend on it
             print(f"agent {vm}: {text}", file=sys.stderr, flush=True)
 
     agent = Agent(vm, runtime, timeout=None, spin_us=spin_us, log=log)
-
-    def on_signal(*_: object) -> None:
-        stop.set()
-        agent.interrupt()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    agent.stop_on(signal.SIGTERM, signal.SIGINT)
     try:
         with agent:
             log("ready")
-            stop.wait()
-    except AgentError:
-        if not stop.is_set():
+            agent.wait()
+    except AgentError as error:
+        if error.cause is not AgentCause.STOPPED:
             raise

@@ -41,9 +41,11 @@ def broker(runtime: Path | None, fabric: Path | None) -> None:
     from ringway.broker.checks import read_config
     from ringway.broker.loop import Loop
 
-    stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    stop_fd, wakeup_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    # The C handler writes to it: one in Python would not run when a signal comes just before the loop's poll.
+    signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.eventfd_write(stop_fd, 1))
+        signal.signal(number, lambda *_: None)
     config = read_config(fabric) if fabric else None
     directory = runtime_directory(runtime)
     loop = Loop(directory, _log)
