@@ -1,16 +1,21 @@
 """The layout is the frozen one, its page says so, and no departure from it goes unseen."""
 
 import copy
-from collections.abc import Callable
+import os
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ringway.shm import Geometry, Region, create_region
+from ringway.shm._native import ffi, lib
 from tools.layout import __main__ as command
 from tools.layout import description, header
 from tools.layout.description import Description, describe, differences, read_frozen
 from tools.layout.page import PAGE, page
+from tools.layout.parts import LINK, publish
 
 FROZEN = read_frozen()
 REMEDY = "run `./run layout check`: it says what may be done about it"
@@ -54,6 +59,61 @@ def test_a_ring_lies_where_the_page_computes_it() -> None:
                 "payload_1": slots + stride + headroom,
                 "payload_2": slots + 2 * stride + headroom,
             }
+
+
+def members() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for owner, facts in FROZEN["structs"].items():
+        yield from ((owner, name, fact) for name, fact in facts.items() if name != "sizeof")
+
+
+def test_every_word_is_naturally_aligned_and_no_byte_lies_between_two_members() -> None:
+    ends = dict.fromkeys(FROZEN["structs"], 0)
+    for owner, name, fact in members():
+        word = fact["type"].split("[")[0]
+        align = {"uint8_t": 1, "uint16_t": 2, "uint32_t": 4, "uint64_t": 8}.get(word)
+        if align is None:  # a struct of its own: as its words need it
+            align = 4 if word == "struct rway_geometry" else 8
+        assert fact["offset"] % align == 0, f"{owner}.{name}"
+        assert fact["offset"] == ends[owner], f"bytes without a name before {owner}.{name}"
+        ends[owner] = fact["offset"] + fact["size"]
+    assert ends == {owner: facts["sizeof"] for owner, facts in FROZEN["structs"].items()}
+
+
+def test_constants_are_what_the_comments_beside_them_say() -> None:
+    numbers = FROZEN["enums"][""]
+    assert struct.pack("<II", numbers["RWAY_MAGIC_LOW"], numbers["RWAY_MAGIC_HIGH"]) == b"RINGWAY1"
+    assert max(FROZEN["enums"]["rway_drop"].values()) < numbers["RWAY_DROPS"], "a cause has no counter"
+    assert numbers["RWAY_FRAME_MAX"] == 2**16 + 128
+    for limit in ("MIN", "MAX", "DEFAULT"):
+        assert numbers[f"RWAY_SLOTS_{limit}"].bit_count() == 1
+        assert numbers[f"RWAY_PAYLOAD_{limit}"] % numbers["RWAY_LINE"] == 0
+
+
+def test_what_is_called_pad_or_reserved_stays_0_through_a_regions_life() -> None:
+    geometry = Geometry(queues=2, slot_count=64, slot_payload=256, headroom=64)
+    fd = create_region(geometry, LINK)
+    try:
+        with (
+            Region.attach(fd, geometry, LINK, lib.RWAY_SIDE_A, 1) as a,
+            Region.attach(fd, geometry, LINK, lib.RWAY_SIDE_B, 1) as b,
+        ):
+            publish(b.producers[1].native, geometry)
+            frames = ffi.new("struct rway_frame[]", 4)
+            assert lib.rway_ring_peek(a.consumers[1].native, frames, 4) == 2
+            lib.rway_consumer_drop(a.consumers[1].native, lib.RWAY_DROP_SINK, 1)
+            lib.rway_ring_release(a.consumers[1].native)
+            lib.rway_region_progress(a.native, 1, 5)
+        memory = os.pread(fd, geometry.shape().region_size, 0)
+    finally:
+        os.close(fd)
+    (b_to_a,) = struct.unpack_from("<Q", memory, 128 + 3 * 32 + 8)  # the offset in the table's fourth entry
+    ring = b_to_a + geometry.shape().queue_size
+    assert struct.unpack_from("<Q", memory, ring + 128) == (3,), "the ring of queue 1 was not used"
+    for base, owner in ((0, "rway_header"), (4096, "rway_side"), (8192, "rway_side"), (ring, "rway_ring_control")):
+        for name, fact in FROZEN["structs"][owner].items():
+            if description.UNUSED.fullmatch(name):
+                at = base + fact["offset"]
+                assert not any(memory[at : at + fact["size"]]), f"{owner}.{name}"
 
 
 def changed(change: Callable[[Description], Any]) -> Description:
