@@ -50,7 +50,7 @@ def freeze(before_release: bool) -> int:
     broken = [difference for difference in found if difference.breaks]
     show(found, f"{FROZEN.relative_to(ROOT)}: this changes the layout that other ends rely on:")
     if broken and not before_release:
-        print(f"refused; these break an end: {', '.join(difference.path[2] for difference in broken)}.\n{BREAKS}")
+        print(f"refused: {len(broken)} of these {len(found)} break an end.\n{BREAKS}")
         return 1
     if not found:
         print(f"{FROZEN.relative_to(ROOT)}: as it was")
