@@ -26,7 +26,7 @@ def _log(name: str) -> Path:
     return folder / f"{name}.log"
 
 
-def _start(name: str, command: Sequence[str], ready: str, fds: Sequence[int] = ()) -> subprocess.Popen[str]:
+def start(name: str, command: Sequence[str], ready: str, fds: Sequence[int] = ()) -> subprocess.Popen[str]:
     """Start a process and wait until it says that it is ready; what it says goes into a file besides."""
     with _log(name).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
@@ -45,8 +45,9 @@ class Worker:
 
     def __init__(self, loop: str, cpu: int, *options: str, fds: Sequence[int] = ()) -> None:
         self.board = Board()
+        self.board.native.len, self.board.native.flows = 64, 1
         command = [sys.executable, "-m", "bench.worker", loop, f"--cpu={cpu}", f"--board={self.board.fd}", *options]
-        self._process = _start(f"worker-{loop}-{cpu}", command, "ready", fds=(self.board.fd, *fds))
+        self._process = start(f"worker-{loop}-{cpu}", command, "ready", fds=(self.board.fd, *fds))
         self.pid = self._process.pid
 
     def read(self) -> Reading:
@@ -99,7 +100,7 @@ class Fabric:
         self._run("broker", "broker ready", "broker", "--fabric", str(file))
 
     def _run(self, name: str, ready: str, *arguments: str) -> subprocess.Popen[str]:
-        process = _start(name, [RINGWAY, *arguments, "--runtime", str(self.runtime)], ready)
+        process = start(name, [RINGWAY, *arguments, "--runtime", str(self.runtime)], ready)
         self._stack.callback(_end, process)
         return process
 

@@ -104,6 +104,8 @@ class Testpmd:
 class TestpmdPair:
     """Two processes of which the first receives what is counted."""
 
+    check_sequence = 0  # bytes that the generator takes off what it is told
+
     def __init__(self, name: str, sink: Testpmd, other: Testpmd, note: str) -> None:
         self.name = name
         self.note = note
@@ -119,7 +121,8 @@ class TestpmdPair:
 
     def set_len(self, len_: int) -> None:
         """Send frames of another length; one longer than a buffer in several. Running; checked in `read`."""
-        segments = [SEGMENT] * (len_ // SEGMENT) + ([len_ % SEGMENT] if len_ % SEGMENT else [])
+        asked = len_ + self.check_sequence
+        segments = [SEGMENT] * (asked // SEGMENT) + ([asked % SEGMENT] if asked % SEGMENT else [])
         for one in self._both:
             one.say("stop", f"set txpkts {','.join(map(str, segments))}", "start")
         self._len = len_
@@ -130,8 +133,11 @@ class TestpmdPair:
     def pause(self) -> None:
         stop(*self._pids)
 
+    def _received(self) -> tuple[Reading, int]:
+        return self._sink.received()
+
     def read(self) -> Reading:
-        reading, bytes_ = self._sink.received()
+        reading, bytes_ = self._received()
         if self._checked is not None and reading.frames > self._checked[0]:
             mean = (bytes_ - self._checked[1]) / (reading.frames - self._checked[0])
             if abs(mean - self._len) > self._len / 50:
