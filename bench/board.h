@@ -11,7 +11,8 @@ struct bench_board {
     uint64_t len;  /* bytes per frame; writer: the bench */
     uint64_t stop;  /* not 0: end */
     uint64_t flows; /* a power of two: of so many flows, scattered */
-    uint64_t pad1[5];
+    uint64_t gap_us; /* between two pings; 0: none */
+    uint64_t pad1[4];
 };
 
 enum { BENCH_SAMPLES = 1 << 18 };

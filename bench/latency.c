@@ -1,4 +1,5 @@
 /* Round trips of one small frame: through a link, and through what the kernel offers. Each ping stamps its own. */
+#define _GNU_SOURCE
 #include "bench.h"
 
 #include <time.h>
@@ -66,6 +67,9 @@ void bench_ping(void *out, void *in, int sleeping, struct bench_board *board, st
 {
     struct end end = {out, in, sleeping ? rway_waiter_new() : NULL, board};
     for (uint64_t number = 0; !stopped(board); number++) {
+        uint64_t gap_us = __atomic_load_n(&board->gap_us, __ATOMIC_RELAXED);
+        if (gap_us != 0) /* so that whoever is on the way has fallen asleep */
+            usleep((useconds_t)gap_us);
         uint64_t start = now_ns();
         send_one(&end, number);
         if (take_one(&end, number))

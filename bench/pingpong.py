@@ -59,8 +59,8 @@ def _iceoryx(name: str, pings: bool) -> tuple[Callable[[], object], Callable[[],
 
 def _run_link(asked: argparse.Namespace, board: Any, samples: Any) -> None:
     with Agent(asked.vm, asked.runtime, timeout=20) as agent:
-        port = agent.port("p")
-        producer, consumer = port.region.producers[0], port.region.consumers[0]
+        out, back = (agent.port(name, timeout=20) for name in asked.ports)
+        producer, consumer = out.region.producers[0], back.region.consumers[0]
         print("ready", flush=True)
         if asked.kind == "python":
             frame = [bytes(SIZE)]
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--name", help="iceoryx2: of the service")
     parser.add_argument("--runtime")
     parser.add_argument("--vm")
+    parser.add_argument("--ports", nargs=2, default=("p", "p"), help="to send by and to receive by")
     asked = parser.parse_args()
     os.sched_setaffinity(0, {asked.cpu})
     shared_board, shared_samples = Board(asked.board), Samples(asked.samples)

@@ -1,0 +1,87 @@
+"""What idle agents cost, read from /proc, and how long after a silence the first frame takes through a sleeping one."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.board import Board, Samples
+from bench.fabric import Fabric, start
+from bench.form import BenchError, Report, Row, less_is_better
+from bench.hop import FABRIC
+
+QUEUES = (1, 16)
+IDLE_LIMIT_PERCENT = 1.0
+WAKE_LIMIT_US = 1000.0
+GAP_US = 5000
+
+
+def _cpu_ns(pid: int) -> int:
+    """Time on a processor of all threads, to the nanosecond: the first number of schedstat."""
+    return sum(int(task.read_text(encoding="ascii").split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+def _fabric(queues: int) -> str:
+    return re.sub(r"^(ends = .*)$", rf"\1\nqueues = {queues}", FABRIC.format(stack=""), flags=re.MULTILINE)
+
+
+def _idle_percent(queues: int, windows: int, seconds: float) -> list[float]:
+    with Fabric(_fabric(queues)) as fabric:
+        agent = fabric.agent("firewall", 1)
+        ends = fabric.agent("ends", 0)
+        assert ends.pid
+        time.sleep(2)  # until its sleeps have grown as long as they get
+        found = []
+        for _ in range(windows):
+            before, since = _cpu_ns(agent.pid), time.monotonic_ns()
+            time.sleep(seconds)
+            found.append((_cpu_ns(agent.pid) - before) / (time.monotonic_ns() - since) * 100)
+        return found
+
+
+def _wake_up_us(windows: int, seconds: float) -> list[list[float]]:
+    """p50 and p99 of each window: one frame through the firewall's two links, all asleep before."""
+    with Fabric(_fabric(1)) as fabric, contextlib.ExitStack() as stack:
+        fabric.agent("firewall", 1)
+        board, samples = Board(), Samples()
+        board.native.gap_us = GAP_US
+        options = ["--cpu=0", f"--board={board.fd}", f"--samples={samples.fd}", "--pings", "--ports", "out", "in"]
+        command = [sys.executable, "-m", "bench.pingpong", "sleeping", *options]
+        command += [f"--runtime={fabric.runtime}", "--vm=ends"]
+        ends = start("idle-ends", command, "ready", (board.fd, samples.fd))
+        stack.callback(_kill, ends)
+        found = []
+        for _ in range(windows):
+            first = samples.native.count
+            time.sleep(seconds)
+            trips = sorted(samples.between(first, samples.native.count))
+            if not trips:
+                raise BenchError("no frame came through the sleeping firewall; see build/bench/")
+            found.append([trips[int(len(trips) * share)] / 1e3 for share in (0.5, 0.99)])
+        return found
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+def run(quick: bool) -> Report:
+    windows, seconds = (1, 1.0) if quick else (3, 10.0)
+    rows: list[Row] = []
+    for queues in QUEUES:
+        percent = _idle_percent(queues, windows, seconds)
+        case = f"idle agent that forwards, {queues} queue{'s' if queues > 1 else ''}"
+        limit = [IDLE_LIMIT_PERCENT] * len(percent)
+        rows.append(less_is_better(case, "% of a core", percent, limit, "limit", f"windows of {seconds:.0f} s"))
+    wakes = _wake_up_us(2 if quick else 10, 1.0 if quick else 3.0)
+    for index, label in enumerate(("p50", "p99")):
+        values = [one[index] for one in wakes]
+        note = f"one frame every {GAP_US // 1000} ms, two links and a forwarder, two wake-ups"
+        limits = [WAKE_LIMIT_US] * len(values)
+        rows.append(less_is_better(f"wake-up through a sleeping firewall, {label}", "us", values, limits, "limit", note))
+    return Report("idle", rows)
