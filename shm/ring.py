@@ -31,9 +31,9 @@ class _Half(abc.ABC):
         return self._native
 
     def _check_whole(self) -> None:
-        cause = self._region.broken
-        if cause is not BreakCause.WHOLE:
-            raise RegionBrokenError(cause)
+        cause = lib.rway_region_broken(self._region.native)
+        if cause != 0:
+            raise RegionBrokenError(BreakCause(cause))
 
     @abc.abstractmethod
     def _add_to_waiter(self) -> None:
@@ -58,6 +58,10 @@ class _Half(abc.ABC):
 class Producer(_Half):
     """The sending half of a queue. One thread at a time."""
 
+    def __init__(self, region: Region, native: Any) -> None:
+        super().__init__(region, native)
+        self._one_len = ffi.new("uint32_t[1]")
+
     def _add_to_waiter(self) -> None:
         lib.rway_waiter_add_producer(self._waiter, self.native, 1)
 
@@ -66,9 +70,15 @@ class Producer(_Half):
 
         Frames of a length that the link never carries are dropped and counted (runt, oversize), not raised.
         """
-        lens = ffi.new("uint32_t[]", [len(frame) for frame in frames])
-        done = lib.rway_frames_copy_in(self.native, b"".join(frames), lens, len(frames))
-        self._check_whole()
+        count = len(frames)
+        if count == 1 and type(frames[0]) is bytes:  # as it is: what answers a request is mostly one frame
+            self._one_len[0] = len(frames[0])
+            done = lib.rway_frames_copy_in(self.native, frames[0], self._one_len, 1)
+        else:
+            lens = ffi.new("uint32_t[]", [len(frame) for frame in frames])
+            done = lib.rway_frames_copy_in(self.native, b"".join(frames), lens, count)
+        if done != count:
+            self._check_whole()
         return int(done)
 
     def drop(self, cause: DropCause, frames: int) -> None:
@@ -82,7 +92,9 @@ class Consumer(_Half):
 
     def __init__(self, region: Region, native: Any) -> None:
         super().__init__(region, native)
-        self._buffer: bytearray | None = None
+        self._lens = ffi.new("uint32_t[]", 256)
+        self._memory = bytearray()
+        self._buffer: Any = None  # the same, as C takes it; made at the first call, because it is large
 
     def _add_to_waiter(self) -> None:
         lib.rway_waiter_add_consumer(self._waiter, self.native)
@@ -92,16 +104,19 @@ class Consumer(_Half):
 
         RegionBrokenError once the link is broken and nothing more can come.
         """
+        if count > len(self._lens):
+            self._lens = ffi.new("uint32_t[]", count)
         if self._buffer is None:
-            self._buffer = bytearray(max(1 << 18, self._region.shape.frame_max))
-        lens = ffi.new("uint32_t[]", count)
-        buffer = ffi.from_buffer(self._buffer)
-        got = lib.rway_frames_copy_out(self.native, buffer, len(self._buffer), lens, count)
+            self._memory = bytearray(max(1 << 18, self._region.shape.frame_max))
+            self._buffer = ffi.from_buffer(self._memory)
+        size = len(self._memory)
+        got = lib.rway_frames_copy_out(self.native, self._buffer, size, self._lens, count)
         if got == 0:
             self._check_whole()
+            return []
         frames, at = [], 0
-        view = memoryview(self._buffer)
-        for length in ffi.unpack(lens, got) if got else ():
+        view = memoryview(self._memory)
+        for length in ffi.unpack(self._lens, got):
             frames.append(bytes(view[at : at + length]))
             at += length
         return frames
