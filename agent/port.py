@@ -12,7 +12,8 @@ from pathlib import Path
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.control.handover import take
 from ringway.control.messages import Offer, Take
-from ringway.shm import BreakCause, Consumer, DropCause, Geometry, Producer, QueueBells, Region
+from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Geometry, Producer, QueueBells, Region
+from ringway.stack.spread import Spread, Stop
 
 _BURST = 1024  # frames put together for one call into C
 _STEP = 0.1  # seconds a sleeping call holds its lock: how long a withdrawal may have to wait for it
@@ -51,6 +52,7 @@ class Port:
             raise
         finally:
             os.close(handover.region_fd)
+        self._spread = Spread(self.region) if granted.queues > 1 else None
 
     @property
     def attached(self) -> bool:
@@ -78,53 +80,102 @@ class Port:
         """Bytes of the longest frame this link carries."""
         return self.region.shape.frame_max
 
-    def send(self, frames: Sequence[bytes], *, queue: int = 0, timeout: float | None = None) -> int:
+    def serve(self, queues: int) -> None:
+        """Ask the peer for frames in the first `queues` queues only; it follows flow by flow, if it spreads by flow.
+
+        Frames may still come in the others and are to be received. ValueError for a number the link does not have.
+        """
+        if not 1 <= queues <= self.region.geometry.queues:
+            raise ValueError(f"{queues} queues: the link has 1 to {self.region.geometry.queues}")
+        with self._life:
+            self._check_attached()
+            self.check_free()
+            self.region.serve((1 << queues) - 1)
+
+    def send(self, frames: Sequence[bytes], *, queue: int | None = None, timeout: float | None = None) -> int:
         """Send frames in order, waiting for room; returns how many were dealt with when `timeout` seconds were over.
 
-        Frames that the link never carries (runt, oversize) are dropped and counted. RegionBrokenError, AgentError
-        (WITHDRAWN) when the link is gone.
+        Each goes into the queue of its flow, among those that the peer wants; or all into `queue`, when that is given.
+        Frames sent in both ways are in no order with each other. Frames that the link never carries (runt, oversize)
+        are dropped and counted. RegionBrokenError, AgentError (WITHDRAWN) when the link is gone.
         """
         frames = _list_of_frames(frames)
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
         while True:
-            with self._use(self._sending[queue]):
-                producer: Producer = self.region.producers[queue]
-                done += producer.send(frames[done : done + _BURST])
+            with self._use(*self._locks(self._sending, queue)):
+                sent, stop = self._offer(frames[done : done + _BURST], queue)
+                done += sent
                 if done == len(frames) or _is_over(deadline):
                     return done
-                producer.wait(_left(deadline))  # returns at once while there is room
+                if stop is not None and self._spread is not None:
+                    self._spread.wait(stop, _left(deadline))
+                elif stop is not None:
+                    self.region.producers[stop.queue].wait(_left(deadline))
 
-    def send_or_drop(self, frames: Sequence[bytes], *, queue: int = 0) -> int:
-        """Send what there is room for now; the rest is dropped and counted as `full`. Returns how many were sent."""
+    def send_or_drop(self, frames: Sequence[bytes], *, queue: int | None = None) -> int:
+        """Send what there is room for now; the rest is dropped and counted as `full`. Returns how many were sent.
+
+        By flow, or into one queue, as `send`. A frame that its queue does not take is dropped alone when frames are
+        sent by flow: the next may be of another queue's.
+        """
         frames = _list_of_frames(frames)
-        with self._use(self._sending[queue]):
-            producer: Producer = self.region.producers[queue]
-            done = producer.send(frames)
-            if done < len(frames):
-                producer.drop(DropCause.FULL, len(frames) - done)
-            return done
+        with self._use(*self._locks(self._sending, queue)):
+            sent = at = 0
+            while True:
+                done, stop = self._offer(frames[at:], queue)
+                sent, at = sent + done, at + done
+                if stop is None:
+                    return sent
+                given_up = 1 if self._is_spread(queue) else len(frames) - at
+                self.region.producers[stop.queue].drop(DropCause.FULL, given_up)
+                at += given_up
 
-    def receive(self, count: int = 256, *, queue: int = 0, timeout: float | None = None) -> list[bytes]:
-        """Take up to `count` frames, waiting for the first one; an empty list after `timeout` seconds."""
+    def _is_spread(self, queue: int | None) -> bool:
+        return queue is None and self._spread is not None
+
+    def _offer(self, frames: Sequence[bytes], queue: int | None) -> tuple[int, Stop | None]:
+        """Send what there is room for; what stopped it, when that was not the end of the frames."""
+        if queue is None and self._spread is not None:
+            return self._spread.send(frames)
+        producer: Producer = self.region.producers[queue or 0]
+        done = producer.send(frames)
+        return done, None if done == len(frames) else Stop(queue or 0, held=False)
+
+    def receive(self, count: int = 256, *, queue: int | None = None, timeout: float | None = None) -> list[bytes]:
+        """Take up to `count` frames, waiting for the first one; an empty list after `timeout` seconds.
+
+        From all queues in turn, or from `queue` alone: then somebody has to receive from the others too.
+        """
         if count < 1:
             raise ValueError(f"count is {count}: ask for one frame at least")
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            with self._use(self._receiving[queue]):
-                consumer: Consumer = self.region.consumers[queue]
+            with self._use(*self._locks(self._receiving, queue)):
+                consumer: Consumer | Consumers
+                if queue is None and self._spread is not None:
+                    consumer = self.region.all_consumers
+                else:
+                    consumer = self.region.consumers[queue or 0]
                 if (frames := consumer.receive(count)) or _is_over(deadline):
                     return frames
                 consumer.wait(_left(deadline))
 
+    @staticmethod
+    def _locks(of_queues: list[threading.Lock], queue: int | None) -> Sequence[threading.Lock]:
+        return of_queues if queue is None else of_queues[queue : queue + 1]
+
+    def _check_attached(self) -> None:
+        if not self.attached:
+            message = f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
+            raise AgentError(AgentCause.WITHDRAWN, message)
+
     @contextlib.contextmanager
-    def _use(self, lock: threading.Lock) -> Iterator[None]:
-        with lock:
-            if not self.attached:
-                message = (
-                    f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
-                )
-                raise AgentError(AgentCause.WITHDRAWN, message)
+    def _use(self, *locks: threading.Lock) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            for lock in locks:
+                held.enter_context(lock)
+            self._check_attached()
             self.check_free()
             yield
 

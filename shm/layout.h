@@ -112,7 +112,7 @@ struct rway_side {
     uint32_t state;         /* enum rway_side_state */
     uint32_t cause;         /* enum rway_break, when broken */
     uint32_t incarnation;   /* from the broker's offer */
-    uint32_t queues_served; /* bit q: this side serves queue q */
+    uint32_t queues_served; /* bit q: this side wants frames in queue q; 0: in any */
     uint8_t pad[112];
     struct rway_progress progress[16]; /* RWAY_QUEUES_MAX */
     uint8_t reserved[2944];
@@ -145,8 +145,9 @@ struct rway_counts {
 struct rway_ring_control {
     uint64_t head; /* producer: slots published so far */
     uint8_t pad0[120];
-    uint64_t tail; /* consumer: slots released so far */
-    uint8_t pad1[120];
+    uint64_t tail;   /* consumer: slots released so far */
+    uint64_t passed; /* consumer: slots whose frames no later one can overtake any more, here or further on */
+    uint8_t pad1[112];
     uint64_t wake_consumer; /* consumer: ring my bell when head reaches this */
     uint8_t pad2[120];
     uint64_t wake_producer; /* producer: ring my bell when tail reaches this */

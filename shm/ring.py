@@ -105,3 +105,29 @@ class Consumer(_Half):
             frames.append(bytes(view[at : at + length]))
             at += length
         return frames
+
+
+class Consumers(_Half):
+    """The receiving halves of all queues of a link, as one. One thread at a time, and nobody else on any of them."""
+
+    def __init__(self, region: Region, consumers: Sequence[Consumer]) -> None:
+        super().__init__(region, None)
+        self._consumers = list(consumers)
+        self._next = 0  # so that no queue is always the last
+
+    def _add_to_waiter(self) -> None:
+        for consumer in self._consumers:
+            lib.rway_waiter_add_consumer(self._waiter, consumer.native)
+
+    def receive(self, count: int = 256) -> list[bytes]:
+        """Take up to `count` frames that are there now, from each queue in turn; an empty list when there are none.
+
+        The frames of a flow come in the order in which a sender that spreads by flow has sent them.
+        RegionBrokenError once the link is broken and nothing more can come.
+        """
+        frames: list[bytes] = []
+        first, self._next = self._next, (self._next + 1) % len(self._consumers)
+        for consumer in self._consumers[first:] + self._consumers[:first]:
+            if len(frames) < count:
+                frames += consumer.receive(count - len(frames))
+        return frames

@@ -53,6 +53,7 @@ _Static_assert(sizeof(struct rway_side) == RWAY_SIDE_SIZE, "side");
 /* 128 bytes apart: the adjacent-line prefetcher of x86 moves lines in pairs. */
 RWAY_AT(rway_ring_control, head, 0);
 RWAY_AT(rway_ring_control, tail, 128);
+RWAY_AT(rway_ring_control, passed, 136);
 RWAY_AT(rway_ring_control, wake_consumer, 256);
 RWAY_AT(rway_ring_control, wake_producer, 384);
 RWAY_AT(rway_ring_control, produced, 512);
