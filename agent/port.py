@@ -16,7 +16,37 @@ from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Geometry, Pr
 from ringway.stack.spread import Spread, Stop
 
 _BURST = 1024  # frames put together for one call into C
+_STEP_OR_DROP = 64  # the same where each frame may be stopped by another queue
 _STEP = 0.1  # seconds a sleeping call holds its lock: how long a withdrawal may have to wait for it
+
+
+_Lock = contextlib.AbstractContextManager[object]
+
+
+class _Every:
+    """Several locks as one, always taken in the same order."""
+
+    def __init__(self, locks: Sequence[threading.Lock]) -> None:
+        self._locks = locks
+
+    def __enter__(self) -> None:
+        for lock in self._locks:
+            lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        for lock in self._locks:
+            lock.release()
+
+
+class _Locks:
+    """One for each queue, for the thread that uses that half of it."""
+
+    def __init__(self, queues: int) -> None:
+        self._each = [threading.Lock() for _ in range(queues)]
+        self.every: _Lock = self._each[0] if queues == 1 else _Every(self._each)
+
+    def of(self, queue: int | None) -> _Lock:
+        return self.every if queue is None else self._each[queue]
 
 
 class Port:
@@ -34,8 +64,8 @@ class Port:
         self._connection = handover.connection  # open as long as the end is attached: that is how the broker knows
         self._life = threading.Lock()  # over the region's mapping, for those who only look
         self._run_by_agent = False
-        self._sending = [threading.Lock() for _ in handover.bells]
-        self._receiving = [threading.Lock() for _ in handover.bells]
+        self._sending = _Locks(len(handover.bells))
+        self._receiving = _Locks(len(handover.bells))
         granted = handover.geometry
         geometry = Geometry(granted.queues, granted.slot_count, granted.slot_payload, granted.headroom)
         try:
@@ -103,7 +133,7 @@ class Port:
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
         while True:
-            with self._use(*self._locks(self._sending, queue)):
+            with self._use(self._sending.of(queue)):
                 sent, stop = self._offer(frames[done : done + _BURST], queue)
                 done += sent
                 if done == len(frames) or _is_over(deadline):
@@ -120,19 +150,18 @@ class Port:
         sent by flow: the next may be of another queue's.
         """
         frames = _list_of_frames(frames)
-        with self._use(*self._locks(self._sending, queue)):
-            sent = at = 0
-            while True:
-                done, stop = self._offer(frames[at:], queue)
+        by_flow = queue is None and self._spread is not None
+        step = _STEP_OR_DROP if by_flow else len(frames)
+        sent = at = 0
+        with self._use(self._sending.of(queue)):
+            while at < len(frames):
+                done, stop = self._offer(frames[at : at + step], queue)
                 sent, at = sent + done, at + done
-                if stop is None:
-                    return sent
-                given_up = 1 if self._is_spread(queue) else len(frames) - at
-                self.region.producers[stop.queue].drop(DropCause.FULL, given_up)
-                at += given_up
-
-    def _is_spread(self, queue: int | None) -> bool:
-        return queue is None and self._spread is not None
+                if stop is not None:
+                    given_up = 1 if by_flow else len(frames) - at
+                    self.region.producers[stop.queue].drop(DropCause.FULL, given_up)
+                    at += given_up
+        return sent
 
     def _offer(self, frames: Sequence[bytes], queue: int | None) -> tuple[int, Stop | None]:
         """Send what there is room for; what stopped it, when that was not the end of the frames."""
@@ -151,7 +180,7 @@ class Port:
             raise ValueError(f"count is {count}: ask for one frame at least")
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            with self._use(*self._locks(self._receiving, queue)):
+            with self._use(self._receiving.of(queue)):
                 consumer: Consumer | Consumers
                 if queue is None and self._spread is not None:
                     consumer = self.region.all_consumers
@@ -161,20 +190,14 @@ class Port:
                     return frames
                 consumer.wait(_left(deadline))
 
-    @staticmethod
-    def _locks(of_queues: list[threading.Lock], queue: int | None) -> Sequence[threading.Lock]:
-        return of_queues if queue is None else of_queues[queue : queue + 1]
-
     def _check_attached(self) -> None:
         if not self.attached:
             message = f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
             raise AgentError(AgentCause.WITHDRAWN, message)
 
     @contextlib.contextmanager
-    def _use(self, *locks: threading.Lock) -> Iterator[None]:
-        with contextlib.ExitStack() as held:
-            for lock in locks:
-                held.enter_context(lock)
+    def _use(self, lock: _Lock) -> Iterator[None]:
+        with lock:
             self._check_attached()
             self.check_free()
             yield
@@ -182,9 +205,7 @@ class Port:
     @contextlib.contextmanager
     def _all(self) -> Iterator[None]:
         """While no application is inside a call."""
-        with contextlib.ExitStack() as stack:
-            for lock in (*self._sending, *self._receiving):
-                stack.enter_context(lock)
+        with self._sending.every, self._receiving.every:
             yield
 
     def detach(self) -> None:

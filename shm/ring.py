@@ -61,6 +61,11 @@ class Producer(_Half):
     def _add_to_waiter(self) -> None:
         lib.rway_waiter_add_producer(self._waiter, self.native, 1)
 
+    @property
+    def all_passed(self) -> bool:
+        """Nothing that is sent from now on, in whichever queue, can overtake what this one has sent."""
+        return bool(lib.rway_producer_passed(self.native) == lib.rway_producer_position(self.native))
+
     def send(self, frames: Sequence[bytes]) -> int:
         """Copy frames into the ring and publish them; returns how many were dealt with before the ring was full.
 
