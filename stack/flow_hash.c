@@ -18,10 +18,11 @@
 /* Odd numbers without pattern: the 64 bits behind the point of the golden ratio and of the square roots of 2 and 3. */
 static const uint64_t GOLDEN = 0x9e3779b97f4a7c15u, ROOT_2 = 0x6a09e667f3bcc909u, ROOT_3 = 0xbb67ae8584caa73bu;
 
+/* A product carries bits upwards only, and an address's last byte is a word's highest: fold it down, before and after. */
 static uint64_t mix(uint64_t word, uint64_t by)
 {
-    word *= by;
-    return word ^ word >> 32;
+    word = (word ^ word >> 32) * by;
+    return word ^ word >> 29;
 }
 
 /* An IPv4 address leaves the upper half of the first word and all of the second 0. */
@@ -29,8 +30,7 @@ static uint64_t endpoint(const uint8_t address[16], uint16_t port, bool ip6)
 {
     uint64_t words[2];
     memcpy(words, address, sizeof words);
-    words[0] ^= (uint64_t)port << 40;
-    uint64_t mixed = mix(words[0], GOLDEN);
+    uint64_t mixed = mix(words[0] + port * ROOT_3, GOLDEN);
     return ip6 ? mix(mixed + words[1], ROOT_2) : mixed;
 }
 
