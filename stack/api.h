@@ -187,8 +187,8 @@ enum { RWAY_SPREAD_HELD = -1 };
 
 /*
  * The queue for the next frame with this hash. Or RWAY_SPREAD_HELD less the number of the queue in which its flow is:
- * that was full, and the flow is to move; do as if it were still full, for 20 ms at the longest. Whoever waits can
- * sleep a millisecond and ask again.
+ * that was full, and the flow is to move; do as if it were still full: until all of the flow has passed, a second at the
+ * longest. Whoever waits can sleep a millisecond and ask again.
  */
 int32_t rway_spread_choose(struct rway_spread *spread, uint32_t hash);
 

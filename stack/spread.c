@@ -23,7 +23,7 @@
 #include "stack.h"
 
 enum { BUCKETS = 256 };
-static const uint64_t HOLD_NS = 20 * 1000 * 1000; /* more than full rings of a whole chain take to drain */
+static const uint64_t HOLD_NS = 1000 * 1000 * 1000; /* more than full rings take to drain; a peer may never say so */
 
 enum state { SETTLED, MOVING, HELD, TIRED };
 
