@@ -96,12 +96,12 @@ void rway_region_progress(struct rway_region *region, uint32_t queue, uint64_t l
 
 /*
  * Publish in which queues this side wants its frames: bit q for queue q; what the link does not have is left out, and
- * none means any. The peer's spreads (stack/api.h) follow. It is a wish: frames come in the other queues too, for a
- * while or from a peer that does not spread, and have to be taken out. All queues are wanted from attach on. Any thread.
+ * none means any. The peer's spreads (stack/api.h) follow, flow by flow, as rway_consumer_pass lets them. It is a wish:
+ * frames come in the other queues too, and have to be taken out. All queues are wanted from attach on. Any thread.
  */
 void rway_region_serve(struct rway_region *region, uint32_t queues);
 
-/* The queues in which the peer wants frames, its word checked: queues that the link has, and at least one. Any thread. */
+/* The queues in which the peer wants frames, its word checked: at least one, and only what there is. Any thread. */
 uint32_t rway_region_served(const struct rway_region *region);
 
 /* The two halves of this side's queue: its ring to the peer and the peer's ring to it. Owned by the region. */
@@ -155,6 +155,17 @@ void rway_ring_trim(struct rway_producer *producer, struct rway_frame *last, uin
  */
 void rway_ring_publish(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count);
 
+/*
+ * The same for a loop that comes back at once: it leaves out the full fence between showing the frames and looking
+ * for a sleeper, which costs more than all the rest when bursts follow each other. A peer that falls asleep at that
+ * very moment may be overlooked, until the next publish_more with nothing to publish, publish, or settle: every turn
+ * of a loop must do one of them when it has nothing to publish, before it sleeps or does something else.
+ */
+void rway_ring_publish_more(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count);
+
+/* Look, after a full fence, for a consumer that publish_more may have overlooked. Costs nothing when there was none. */
+void rway_producer_settle(struct rway_producer *producer);
+
 /* Would a frame of this length fit the link at all? 0, or enum rway_drop + 1 naming why not. */
 int rway_producer_fits(const struct rway_producer *producer, uint32_t len, uint32_t pushed);
 
@@ -205,6 +216,10 @@ uint32_t rway_consumer_queues(const struct rway_consumer *consumer);
  * sends them on, once the next consumer has said so of them. Until it is said, the peer keeps flows where they are.
  */
 void rway_consumer_pass(struct rway_consumer *consumer, uint64_t position);
+
+/* The same without the full fence, for a loop that comes back at once: see rway_ring_publish_more. */
+void rway_ring_release_more(struct rway_consumer *consumer);
+void rway_consumer_settle(struct rway_consumer *consumer);
 
 /* Count frames that were taken out of this ring and went no further. Visible with the next release. */
 void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t frames);

@@ -187,17 +187,17 @@ enum { RWAY_SPREAD_HELD = -1 };
 
 /*
  * The queue for the next frame with this hash. Or RWAY_SPREAD_HELD less the number of the queue in which its flow is:
- * that was full, and the flow is to move; do as if it were still full: until all of the flow has passed, a second at the
- * longest. Whoever waits can sleep a millisecond and ask again.
+ * that was full, and the flow is to move; do as if it were still full. It ends when all of the flow has passed, after a
+ * second at the latest. Whoever waits can sleep a millisecond and ask again.
  */
 int32_t rway_spread_choose(struct rway_spread *spread, uint32_t hash);
 
 /*
- * What became of a frame for which a queue was chosen: claimed, or dropped (full: because there was no room). Once for
- * each; several may be chosen before the first is settled, if then all are settled before the next is chosen. Frames
- * are to be published in the order in which they were chosen.
+ * Note what became of a frame for which a queue was chosen: claimed, or dropped (full: because there was no room). Once
+ * for each; several may be chosen first, if then all are noted before the next is chosen. Frames are to be published in
+ * the order in which they were chosen.
  */
-void rway_spread_settle(struct rway_spread *spread, uint32_t hash, int full);
+void rway_spread_note(struct rway_spread *spread, uint32_t hash, int full);
 
 /*
  * Copy frames into the queues of their flows and publish them, with their hash: count frames stand in bytes one after

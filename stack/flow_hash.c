@@ -18,7 +18,7 @@
 /* Odd numbers without pattern: the 64 bits behind the point of the golden ratio and of the square roots of 2 and 3. */
 static const uint64_t GOLDEN = 0x9e3779b97f4a7c15u, ROOT_2 = 0x6a09e667f3bcc909u, ROOT_3 = 0xbb67ae8584caa73bu;
 
-/* A product carries bits upwards only, and an address's last byte is a word's highest: fold it down, before and after. */
+/* A product carries bits upwards only, and an address's last byte is a word's highest: fold down, before and after. */
 static uint64_t mix(uint64_t word, uint64_t by)
 {
     word = (word ^ word >> 32) * by;

@@ -176,10 +176,10 @@ static void leave(struct forward *forward, const struct passage *passage)
     way->left_as[way->count++] = passage;
 }
 
-static void settle(const struct forward *forward, const struct rway_frame *frame, bool full)
+static void note(const struct forward *forward, const struct rway_frame *frame, bool full)
 {
     if (forward->spread != NULL)
-        rway_spread_settle(forward->spread, frame->hash, full);
+        rway_spread_note(forward->spread, frame->hash, full);
 }
 
 /* Drop a frame that the out-ring did not take, and count it there. */
@@ -188,7 +188,7 @@ static void drop_leaving(struct forward *forward, struct way *way, struct rway_p
     uint32_t cause = drop_cause(out, &way->leaving[at]);
     uint32_t behind = --way->count - at;
     rway_producer_drop(out, cause, 1);
-    settle(forward, &way->leaving[at], cause == RWAY_DROP_FULL);
+    note(forward, &way->leaving[at], cause == RWAY_DROP_FULL);
     memmove(&way->leaving[at], &way->leaving[at + 1], behind * sizeof way->leaving[0]);
     memmove(&way->left_as[at], &way->left_as[at + 1], behind * sizeof way->left_as[0]);
 }
@@ -203,7 +203,7 @@ static void claim(struct forward *forward, struct way *way, struct rway_producer
             drop_leaving(forward, way, out, claimed);
     }
     for (uint32_t i = 0; i < way->count; i++)
-        settle(forward, &way->leaving[i], false);
+        note(forward, &way->leaving[i], false);
 }
 
 static void fill(const struct forward *forward, const struct passage *passage, struct rway_producer *to_ring,

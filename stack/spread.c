@@ -15,7 +15,7 @@
  * the sender waits or drops anyway, so it does so for the frames of buckets that are to move, until they can.
  *
  * Bucket b goes to queue b modulo the number of queues wanted: the same at every hop, so that both directions of a flow
- * find the same loop, and a loop that serves queue i of n finds its flows' targets among the queues i, i + n, … it owns.
+ * find the same loop, and a loop that serves queue i of n finds its flows' targets among those it owns: i, i + n, …
  */
 #include <stdlib.h>
 #include <time.h>
@@ -165,7 +165,7 @@ int32_t rway_spread_choose(struct rway_spread *spread, uint32_t hash)
     return bucket->queue;
 }
 
-void rway_spread_settle(struct rway_spread *spread, uint32_t hash, int full)
+void rway_spread_note(struct rway_spread *spread, uint32_t hash, int full)
 {
     struct bucket *bucket = &spread->buckets[hash % BUCKETS];
     bucket->open = false;

@@ -56,7 +56,7 @@ static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *
     *frame = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len, .flags = RWAY_FLAG_HASH, .hash = hash};
     int unfit = rway_producer_fits(producer, len, 0);
     bool claimed = !unfit && rway_ring_claim(producer, frame, 1) == 1;
-    rway_spread_settle(spread, hash, !unfit && !claimed);
+    rway_spread_note(spread, hash, !unfit && !claimed);
     if (unfit)
         rway_producer_drop(producer, (uint32_t)unfit - 1, 1);
     if (claimed) {

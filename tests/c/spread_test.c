@@ -84,7 +84,7 @@ static bool send_one(struct world *world, uint32_t flow)
     CHECK(chosen < QUEUES, "queue %d", chosen);
     struct rway_producer *producer = rway_spread_producer(world->spread, (uint32_t)chosen);
     bool claimed = rway_ring_claim(producer, &frame, 1) == 1;
-    rway_spread_settle(world->spread, frame.hash, !claimed);
+    rway_spread_note(world->spread, frame.hash, !claimed);
     if (!claimed)
         return false;
     uint64_t words[2] = {flow, world->sent[flow]++};

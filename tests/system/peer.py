@@ -44,7 +44,12 @@ def send_flows(port: Port, pause: float) -> None:
     `pause`: seconds between bursts, without which some ring on the way is always full.
     """
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def await_end() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=await_end, daemon=True).start()
     chosen = random.Random(1)
     numbers = [0] * FLOWS
     sent = 0

@@ -84,7 +84,7 @@ def test_later_ipv6_fragments_that_hide_the_protocol_have_the_hash_of_the_first(
 
 def test_both_directions_of_real_packets_agree_whatever_is_around_them() -> None:
     there = IP(src="10.0.0.1", dst="10.0.0.2") / TCP(sport=40000, dport=80)
-    back = IP(src="10.0.0.2", dst="10.0.0.1", options=[], tos=4, ttl=9) / TCP(sport=80, dport=40000, options=[("NOP", 0)])
+    back = IP(src="10.0.0.2", dst="10.0.0.1", tos=4, ttl=9) / TCP(sport=80, dport=40000, options=[("NOP", None)])
     assert hash_of(Ether() / there) == hash_of(Ether() / Dot1Q(vlan=7) / back)
 
 
