@@ -1,11 +1,10 @@
-"""Several queues: each flow stays in order while the number of queues in use changes under it, and the books balance."""
+"""Several queues: each flow stays in order while the number of queues in use changes, and the books balance."""
 
 from __future__ import annotations
 
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -168,9 +167,9 @@ def test_one_loop_forwards_into_all_queues_that_the_next_one_wants(fabric: Fabri
 
 
 @pytest.fixture
-def both(fabric: Fabric) -> Iterator[tuple[Port, Port]]:
+def both(fabric: Fabric) -> tuple[Port, Port]:
     fabric.apply(PAIR)
-    yield fabric.port("left"), fabric.port("right")
+    return fabric.port("left"), fabric.port("right")
 
 
 def test_a_receive_wakes_for_a_frame_in_any_queue(both: tuple[Port, Port]) -> None:
