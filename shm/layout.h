@@ -51,6 +51,7 @@
  *      state of a side                release              acquire: cause, incarnation, queues_served were stored first
  *      head                           release              acquire: descriptors and slots before it are complete
  *      tail                           release              acquire: the consumer has done with the slots before it
+ *      passed                         release              acquire: what is published from then on comes after those
  *      wake_consumer, wake_producer   relaxed, then fence  fence, then relaxed
  *      descriptor                     any, before head     after head, as two words of 64 bits, each once
  *      extension line, bytes          any, before head     after head; each word of the line once
@@ -136,7 +137,8 @@
  * bytes. Other kinds are skipped.
  *
  * It then continues from the head, tail and counts that it finds in its rings, unless a head and tail contradict each
- * other. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last.
+ * other. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last. It may store
+ * queues_served anew at any time, and must take frames out of all queues whatever it says.
  */
 
 /*
