@@ -31,6 +31,7 @@ from ringway.control.messages import (
     Withdrawn,
 )
 from ringway.control.names import PLAIN_NAME_RULE, is_plain_name
+from ringway.shm._native import lib
 
 _TEND_S = 1.0  # how often ports are looked at for what nobody tells
 _RETRY_S = 0.5
@@ -54,16 +55,20 @@ class Agent:
         *,
         timeout: float | None = 5.0,
         spin_us: int = 0,
+        loops: int | None = None,
         log: Log = lambda _: None,
     ) -> None:
-        """`timeout`: seconds to wait for broker and fabric; `spin_us`: how long a loop without work stays awake."""
+        """`timeout`: seconds to wait for broker and fabric; `spin_us`: how long a loop without work stays awake.
+
+        `loops`: threads for each tap and each forward pair, at the most; None: one for each queue of their links.
+        """
         if not is_plain_name(vm):
             raise AgentError(AgentCause.NAME, f"{vm!r} is not the name of a VM: use {PLAIN_NAME_RULE}")
         self.vm = vm
         self._timeout = timeout
         self._runtime = Path(runtime)
         self._say = log
-        self._member = Member(vm, spin_us, self._log)
+        self._member = Member(vm, spin_us, loops or lib.RWAY_QUEUES_MAX, self._log)
         self._session: AgentSession | None = None
         self._hello_due = False  # the broker is another one than we said hello to
         self._thread: threading.Thread | None = None

@@ -26,9 +26,10 @@ class Member:
     What fails does not keep the rest from running: the first error is raised when all has been tried.
     """
 
-    def __init__(self, vm: str, spin_us: int, log: Log) -> None:
+    def __init__(self, vm: str, spin_us: int, most_loops: int, log: Log) -> None:
         self.vm = vm
         self._spin_us = spin_us
+        self._most_loops = most_loops
         self._log = log
         self._changed = threading.Condition()  # guards all below; notified when ports come or go
         self._ports: dict[str, Port] = {}
@@ -179,7 +180,7 @@ class Member:
 
     def _run_tap(self, port: Port) -> None:
         if port.offer.kind == "tap" and not self._is_run(port):
-            self._runners.append(TapRunner(port, self._spin_us))
+            self._runners.append(TapRunner(port, self._spin_us, self._most_loops))
             self._log(f"interface {port.offer.interface} is up")
 
     def _run_stack(self) -> None:
@@ -198,7 +199,8 @@ class Member:
         for first, second in pairs:
             ends = [self._ports[name] for name in (first, second) if name in self._ports]
             if len(ends) == 2 and not self._is_run(*ends):
-                self._runners.append(ForwardRunner(ends[0], ends[1], self._filter, self._spin_us))
+                runner = ForwardRunner(ends[0], ends[1], self._filter, self._spin_us, self._most_loops)
+                self._runners.append(runner)
                 self._log(f"forwarding between {first} and {second}")
 
     def _close_filter(self) -> None:

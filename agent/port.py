@@ -12,10 +12,41 @@ from pathlib import Path
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.control.handover import take
 from ringway.control.messages import Offer, Take
-from ringway.shm import BreakCause, Consumer, DropCause, Geometry, Producer, QueueBells, Region
+from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Geometry, Producer, QueueBells, Region
+from ringway.stack.spread import Spread, Stop
 
 _BURST = 1024  # frames put together for one call into C
+_STEP_OR_DROP = 64  # the same where each frame may be stopped by another queue
 _STEP = 0.1  # seconds a sleeping call holds its lock: how long a withdrawal may have to wait for it
+
+
+_Lock = contextlib.AbstractContextManager[object]
+
+
+class _Every:
+    """Several locks as one, always taken in the same order."""
+
+    def __init__(self, locks: Sequence[threading.Lock]) -> None:
+        self._locks = locks
+
+    def __enter__(self) -> None:
+        for lock in self._locks:
+            lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        for lock in self._locks:
+            lock.release()
+
+
+class _Locks:
+    """One for each queue, for the thread that uses that half of it."""
+
+    def __init__(self, queues: int) -> None:
+        self._each = [threading.Lock() for _ in range(queues)]
+        self.every: _Lock = self._each[0] if queues == 1 else _Every(self._each)
+
+    def of(self, queue: int | None) -> _Lock:
+        return self.every if queue is None else self._each[queue]
 
 
 class Port:
@@ -33,8 +64,8 @@ class Port:
         self._connection = handover.connection  # open as long as the end is attached: that is how the broker knows
         self._life = threading.Lock()  # over the region's mapping, for those who only look
         self._run_by_agent = False
-        self._sending = [threading.Lock() for _ in handover.bells]
-        self._receiving = [threading.Lock() for _ in handover.bells]
+        self._sending = _Locks(len(handover.bells))
+        self._receiving = _Locks(len(handover.bells))
         granted = handover.geometry
         geometry = Geometry(granted.queues, granted.slot_count, granted.slot_payload, granted.headroom)
         try:
@@ -51,6 +82,7 @@ class Port:
             raise
         finally:
             os.close(handover.region_fd)
+        self._spread = Spread(self.region) if granted.queues > 1 else None
 
     @property
     def attached(self) -> bool:
@@ -78,62 +110,102 @@ class Port:
         """Bytes of the longest frame this link carries."""
         return self.region.shape.frame_max
 
-    def send(self, frames: Sequence[bytes], *, queue: int = 0, timeout: float | None = None) -> int:
+    def serve(self, queues: int) -> None:
+        """Ask the peer for frames in the first `queues` queues only; it follows flow by flow, if it spreads by flow.
+
+        Frames may still come in the others and are to be received. ValueError for a number the link does not have.
+        """
+        if not 1 <= queues <= self.region.geometry.queues:
+            raise ValueError(f"{queues} queues: the link has 1 to {self.region.geometry.queues}")
+        with self._life:
+            self._check_attached()
+            self.check_free()
+            self.region.serve((1 << queues) - 1)
+
+    def send(self, frames: Sequence[bytes], *, queue: int | None = None, timeout: float | None = None) -> int:
         """Send frames in order, waiting for room; returns how many were dealt with when `timeout` seconds were over.
 
-        Frames that the link never carries (runt, oversize) are dropped and counted. RegionBrokenError, AgentError
-        (WITHDRAWN) when the link is gone.
+        Each goes into the queue of its flow, among those that the peer wants; or all into `queue`, when that is given.
+        Frames sent in both ways are in no order with each other. Frames that the link never carries (runt, oversize)
+        are dropped and counted. RegionBrokenError, AgentError (WITHDRAWN) when the link is gone.
         """
         frames = _list_of_frames(frames)
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
         while True:
-            with self._use(self._sending[queue]):
-                producer: Producer = self.region.producers[queue]
-                done += producer.send(frames[done : done + _BURST])
+            with self._use(self._sending.of(queue)):
+                sent, stop = self._offer(frames[done : done + _BURST], queue)
+                done += sent
                 if done == len(frames) or _is_over(deadline):
                     return done
-                producer.wait(_left(deadline))  # returns at once while there is room
+                if stop is not None and self._spread is not None:
+                    self._spread.wait(stop, _left(deadline))
+                elif stop is not None:
+                    self.region.producers[stop.queue].wait(_left(deadline))
 
-    def send_or_drop(self, frames: Sequence[bytes], *, queue: int = 0) -> int:
-        """Send what there is room for now; the rest is dropped and counted as `full`. Returns how many were sent."""
+    def send_or_drop(self, frames: Sequence[bytes], *, queue: int | None = None) -> int:
+        """Send what there is room for now; the rest is dropped and counted as `full`. Returns how many were sent.
+
+        By flow, or into one queue, as `send`. A frame that its queue does not take is dropped alone when frames are
+        sent by flow: the next may be of another queue's.
+        """
         frames = _list_of_frames(frames)
-        with self._use(self._sending[queue]):
-            producer: Producer = self.region.producers[queue]
-            done = producer.send(frames)
-            if done < len(frames):
-                producer.drop(DropCause.FULL, len(frames) - done)
-            return done
+        by_flow = queue is None and self._spread is not None
+        step = _STEP_OR_DROP if by_flow else len(frames)
+        sent = at = 0
+        with self._use(self._sending.of(queue)):
+            while at < len(frames):
+                done, stop = self._offer(frames[at : at + step], queue)
+                sent, at = sent + done, at + done
+                if stop is not None:
+                    given_up = 1 if by_flow else len(frames) - at
+                    self.region.producers[stop.queue].drop(DropCause.FULL, given_up)
+                    at += given_up
+        return sent
 
-    def receive(self, count: int = 256, *, queue: int = 0, timeout: float | None = None) -> list[bytes]:
-        """Take up to `count` frames, waiting for the first one; an empty list after `timeout` seconds."""
+    def _offer(self, frames: Sequence[bytes], queue: int | None) -> tuple[int, Stop | None]:
+        """Send what there is room for; what stopped it, when that was not the end of the frames."""
+        if queue is None and self._spread is not None:
+            return self._spread.send(frames)
+        producer: Producer = self.region.producers[queue or 0]
+        done = producer.send(frames)
+        return done, None if done == len(frames) else Stop(queue or 0, held=False)
+
+    def receive(self, count: int = 256, *, queue: int | None = None, timeout: float | None = None) -> list[bytes]:
+        """Take up to `count` frames, waiting for the first one; an empty list after `timeout` seconds.
+
+        From all queues in turn, or from `queue` alone: then somebody has to receive from the others too.
+        """
         if count < 1:
             raise ValueError(f"count is {count}: ask for one frame at least")
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            with self._use(self._receiving[queue]):
-                consumer: Consumer = self.region.consumers[queue]
+            with self._use(self._receiving.of(queue)):
+                consumer: Consumer | Consumers
+                if queue is None and self._spread is not None:
+                    consumer = self.region.all_consumers
+                else:
+                    consumer = self.region.consumers[queue or 0]
                 if (frames := consumer.receive(count)) or _is_over(deadline):
                     return frames
                 consumer.wait(_left(deadline))
 
+    def _check_attached(self) -> None:
+        if not self.attached:
+            message = f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
+            raise AgentError(AgentCause.WITHDRAWN, message)
+
     @contextlib.contextmanager
-    def _use(self, lock: threading.Lock) -> Iterator[None]:
+    def _use(self, lock: _Lock) -> Iterator[None]:
         with lock:
-            if not self.attached:
-                message = (
-                    f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
-                )
-                raise AgentError(AgentCause.WITHDRAWN, message)
+            self._check_attached()
             self.check_free()
             yield
 
     @contextlib.contextmanager
     def _all(self) -> Iterator[None]:
         """While no application is inside a call."""
-        with contextlib.ExitStack() as stack:
-            for lock in (*self._sending, *self._receiving):
-                stack.enter_context(lock)
+        with self._sending.every, self._receiving.every:
             yield
 
     def detach(self) -> None:

@@ -178,6 +178,7 @@ static uint32_t empty_ring(struct tap *tap)
     for (uint32_t i = 0; i < taken; i++)
         if (frames[i].kind == RWAY_DESC_FRAME)
             write_one(tap, &frames[i]);
+    rway_consumer_pass(tap->consumer, rway_consumer_position(tap->consumer));
     rway_ring_release(tap->consumer);
     return taken;
 }

@@ -123,13 +123,19 @@ def show(runtime: Path | None, as_json: bool) -> None:
     metavar="N",
     help="Look for work for N microseconds before sleeping.",
 )
-def agent(vm: str, runtime: Path | None, spin_us: int) -> None:
+@click.option(
+    "--loops",
+    type=click.IntRange(1, 16),
+    metavar="N",
+    help="Threads for each tap and each forward pair, at the most; else one for each queue of their links.",
+)
+def agent(vm: str, runtime: Path | None, spin_us: int, loops: int | None) -> None:
     """Run an agent: attach a VM's ports and carry their frames."""
     from ringway.agent.errors import AgentError
     from ringway.agent.run import main as run_agent
 
     try:
-        run_agent(vm=vm, runtime=runtime_directory(runtime), spin_us=spin_us)
+        run_agent(vm=vm, runtime=runtime_directory(runtime), spin_us=spin_us, loops=loops)
     except AgentError as error:
         _fail(error)
 

@@ -13,7 +13,7 @@ from ringway.shm.reading import (
     read_sides,
 )
 from ringway.shm.region import QueueBells, Region, create_region, make_bell
-from ringway.shm.ring import Consumer, Producer
+from ringway.shm.ring import Consumer, Consumers, Producer
 
 # A stale extension is found here and not on first use: cffi compares a type's offsets only when it is touched.
 for _name in ffi.list_types()[1]:
@@ -28,6 +28,7 @@ if lib.rway_layout_version() != lib.RWAY_LAYOUT_MAJOR << 16 | lib.RWAY_LAYOUT_MI
 __all__ = [
     "BreakCause",
     "Consumer",
+    "Consumers",
     "Counts",
     "DropCause",
     "Geometry",

@@ -94,6 +94,16 @@ void rway_region_peer(const struct rway_region *region, struct rway_side *peer);
 /* Publish that this side's loop for the queue is at its loops-th iteration. The queue's thread. */
 void rway_region_progress(struct rway_region *region, uint32_t queue, uint64_t loops);
 
+/*
+ * Publish in which queues this side wants its frames: bit q for queue q; what the link does not have is left out, and
+ * none means any. The peer's spreads (stack/api.h) follow, flow by flow, as rway_consumer_pass lets them. It is a wish:
+ * frames come in the other queues too, and have to be taken out. All queues are wanted from attach on. Any thread.
+ */
+void rway_region_serve(struct rway_region *region, uint32_t queues);
+
+/* The queues in which the peer wants frames, its word checked: at least one, and only what there is. Any thread. */
+uint32_t rway_region_served(const struct rway_region *region);
+
 /* The two halves of this side's queue: its ring to the peer and the peer's ring to it. Owned by the region. */
 struct rway_producer;
 struct rway_consumer;
@@ -169,6 +179,15 @@ void rway_consumer_vanished(struct rway_consumer *consumer);
 /* Slots free to claim now. */
 uint32_t rway_producer_room(struct rway_producer *producer);
 
+/* The counter value behind all that is claimed. Once the consumer's counter is there, it has dealt with all of it. */
+uint64_t rway_producer_position(const struct rway_producer *producer);
+
+/*
+ * Up to which position the peer says that frames have passed (rway_consumer_pass), and no further than it has released
+ * them. All of them when the region is broken: nothing can overtake them any more.
+ */
+uint64_t rway_producer_passed(struct rway_producer *producer);
+
 /* Slots that len bytes take, pushed ones included. */
 uint32_t rway_producer_slots(const struct rway_producer *producer, uint32_t len, uint32_t pushed);
 
@@ -184,6 +203,19 @@ uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frame
 
 /* Give all peeked frames' slots back to the producer, by one store, and ring its bell if it asked for that. */
 void rway_ring_release(struct rway_consumer *consumer);
+
+/* The counter value behind all that was peeked. */
+uint64_t rway_consumer_position(const struct rway_consumer *consumer);
+
+/* Queues that this ring's link has in each direction. */
+uint32_t rway_consumer_queues(const struct rway_consumer *consumer);
+
+/*
+ * Say that frames up to position have passed: whatever the peer sends from now on, in whichever queue, can overtake
+ * none of them. A consumer at the end of a link says so when it has read them, before or with their release; one that
+ * sends them on, once the next consumer has said so of them. Until it is said, the peer keeps flows where they are.
+ */
+void rway_consumer_pass(struct rway_consumer *consumer, uint64_t position);
 
 /* The same without the full fence, for a loop that comes back at once: see rway_ring_publish_more. */
 void rway_ring_release_more(struct rway_consumer *consumer);

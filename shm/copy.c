@@ -106,6 +106,7 @@ uint32_t rway_frames_copy_out(struct rway_consumer *consumer, uint8_t *bytes, si
         size -= len;
         lens[copied++] = len;
     }
+    rway_consumer_pass(consumer, consumer->cursor);
     rway_ring_release(consumer);
     return copied;
 }

@@ -51,6 +51,7 @@
  *      state of a side                release              acquire: cause, incarnation, queues_served were stored first
  *      head                           release              acquire: descriptors and slots before it are complete
  *      tail                           release              acquire: the consumer has done with the slots before it
+ *      passed                         release              acquire: what is published from then on comes after those
  *      wake_consumer, wake_producer   relaxed, then fence  fence, then relaxed
  *      descriptor                     any, before head     after head, as two words of 64 bits, each once
  *      extension line, bytes          any, before head     after head; each word of the line once
@@ -136,7 +137,8 @@
  * bytes. Other kinds are skipped.
  *
  * It then continues from the head, tail and counts that it finds in its rings, unless a head and tail contradict each
- * other. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last.
+ * other. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last. It may store
+ * queues_served anew at any time, and must take frames out of all queues whatever it says.
  */
 
 /*
@@ -240,7 +242,7 @@ struct rway_side {
     uint32_t state;         /* enum rway_side_state */
     uint32_t cause;         /* enum rway_break, when broken */
     uint32_t incarnation;   /* from the broker's offer */
-    uint32_t queues_served; /* bit q: this side serves queue q */
+    uint32_t queues_served; /* bit q: this side wants frames in queue q; 0: in any */
     uint8_t pad[112];
     struct rway_progress progress[16]; /* RWAY_QUEUES_MAX */
     uint8_t reserved[2944];
@@ -274,8 +276,9 @@ struct rway_counts {
 struct rway_ring_control {
     uint64_t head; /* producer: slots published so far */
     uint8_t pad0[120];
-    uint64_t tail; /* consumer: slots released so far */
-    uint8_t pad1[120];
+    uint64_t tail;   /* consumer: slots released so far */
+    uint64_t passed; /* consumer: slots whose frames no later one can overtake any more, here or further on */
+    uint8_t pad1[112];
     uint64_t wake_consumer; /* consumer: ring my bell when head reaches this */
     uint8_t pad2[120];
     uint64_t wake_producer; /* producer: ring my bell when tail reaches this */

@@ -146,6 +146,22 @@ static int check_mapped(const struct rway_region *region, const struct rway_plac
     return 0;
 }
 
+static uint32_t all_queues(const struct rway_region *region)
+{
+    return (uint32_t)(((uint64_t)1 << region->geometry.queues) - 1);
+}
+
+void rway_region_serve(struct rway_region *region, uint32_t queues)
+{
+    rway_write_once(&region->own->queues_served, queues & all_queues(region));
+}
+
+uint32_t rway_region_served(const struct rway_region *region)
+{
+    uint32_t peer_x = rway_read_once(&region->peer->queues_served) & all_queues(region);
+    return peer_x != 0 ? peer_x : all_queues(region);
+}
+
 static int open_region(struct rway_region *region, uint64_t carrier_size, const struct rway_geometry *offer,
                        uint64_t link_id, uint32_t side, uint32_t incarnation, struct rway_error *error)
 {
@@ -166,7 +182,7 @@ static int open_region(struct rway_region *region, uint64_t carrier_size, const 
     region->peer = (const struct rway_side *)(region->memory + places.side[1 - side]);
     rway_write_once(&region->own->incarnation, incarnation);
     rway_write_once(&region->own->cause, RWAY_WHOLE);
-    rway_write_once(&region->own->queues_served, (uint32_t)(((uint64_t)1 << region->geometry.queues) - 1));
+    rway_region_serve(region, all_queues(region));
     rway_store_release(&region->own->state, RWAY_SIDE_ATTACHED);
     return 0;
 }

@@ -13,7 +13,7 @@ from ringway.shm._native import ffi, lib
 from ringway.shm.errors import BreakCause, RefusalCause, RegionError, error_of
 from ringway.shm.geometry import Geometry
 from ringway.shm.reading import SideReading, _side_of
-from ringway.shm.ring import Consumer, Producer
+from ringway.shm.ring import Consumer, Consumers, Producer
 
 _BELL_SIZE = 4096  # bytes: one page is the smallest pipe, and one byte is a whole message
 
@@ -58,6 +58,7 @@ class Region:
         self.shape = geometry.shape()
         self.producers = [Producer(self, lib.rway_region_producer(native, q)) for q in range(geometry.queues)]
         self.consumers = [Consumer(self, lib.rway_region_consumer(native, q)) for q in range(geometry.queues)]
+        self.all_consumers = Consumers(self, self.consumers)
 
     @classmethod
     def attach(
@@ -124,6 +125,13 @@ class Region:
         side = ffi.new("struct rway_side *")
         lib.rway_region_peer(self.native, side)
         return _side_of(side)
+
+    def serve(self, queues: int) -> None:
+        """Tell the peer in which queues this side wants its frames: bit q for queue q; 0: in any.
+
+        Senders that spread by flow follow, flow by flow; frames can still come in the others.
+        """
+        lib.rway_region_serve(self.native, queues)
 
     def detach(self) -> None:
         """Mark the side detached and unmap. Safe to call twice; no thread may be inside a call of this region."""

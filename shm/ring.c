@@ -80,6 +80,21 @@ uint32_t rway_producer_room(struct rway_producer *producer)
     return producer->ring.slot_count - (uint32_t)(producer->claimed - producer->peer_tail);
 }
 
+uint64_t rway_producer_position(const struct rway_producer *producer)
+{
+    return producer->claimed;
+}
+
+/* A peer that lies about it has its own frames come out of order, and nothing else. */
+uint64_t rway_producer_passed(struct rway_producer *producer)
+{
+    if (!rway_ring_whole(&producer->ring) || !refresh_tail(producer))
+        return producer->claimed;
+    /* Acquire: pairs with the release in rway_consumer_pass; what we publish from here on comes after those frames. */
+    uint64_t peer_x = rway_load_acquire(&producer->ring.control->passed);
+    return (int64_t)(peer_x - producer->peer_tail) > 0 ? producer->peer_tail : peer_x;
+}
+
 /* Room for count slots, as far as the last tail that was seen tells; only then is the consumer's line looked at. */
 static uint32_t room_for(struct rway_producer *producer, uint32_t count)
 {
@@ -447,6 +462,22 @@ void rway_ring_release_more(struct rway_consumer *consumer)
         ring_producer(consumer);
     else
         rway_consumer_settle(consumer);
+}
+
+uint64_t rway_consumer_position(const struct rway_consumer *consumer)
+{
+    return consumer->cursor;
+}
+
+uint32_t rway_consumer_queues(const struct rway_consumer *consumer)
+{
+    return consumer->ring.region->geometry.queues;
+}
+
+void rway_consumer_pass(struct rway_consumer *consumer, uint64_t position)
+{
+    /* Release: pairs with the acquire in rway_producer_passed. */
+    rway_store_release(&consumer->ring.control->passed, position);
 }
 
 void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t frames)

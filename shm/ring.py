@@ -65,6 +65,11 @@ class Producer(_Half):
     def _add_to_waiter(self) -> None:
         lib.rway_waiter_add_producer(self._waiter, self.native, 1)
 
+    @property
+    def all_passed(self) -> bool:
+        """Nothing that is sent from now on, in whichever queue, can overtake what this one has sent."""
+        return bool(lib.rway_producer_passed(self.native) == lib.rway_producer_position(self.native))
+
     def send(self, frames: Sequence[bytes]) -> int:
         """Copy frames into the ring and publish them; returns how many were dealt with before the ring was full.
 
@@ -119,4 +124,30 @@ class Consumer(_Half):
         for length in ffi.unpack(self._lens, got):
             frames.append(bytes(view[at : at + length]))
             at += length
+        return frames
+
+
+class Consumers(_Half):
+    """The receiving halves of all queues of a link, as one. One thread at a time, and nobody else on any of them."""
+
+    def __init__(self, region: Region, consumers: Sequence[Consumer]) -> None:
+        super().__init__(region, None)
+        self._consumers = list(consumers)
+        self._next = 0  # so that no queue is always the last
+
+    def _add_to_waiter(self) -> None:
+        for consumer in self._consumers:
+            lib.rway_waiter_add_consumer(self._waiter, consumer.native)
+
+    def receive(self, count: int = 256) -> list[bytes]:
+        """Take up to `count` frames that are there now, from each queue in turn; an empty list when there are none.
+
+        The frames of a flow come in the order in which a sender that spreads by flow has sent them.
+        RegionBrokenError once the link is broken and nothing more can come.
+        """
+        frames: list[bytes] = []
+        first, self._next = self._next, (self._next + 1) % len(self._consumers)
+        for consumer in self._consumers[first:] + self._consumers[:first]:
+            if len(frames) < count:
+                frames += consumer.receive(count - len(frames))
         return frames

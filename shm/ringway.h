@@ -69,6 +69,7 @@ _Static_assert(RWAY_HEADER_SIZE + 2 * RWAY_SIDE_SIZE <= RWAY_RINGS_ALIGN, "heade
 /* 128 bytes apart: the adjacent-line prefetcher of x86 moves lines in pairs. */
 RWAY_AT(rway_ring_control, head, 0);
 RWAY_AT(rway_ring_control, tail, 128);
+RWAY_AT(rway_ring_control, passed, 136);
 RWAY_AT(rway_ring_control, wake_consumer, 256);
 RWAY_AT(rway_ring_control, wake_producer, 384);
 RWAY_AT(rway_ring_control, produced, 512);

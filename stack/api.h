@@ -62,6 +62,14 @@ struct rway_headers {
  */
 int rway_parse(const uint8_t *bytes, uint32_t copied, uint32_t frame_len, struct rway_headers *out);
 
+/*
+ * The flow hash of a parsed frame. Both directions of a flow have the same: TCP, UDP and SCTP hash by addresses, ports
+ * and protocol, other IP by addresses and protocol, all fragments of a datagram, the first one too, by addresses alone,
+ * anything else by its Ethernet type. VLAN tags do not count. A fixed function without a secret, so that all ends of a
+ * chain agree; not to be used where an attacker must not choose who collides with whom. Pure.
+ */
+uint32_t rway_flow_hash(const struct rway_headers *headers);
+
 /* 1 when offload data that rway_offload_check passed belongs to the packet that was judged, else 0. */
 int rway_offload_fits(const struct rway_headers *headers, const struct rway_offload *offload);
 
@@ -156,6 +164,50 @@ int rway_filter_replace(struct rway_filter *filter, struct rway_filter_table *ta
 /* Copy the counts of the table in force, the default last; up to max. Returns how many there are. */
 uint32_t rway_filter_counts(struct rway_filter *filter, struct rway_rule_counts *out, uint32_t max);
 
+/* ---- several queues ---- */
+
+/*
+ * Chooses among a link's queues for the frames of one sending thread: those of a flow go into one queue, of those that
+ * the peer wants (rway_region_serve). When that changes, a flow changes its queue at a moment when all its frames have
+ * passed (rway_consumer_pass), so that none is overtaken. Belongs to one thread, as its producers do.
+ */
+struct rway_spread;
+
+/* owned: the queues this thread produces into, bit q for queue q. NULL without memory, or when the link has none. */
+struct rway_spread *rway_spread_new(struct rway_region *region, uint32_t owned);
+void rway_spread_free(struct rway_spread *spread);
+
+uint32_t rway_spread_owned(const struct rway_spread *spread);
+struct rway_producer *rway_spread_producer(const struct rway_spread *spread, uint32_t queue);
+
+/* At the start of each burst: see which queues the peer wants now, and forget what was seen of its counters. */
+void rway_spread_follow(struct rway_spread *spread);
+
+enum { RWAY_SPREAD_HELD = -1 };
+
+/*
+ * The queue for the next frame with this hash. Or RWAY_SPREAD_HELD less the number of the queue in which its flow is:
+ * that was full, and the flow is to move; do as if it were still full. It ends when all of the flow has passed, after a
+ * second at the latest. Whoever waits can sleep a millisecond and ask again.
+ */
+int32_t rway_spread_choose(struct rway_spread *spread, uint32_t hash);
+
+/*
+ * Note what became of a frame for which a queue was chosen: claimed, or dropped (full: because there was no room). Once
+ * for each; several may be chosen first, if then all are noted before the next is chosen. Frames are to be published in
+ * the order in which they were chosen.
+ */
+void rway_spread_note(struct rway_spread *spread, uint32_t hash, int full);
+
+/*
+ * Copy frames into the queues of their flows and publish them, with their hash: count frames stand in bytes one after
+ * the other, lens are their lengths. Returns how many were dealt with: published, or dropped and counted because no
+ * ring of this link carries such a length. Stops early at a frame that has to wait; then *stopped_by is what
+ * rway_spread_choose returned for it: the queue that is full, or that its flow is held from.
+ */
+uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens, uint32_t count,
+                             int32_t *stopped_by);
+
 /* ---- loops and what they run ---- */
 
 /* Something that moves frames; made by rway_forward_new and its like, owned by the loop it is added to. */
@@ -164,9 +216,16 @@ struct rway_job;
 /*
  * Forward frames from in to out, past the filter of the loop, which it must have. in_port is what rules call the
  * port that in belongs to. NULL without memory. Frames that go no further are counted: at in when they are judged
- * (offload, malformed, policy), at out when it does not take them (full, oversize, down).
+ * (offload, malformed, policy), at out when it does not take them (full, oversize, down). Frames leave with their flow
+ * hash. Where in's link has several queues, its producer is told what has passed.
  */
 struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port);
+
+/*
+ * The same into all queues that the spread owns, each flow into its own. The spread stays the caller's, outlives the
+ * job, and may be shared by jobs of one loop.
+ */
+struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port);
 
 /* A thread that runs jobs and sleeps when there is nothing to do. */
 struct rway_loop;

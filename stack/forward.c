@@ -11,8 +11,11 @@
  * A burst goes through in phases, so that the cache misses of one frame overlap with those of the next:
  *
  *      peek ─► copy and parse all headers ─► judge all ─► claim all out-slots ─► copy ─► release in, publish out
+ *
+ * Out is one ring, or, over a spread, several: each has its part of the burst, in the order of the whole.
  */
 #include "job.h"
+#include "trail.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -29,15 +32,27 @@ struct passage {
 
 enum { PASSES = -1 };
 
+/* What leaves by one out-ring. */
+struct way {
+    uint32_t count;
+    struct rway_frame leaving[RWAY_BURST];
+    const struct passage *left_as[RWAY_BURST]; /* of the same index in leaving */
+};
+
 struct forward {
     struct rway_job job;
     struct rway_consumer *in;
-    struct rway_producer *out;
+    struct rway_spread *spread; /* NULL when there is one out-ring */
     uint32_t in_port;
+    bool traced;   /* in's producer may spread: it is told what has passed */
+    uint32_t runs; /* since the trail was looked at */
+    struct rway_trail trail;
     struct rway_frame taken[RWAY_BURST];
     struct passage passages[RWAY_BURST];
-    struct rway_frame leaving[RWAY_BURST];
-    const struct passage *left_as[RWAY_BURST]; /* of the same index in leaving */
+    uint32_t way_count;
+    struct rway_producer *out[RWAY_QUEUES_MAX]; /* of each way */
+    uint8_t way_of[RWAY_QUEUES_MAX];            /* by the spread's queue */
+    struct way ways[];
 };
 
 static void copy_headers(const struct forward *forward, struct passage *passage)
@@ -139,34 +154,63 @@ static struct rway_frame leaving_frame(const struct passage *passage)
                                .len = passage->in->len,
                                .vlan = passage->in->vlan,
                                /* That a checksum is good is the peer's word; the next VM is not to take it. */
-                               .flags = passage->in->flags & (RWAY_FLAG_VLAN | RWAY_FLAG_HASH),
-                               .hash = passage->in->hash};
+                               .flags = (passage->in->flags & RWAY_FLAG_VLAN) | RWAY_FLAG_HASH,
+                               .hash = rway_flow_hash(&passage->parsed)};
+}
+
+/* Find the way for a frame that may pass. One whose flow is held from its queue counts as if that were full. */
+static void leave(struct forward *forward, const struct passage *passage)
+{
+    struct rway_frame frame = leaving_frame(passage);
+    uint32_t at = 0;
+    if (forward->spread != NULL) {
+        int32_t chosen = rway_spread_choose(forward->spread, frame.hash);
+        at = forward->way_of[chosen < 0 ? RWAY_SPREAD_HELD - chosen : chosen];
+        if (chosen < 0) {
+            rway_producer_drop(forward->out[at], RWAY_DROP_FULL, 1);
+            return;
+        }
+    }
+    struct way *way = &forward->ways[at];
+    way->leaving[way->count] = frame;
+    way->left_as[way->count++] = passage;
+}
+
+static void note(const struct forward *forward, const struct rway_frame *frame, bool full)
+{
+    if (forward->spread != NULL)
+        rway_spread_note(forward->spread, frame->hash, full);
 }
 
 /* Drop a frame that the out-ring did not take, and count it there. */
-static void drop_leaving(struct forward *forward, uint32_t at, uint32_t count)
+static void drop_leaving(struct forward *forward, struct way *way, struct rway_producer *out, uint32_t at)
 {
-    rway_producer_drop(forward->out, drop_cause(forward->out, &forward->leaving[at]), 1);
-    memmove(&forward->leaving[at], &forward->leaving[at + 1], (count - at - 1) * sizeof forward->leaving[0]);
-    memmove(&forward->left_as[at], &forward->left_as[at + 1], (count - at - 1) * sizeof forward->left_as[0]);
+    uint32_t cause = drop_cause(out, &way->leaving[at]);
+    uint32_t behind = --way->count - at;
+    rway_producer_drop(out, cause, 1);
+    note(forward, &way->leaving[at], cause == RWAY_DROP_FULL);
+    memmove(&way->leaving[at], &way->leaving[at + 1], behind * sizeof way->leaving[0]);
+    memmove(&way->left_as[at], &way->left_as[at + 1], behind * sizeof way->left_as[0]);
 }
 
 /* Claim out-slots for what leaves. Frames without room are dropped; a shorter one after them may still find some. */
-static uint32_t claim(struct forward *forward, uint32_t count)
+static void claim(struct forward *forward, struct way *way, struct rway_producer *out)
 {
     uint32_t claimed = 0;
-    while (claimed < count) {
-        claimed += rway_ring_claim(forward->out, &forward->leaving[claimed], count - claimed);
-        if (claimed < count)
-            drop_leaving(forward, claimed, count--);
+    while (claimed < way->count) {
+        claimed += rway_ring_claim(out, &way->leaving[claimed], way->count - claimed);
+        if (claimed < way->count)
+            drop_leaving(forward, way, out, claimed);
     }
-    return count;
+    for (uint32_t i = 0; i < way->count; i++)
+        note(forward, &way->leaving[i], false);
 }
 
-static void fill(const struct forward *forward, const struct passage *passage, struct rway_frame *out)
+static void fill(const struct forward *forward, const struct passage *passage, struct rway_producer *to_ring,
+                 struct rway_frame *out)
 {
     const struct rway_frame *in = passage->in;
-    rway_frame_set_offload(forward->out, out, &passage->offload);
+    rway_frame_set_offload(to_ring, out, &passage->offload);
     if (in->slots == 1 && out->slots == 1) {
         memcpy(out->data, passage->headers, passage->judged);
         memcpy(out->data + passage->judged, in->data + passage->judged, in->len - passage->judged);
@@ -174,15 +218,43 @@ static void fill(const struct forward *forward, const struct passage *passage, s
     }
     struct rway_piece from[RWAY_PIECES_MAX], to[RWAY_PIECES_MAX];
     rway_consumer_pieces(forward->in, in, from);
-    rway_producer_pieces(forward->out, out, to);
+    rway_producer_pieces(to_ring, out, to);
     copy_judged(passage, to);
     copy_rest(from, to, passage->judged, in->len - passage->judged);
+}
+
+static void claim_and_fill(struct forward *forward)
+{
+    for (uint32_t k = 0; k < forward->way_count; k++) {
+        struct way *way = &forward->ways[k];
+        claim(forward, way, forward->out[k]);
+        for (uint32_t i = 0; i < way->count; i++)
+            fill(forward, way->left_as[i], forward->out[k], &way->leaving[i]);
+    }
+}
+
+static void publish(struct forward *forward)
+{
+    for (uint32_t k = 0; k < forward->way_count; k++) {
+        rway_ring_publish(forward->out[k], forward->ways[k].leaving, forward->ways[k].count);
+        forward->ways[k].count = 0;
+    }
+}
+
+/* It costs a look at the next consumer's counters, so not at each burst while there is no end of them. */
+static void trace(struct forward *forward, uint32_t taken)
+{
+    enum { RUNS_MAX = 16 };
+    if (!forward->traced || (taken != 0 && ++forward->runs < RUNS_MAX))
+        return;
+    forward->runs = 0;
+    rway_trail_step(&forward->trail, forward->in, forward->out, forward->way_count);
 }
 
 static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
 {
     struct forward *forward = (struct forward *)job;
-    uint32_t count = 0, leaving = 0;
+    uint32_t count = 0;
     uint32_t taken = rway_ring_peek(forward->in, forward->taken, RWAY_BURST);
     for (uint32_t i = 0; i < taken; i++) {
         struct passage *passage = &forward->passages[count];
@@ -192,22 +264,21 @@ static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
         passage->stopped = parse(forward, passage);
         count++;
     }
+    if (forward->spread != NULL && count != 0)
+        rway_spread_follow(forward->spread);
     for (uint32_t i = 0; i < count; i++) {
         struct passage *passage = &forward->passages[i];
         if (passage->stopped == PASSES)
             passage->stopped = judge(forward, passage, turn);
-        if (passage->stopped != PASSES) {
+        if (passage->stopped != PASSES)
             rway_consumer_drop(forward->in, (uint32_t)passage->stopped, 1);
-            continue;
-        }
-        forward->leaving[leaving] = leaving_frame(passage);
-        forward->left_as[leaving++] = passage;
+        else
+            leave(forward, passage);
     }
-    leaving = claim(forward, leaving);
-    for (uint32_t i = 0; i < leaving; i++)
-        fill(forward, forward->left_as[i], &forward->leaving[i]);
+    claim_and_fill(forward);
     rway_ring_release(forward->in);
-    rway_ring_publish(forward->out, forward->leaving, leaving);
+    publish(forward);
+    trace(forward, taken);
     return taken;
 }
 
@@ -221,14 +292,40 @@ static void release(struct rway_job *job)
     free(job);
 }
 
-struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port)
+static struct forward *forward_new(struct rway_consumer *in, uint32_t in_port, uint32_t way_count)
 {
-    struct forward *forward = calloc(1, sizeof *forward);
+    struct forward *forward = calloc(1, sizeof *forward + way_count * sizeof forward->ways[0]);
     if (forward == NULL)
         return NULL;
-    *forward = (struct forward){.job = {.run = run, .arm = arm, .free = release},
-                                .in = in,
-                                .out = out,
-                                .in_port = in_port};
+    forward->job = (struct rway_job){.run = run, .arm = arm, .free = release};
+    forward->in = in;
+    forward->in_port = in_port;
+    forward->way_count = way_count;
+    return forward;
+}
+
+struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port)
+{
+    struct forward *forward = forward_new(in, in_port, 1);
+    if (forward == NULL)
+        return NULL;
+    forward->out[0] = out;
+    forward->traced = rway_consumer_queues(in) > 1;
+    return &forward->job;
+}
+
+struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port)
+{
+    uint32_t owned = rway_spread_owned(spread);
+    struct forward *forward = forward_new(in, in_port, (uint32_t)__builtin_popcount(owned));
+    if (forward == NULL)
+        return NULL;
+    forward->spread = spread;
+    forward->traced = rway_consumer_queues(in) > 1;
+    for (uint32_t at = 0; owned != 0; owned &= owned - 1, at++) {
+        uint32_t queue = (uint32_t)__builtin_ctz(owned);
+        forward->way_of[queue] = (uint8_t)at;
+        forward->out[at] = rway_spread_producer(spread, queue);
+    }
     return &forward->job;
 }

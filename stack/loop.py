@@ -6,6 +6,7 @@ from typing import Any
 
 from ringway.shm import Consumer, Producer, Region
 from ringway.shm._native import ffi, lib
+from ringway.stack.spread import Spread
 
 
 class Loop:
@@ -27,6 +28,10 @@ class Loop:
     def forward(self, source: Consumer, target: Producer, in_port: int) -> None:
         """Forward frames past the loop's filter, as coming in by port number `in_port`."""
         self.add(lib.rway_forward_new(source.native, target.native, in_port), source, target)
+
+    def forward_spread(self, source: Consumer, target: Spread, in_port: int) -> None:
+        """The same into several queues, each flow into its own; jobs of this loop may share the spread."""
+        self.add(lib.rway_forward_spread_new(source.native, target.native, in_port), source, target)
 
     def judge_by(self, native_filter: Any) -> None:
         if lib.rway_loop_filter(self._native, native_filter) != 0:

@@ -121,8 +121,8 @@ def link_counters(namespace: str, interface: str) -> dict[str, Any]:
 class AgentProcess:
     """`ringway agent`; its log is read line by line, which is how its states are awaited."""
 
-    def __init__(self, runtime: Path, vm: str, namespace: str | None = None) -> None:
-        command = inside(namespace, [*RINGWAY, "agent", "--vm", vm, "--runtime", str(runtime)])
+    def __init__(self, runtime: Path, vm: str, namespace: str | None = None, *options: str) -> None:
+        command = inside(namespace, [*RINGWAY, "agent", "--vm", vm, "--runtime", str(runtime), *options])
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log = ""
 
@@ -162,21 +162,21 @@ class Fabric:
         self.broker.apply(text)
         self.broker.show()
 
-    def start(self, vm: str, namespace: str | None = None) -> AgentProcess:
+    def start(self, vm: str, namespace: str | None = None, *options: str) -> AgentProcess:
         """An agent whose log is still to be read."""
-        agent = AgentProcess(self.runtime, vm, namespace)
+        agent = AgentProcess(self.runtime, vm, namespace, *options)
         self._ends.callback(_end, agent.process)
         return agent
 
-    def agent(self, vm: str, namespace: str | None = None) -> AgentProcess:
-        agent = self.start(vm, namespace)
+    def agent(self, vm: str, namespace: str | None = None, *options: str) -> AgentProcess:
+        agent = self.start(vm, namespace, *options)
         agent.await_line("ready")
         return agent
 
     def peer(self, kind: str, vm: str, port: str = "p") -> subprocess.Popen[str]:
         """An application of peer.py, once its port is attached."""
         command = [sys.executable, str(Path(__file__).with_name("peer.py")), kind, str(self.runtime), vm, port]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._ends.callback(_end, process)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", f"{vm}'s application ended"

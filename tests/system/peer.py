@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import struct
 import sys
 import threading
+import time
 from pathlib import Path
 
 from ringway.agent import Agent, AgentError, Port
@@ -26,6 +29,41 @@ def sink(port: Port, queue: int) -> None:
         return
 
 
+FLOWS = 100
+
+
+def udp(flow: int, number: int) -> bytes:
+    """A datagram of a flow, by its source port, with its number in the flow."""
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 46, 0, 0, 64, 17, 0, b"\x0a\0\0\1", b"\x0a\0\0\2")
+    return bytes(12) + b"\x08\0" + ip + struct.pack(">HHHH", 1000 + flow, 80, 26, 0) + struct.pack(">I14x", number)
+
+
+def send_flows(port: Port, pause: float) -> None:
+    """Send numbered frames of many flows, each by the queue of its flow, until standard input ends; say how many.
+
+    `pause`: seconds between bursts, without which some ring on the way is always full.
+    """
+    ended = threading.Event()
+
+    def await_end() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=await_end, daemon=True).start()
+    chosen = random.Random(1)
+    numbers = [0] * FLOWS
+    sent = 0
+    while not ended.is_set():
+        frames = []
+        for _ in range(64):
+            flow = chosen.randrange(FLOWS)
+            frames.append(udp(flow, numbers[flow]))
+            numbers[flow] += 1
+        sent += port.send(frames)
+        time.sleep(pause)
+    print(sent, flush=True)
+
+
 def main() -> None:
     kind, runtime, vm, name = sys.argv[1:]
     with Agent(vm, Path(runtime)) as agent:
@@ -35,6 +73,9 @@ def main() -> None:
                 port = agent.port(name)  # the next one, when the link was replaced
             except AgentError:
                 continue
+            if kind in ("flows", "slow-flows"):
+                send_flows(port, 0.001 if kind == "slow-flows" else 0.0)
+                return
             work = {"echo": echo, "sink": sink}[kind]
             threads = [threading.Thread(target=work, args=(port, q)) for q in range(port.region.geometry.queues)]
             for thread in threads:

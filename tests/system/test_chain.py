@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.conftest import require
-from tests.system.fabric_fixtures import AgentProcess, Fabric, link_counters, namespaces, ping, run, transfer
+from tests.system.fabric_fixtures import AgentProcess, Fabric, link_counters, namespaces, ping, run, socket_in, transfer
 
 pytestmark = pytest.mark.needs_root
 CLIENT, SERVER, SERVER_MANAGEMENT = "10.77.0.1", "10.77.0.2", "192.0.2.3"
@@ -37,6 +38,7 @@ ends = ["client.net", "firewall.inside"]
 [link.two]
 ends = ["firewall.outside", "server.net"]
 """
+FOUR_QUEUES = CHAIN.replace("[link.two]", "queues = 4\n[link.two]") + "queues = 4\n"
 
 
 @dataclass
@@ -133,6 +135,37 @@ def test_a_killed_firewall_carries_on_when_started_again(chain: Chain) -> None:
     transfer("client", "server", SERVER, 8 << 20)
     for link in LINKS:
         chain.fabric.quiet(link)
+
+
+def test_each_flow_stays_in_order_through_a_chain_of_four_queues(fabric: Fabric) -> None:
+    """Its agents run fewer loops than there are queues: every descriptor of a tap is served all the same."""
+    flows, bursts, burst = 16, 30, 16
+    with namespaces(*VMS):
+        fabric.apply(FOUR_QUEUES)
+        for vm, loops in (("client", 2), ("firewall", 3), ("server", 1)):
+            fabric.agent(vm, vm, "--loops", str(loops))
+        assert ping("client", SERVER) == 3
+        with socket_in("server", socket.SOCK_DGRAM) as server:
+            server.bind((SERVER, 0))
+            clients = [socket_in("client", socket.SOCK_DGRAM) for _ in range(flows)]
+            for client in clients:
+                client.connect(server.getsockname())
+            for first in range(0, bursts * burst, burst):
+                numbers = range(first, first + burst)
+                for number in numbers:
+                    for client in clients:
+                        client.send(number.to_bytes(4, "big"))
+                for _ in range(flows * burst):
+                    server.sendto(*server.recvfrom(64))
+                for client in clients:
+                    assert [int.from_bytes(client.recv(64), "big") for _ in numbers] == list(numbers)
+            for client in clients:
+                client.close()
+        transfer("client", "server", SERVER, 8 << 20)
+        transfer("server", "client", CLIENT, 8 << 20)
+        used = [ring.queue for ring in fabric.quiet("one").rings if ring.producing_side == 0 and ring.published > 100]
+        assert len(used) > 1, "the kernel has put all into one queue"
+        fabric.quiet("two")
 
 
 def test_an_idle_chain_uses_less_than_a_hundredth_of_a_core_per_agent(chain: Chain) -> None:

@@ -1,0 +1,68 @@
+"""Sending over several queues from Python: each flow's frames go into one of those that the peer wants."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ringway.shm import BreakCause, DropCause, Region, RegionBrokenError
+from ringway.shm._native import ffi, lib
+
+_NAP = 0.001  # seconds: how soon a flow that is held back from its queue is looked at again
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why not all frames were dealt with: this queue is full, or the next frame's flow is about to leave it."""
+
+    queue: int
+    held: bool
+
+
+class Spread:
+    """Chooses the queue for each frame by its flow, and follows the peer's wishes. One thread at a time.
+
+    While it is used, nobody else may send into these queues: what others send is in no order with it.
+    """
+
+    def __init__(self, region: Region, owned: int | None = None) -> None:
+        """`owned`: the queues it may use, bit q for queue q; all of the link when it is None."""
+        self._region = region
+        every = (1 << region.geometry.queues) - 1
+        native = lib.rway_spread_new(region.native, every if owned is None else owned)
+        if native == ffi.NULL:
+            raise MemoryError("no memory for a spread, or no queue for it")
+        self.native = ffi.gc(native, lib.rway_spread_free)
+
+    def send(self, frames: Sequence[bytes]) -> tuple[int, Stop | None]:
+        """Copy frames into the rings and publish them, up to the first that has to wait.
+
+        Returns how many were dealt with, and what stopped it. Frames of a length that the link never carries are
+        dropped and counted (runt, oversize). RegionBrokenError when the link is broken.
+        """
+        self._check()
+        lens = ffi.new("uint32_t[]", [len(frame) for frame in frames])
+        stopped_by = ffi.new("int32_t *")
+        done = int(lib.rway_spread_copy_in(self.native, b"".join(frames), lens, len(frames), stopped_by))
+        self._check()
+        if done == len(frames):
+            return done, None
+        chosen = stopped_by[0]
+        return done, Stop(lib.RWAY_SPREAD_HELD - chosen, True) if chosen < 0 else Stop(chosen, False)
+
+    def wait(self, stop: Stop, timeout: float) -> None:
+        """Sleep until it is worth trying again, `timeout` seconds at the longest."""
+        if stop.held:
+            time.sleep(min(_NAP, timeout))
+        else:
+            self._region.producers[stop.queue].wait(timeout)
+
+    def drop(self, stop: Stop, frames: int) -> None:
+        """Count frames that the caller gives up, at the queue that did not take the first of them."""
+        self._region.producers[stop.queue].drop(DropCause.FULL, frames)
+
+    def _check(self) -> None:
+        cause = self._region.broken
+        if cause is not BreakCause.WHOLE:
+            raise RegionBrokenError(cause)

@@ -1,0 +1,88 @@
+/* Frames copied into a link's queues by flow, for applications that keep their frames in memory of their own. */
+#include <string.h>
+
+#include "stack.h"
+
+enum { BURST = 32 };
+
+/* A burst on its way into the rings: claimed and filled, not yet published. */
+struct burst {
+    uint32_t count;
+    uint32_t queues; /* that it has frames for */
+    uint8_t queue[BURST];
+    struct rway_frame frames[BURST];
+};
+
+static uint32_t hash_of(const uint8_t *bytes, uint32_t len)
+{
+    struct rway_headers headers;
+    rway_parse(bytes, len, len, &headers); /* what cannot be judged has no headers: all of that is one flow */
+    return rway_flow_hash(&headers);
+}
+
+static void scatter(const struct rway_producer *producer, const struct rway_frame *frame, const uint8_t *bytes)
+{
+    struct rway_piece pieces[RWAY_PIECES_MAX];
+    uint32_t count = rway_producer_pieces(producer, frame, pieces);
+    for (uint32_t i = 0; i < count; i++) {
+        memcpy(pieces[i].data, bytes, pieces[i].len);
+        bytes += pieces[i].len;
+    }
+}
+
+/* Each queue's frames are published in the order of their claims. */
+static void publish(struct rway_spread *spread, const struct burst *burst)
+{
+    for (uint32_t left = burst->queues; left != 0; left &= left - 1) {
+        uint32_t queue = (uint32_t)__builtin_ctz(left);
+        struct rway_frame frames[BURST];
+        uint32_t count = 0;
+        for (uint32_t i = 0; i < burst->count; i++)
+            if (burst->queue[i] == queue)
+                frames[count++] = burst->frames[i];
+        rway_ring_publish(rway_spread_producer(spread, queue), frames, count);
+    }
+}
+
+/* Returns whether the frame was dealt with; if not, *chosen says what it waits for. */
+static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *bytes, uint32_t len, int32_t *chosen)
+{
+    uint32_t hash = hash_of(bytes, len);
+    *chosen = rway_spread_choose(spread, hash);
+    if (*chosen < 0)
+        return false;
+    struct rway_producer *producer = rway_spread_producer(spread, (uint32_t)*chosen);
+    struct rway_frame *frame = &burst->frames[burst->count];
+    *frame = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len, .flags = RWAY_FLAG_HASH, .hash = hash};
+    int unfit = rway_producer_fits(producer, len, 0);
+    bool claimed = !unfit && rway_ring_claim(producer, frame, 1) == 1;
+    rway_spread_note(spread, hash, !unfit && !claimed);
+    if (unfit)
+        rway_producer_drop(producer, (uint32_t)unfit - 1, 1);
+    if (claimed) {
+        scatter(producer, frame, bytes);
+        burst->queue[burst->count++] = (uint8_t)*chosen;
+    }
+    burst->queues |= (uint32_t)1 << *chosen; /* a drop, too, is shown by a publish */
+    return unfit || claimed;
+}
+
+uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens, uint32_t count,
+                             int32_t *stopped_by)
+{
+    uint32_t done = 0;
+    bool going = true;
+    while (going && done < count) {
+        struct burst burst;
+        burst.count = burst.queues = 0;
+        rway_spread_follow(spread);
+        for (uint32_t i = 0; i < BURST && done < count; i++) {
+            going = add(spread, &burst, bytes, lens[done], stopped_by);
+            if (!going)
+                break;
+            bytes += lens[done++];
+        }
+        publish(spread, &burst);
+    }
+    return done;
+}

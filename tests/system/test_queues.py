@@ -1,0 +1,194 @@
+"""Several queues: each flow stays in order while the number of queues in use changes, and the books balance."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from collections import Counter
+
+import pytest
+
+from ringway.agent import Port
+from tests.system.fabric_fixtures import AgentProcess, Fabric, until
+
+QUEUES, FLOWS = 4, 100
+PAIR = f"""
+[vm.left.port.p]
+kind = "local"
+[vm.right.port.p]
+kind = "local"
+[link.wire]
+ends = ["left.p", "right.p"]
+queues = {QUEUES}
+slots = 256
+"""
+CHAIN = f"""
+[vm.left.port.p]
+kind = "local"
+[vm.middle.port.inside]
+kind = "local"
+[vm.middle.port.outside]
+kind = "local"
+[vm.middle.stack]
+forward = [["inside", "outside"]]
+default = "allow"
+[vm.right.port.p]
+kind = "local"
+[link.near]
+ends = ["left.p", "middle.inside"]
+queues = {QUEUES}
+[link.far]
+ends = ["middle.outside", "right.p"]
+queues = {QUEUES}
+"""
+
+
+class Flows:
+    """What a receiver has seen of the flows that peer.py sends; it refuses a frame that comes after a later one."""
+
+    def __init__(self, port: Port, lossless: bool) -> None:
+        self._port = port
+        self._lossless = lossless
+        self.due = dict.fromkeys(range(FLOWS), 0)
+        self.frames = 0
+
+    def receive(self, at_least: int) -> None:
+        """Take so many frames, or some more."""
+        wanted = self.frames + at_least
+        while self.frames < wanted:
+            got = self._port.receive(timeout=20)
+            assert got, f"after {self.frames} frames no more came"
+            self._look_at(got)
+
+    def receive_rest(self) -> None:
+        while got := self._port.receive(timeout=0.5):
+            self._look_at(got)
+
+    def _look_at(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            (port,) = struct.unpack_from(">H", frame, 34)
+            (number,) = struct.unpack_from(">I", frame, 42)
+            flow = port - 1000
+            assert number >= self.due[flow], f"flow {flow}: {number} came after {self.due[flow] - 1}"
+            assert not self._lossless or number == self.due[flow]
+            self.due[flow] = number + 1
+        self.frames += len(frames)
+
+
+def published(fabric: Fabric, link: str) -> Counter[int]:
+    """Frames by queue, of side a."""
+    return Counter({r.queue: r.published for r in fabric.broker.link(link).rings if r.producing_side == 0})
+
+
+def used_since(fabric: Fabric, link: str, before: Counter[int]) -> set[int]:
+    return {queue for queue, frames in (published(fabric, link) - before).items() if frames > 0}
+
+
+def stop_sending(sender: subprocess.Popen[str], flows: Flows) -> int:
+    """How many frames it has sent in all; what is under way is received."""
+    assert sender.stdin is not None
+    sender.stdin.close()
+    sender.stdin = None
+    flows.receive_rest()
+    assert sender.stdout is not None
+    return int(sender.stdout.readline())
+
+
+def test_flows_stay_in_order_while_the_receiver_changes_how_many_queues_it_wants(fabric: Fabric) -> None:
+    fabric.apply(PAIR)
+    port = fabric.port("right")
+    sender = fabric.peer("flows", "left")
+    flows = Flows(port, lossless=True)
+    flows.receive(5000)
+    for wanted in (4, 1, 3, 2, 4):
+        port.serve(wanted)
+        only = set(range(wanted))
+
+        def all_follow(only: set[int] = only) -> bool:
+            before = published(fabric, "wire")
+            flows.receive(3000)
+            return used_since(fabric, "wire", before) == only
+
+        until(all_follow, f"only queues {only} are used, and all of them")
+    sent = stop_sending(sender, flows)
+    assert flows.frames == sent
+    fabric.quiet("wire")
+
+
+def test_flows_stay_in_order_through_a_forwarder_that_starts_again_with_another_number_of_loops(
+    fabric: Fabric,
+) -> None:
+    fabric.apply(CHAIN)
+    port = fabric.port("right")
+    middle = start_middle(fabric, 4)
+    sender = fabric.peer("slow-flows", "left")
+    flows = Flows(port, lossless=False)
+    for loops in (1, 3, 2, 4):
+        flows.receive(5000)
+        assert middle.stop() == 0
+        flows.receive_rest()  # what is still there when the next one starts may be overtaken
+        middle = start_middle(fabric, loops)
+        only = set(range(loops))
+
+        def all_follow(only: set[int] = only) -> bool:
+            before = published(fabric, "near")
+            flows.receive(3000)
+            return used_since(fabric, "near", before) == only
+
+        until(all_follow, f"only queues {only} are used, and all of them")
+        assert len(fabric.broker.vm("middle").loops) == loops
+    stop_sending(sender, flows)
+    for link in ("near", "far"):
+        fabric.quiet(link)
+
+
+def start_middle(fabric: Fabric, loops: int) -> AgentProcess:
+    return fabric.agent("middle", None, "--loops", str(loops))
+
+
+def test_one_loop_forwards_into_all_queues_that_the_next_one_wants(fabric: Fabric) -> None:
+    fabric.apply(CHAIN)
+    port = fabric.port("right")
+    start_middle(fabric, 1)
+    sender = fabric.peer("flows", "left")
+    flows = Flows(port, lossless=False)
+    flows.receive(5000)
+    assert {queue for queue, frames in published(fabric, "far").items() if frames} == {0, 1, 2, 3}
+    port.serve(2)
+
+    def all_follow() -> bool:
+        before = published(fabric, "far")
+        flows.receive(3000)
+        return used_since(fabric, "far", before) == {0, 1}
+
+    until(all_follow, "the forwarder follows the next one's wish")
+    stop_sending(sender, flows)
+    fabric.quiet("far")
+
+
+@pytest.fixture
+def both(fabric: Fabric) -> tuple[Port, Port]:
+    fabric.apply(PAIR)
+    return fabric.port("left"), fabric.port("right")
+
+
+def test_a_receive_wakes_for_a_frame_in_any_queue(both: tuple[Port, Port]) -> None:
+    left, right = both
+    for queue in range(QUEUES):
+        left.send([bytes([queue]) * 60], queue=queue)
+        assert right.receive(timeout=10) == [bytes([queue]) * 60]
+    assert right.receive(timeout=0) == []
+
+
+def test_a_queue_that_is_full_drops_its_own_flows_alone(fabric: Fabric, both: tuple[Port, Port]) -> None:
+    left, _ = both
+    one_flow = [bytes(60)] * 300
+    assert left.send_or_drop(one_flow) == 256
+    drops = [ring.drops_produced for ring in fabric.broker.link("wire").rings if ring.producing_side == 0]
+    assert sorted(drop.get("full", 0) for drop in drops) == [0, 0, 0, 44]
+
+
+@pytest.mark.parametrize("wanted", [0, -1, 5])
+def test_a_number_of_queues_that_the_link_does_not_have_is_refused(both: tuple[Port, Port], wanted: int) -> None:
+    with pytest.raises(ValueError, match="the link has 1 to 4"):
+        both[0].serve(wanted)
