@@ -23,21 +23,22 @@ struct passage {
     struct rway_offload offload;
     struct rway_headers parsed;
     uint32_t judged; /* bytes in headers */
-    int stopped;     /* enum rway_drop, or PASSES */
+    int stopped;     /* enum rway_drop, or RWAY_PASSES */
     uint8_t headers[RWAY_HEADERS_MAX];
 };
 
-enum { PASSES = -1 };
 
 struct forward {
     struct rway_job job;
     struct rway_consumer *in;
     struct rway_producer *out;
     uint32_t in_port;
+    uint32_t out_port;
     struct rway_frame taken[RWAY_BURST];
     struct passage passages[RWAY_BURST];
     struct rway_frame leaving[RWAY_BURST];
     const struct passage *left_as[RWAY_BURST]; /* of the same index in leaving */
+    struct rway_judged judged[RWAY_BURST];     /* where connections are remembered */
 };
 
 static void copy_headers(const struct forward *forward, struct passage *passage)
@@ -59,7 +60,7 @@ static void copy_headers(const struct forward *forward, struct passage *passage)
     }
 }
 
-/* Returns PASSES, or the enum rway_drop that stops a frame which cannot be judged. */
+/* Returns RWAY_PASSES, or the enum rway_drop that stops a frame which cannot be judged. */
 static int parse(const struct forward *forward, struct passage *passage)
 {
     const struct rway_frame *frame = passage->in;
@@ -73,17 +74,48 @@ static int parse(const struct forward *forward, struct passage *passage)
         return RWAY_DROP_MALFORMED;
     if (passage->offload.flags != 0 && !rway_offload_fits(&passage->parsed, &passage->offload))
         return RWAY_DROP_OFFLOAD;
-    return PASSES;
+    return RWAY_PASSES;
 }
 
-static int judge(const struct forward *forward, const struct passage *passage, const struct rway_turn *turn)
+static int judge_alone(const struct forward *forward, const struct passage *passage, const struct rway_turn *turn)
 {
     if (turn->table == NULL)
         return RWAY_DROP_POLICY; /* no filter, no forwarding */
     if (rway_filter_judge(turn->table, &passage->parsed, forward->in_port, turn->counts, passage->in->len) !=
         RWAY_ALLOW)
         return RWAY_DROP_POLICY;
-    return PASSES;
+    return RWAY_PASSES;
+}
+
+/* A burst at once, so that the fetches from a table of connections overlap. */
+static void judge_together(struct forward *forward, const struct rway_turn *turn, uint32_t count)
+{
+    uint32_t judged = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct passage *passage = &forward->passages[i];
+        if (passage->stopped == RWAY_PASSES)
+            forward->judged[judged++] =
+                (struct rway_judged){.bytes = passage->headers,
+                                     .headers = &passage->parsed,
+                                     .copied = passage->judged,
+                                     .frame_len = passage->in->len,
+                                     .vlan = passage->in->flags & RWAY_FLAG_VLAN ? passage->in->vlan : 0};
+    }
+    rway_flow_judge(turn->flows, forward->in_port, forward->out_port, forward->judged, judged);
+    for (uint32_t i = count; i-- != 0;)
+        if (forward->passages[i].stopped == RWAY_PASSES)
+            forward->passages[i].stopped = forward->judged[--judged].stopped;
+}
+
+static void judge(struct forward *forward, const struct rway_turn *turn, uint32_t count)
+{
+    if (turn->flows != NULL) {
+        judge_together(forward, turn, count);
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        if (forward->passages[i].stopped == RWAY_PASSES)
+            forward->passages[i].stopped = judge_alone(forward, &forward->passages[i], turn);
 }
 
 /* Copy size bytes that start skip bytes into the source pieces to the same place in the target pieces. */
@@ -192,11 +224,10 @@ static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
         passage->stopped = parse(forward, passage);
         count++;
     }
+    judge(forward, turn, count);
     for (uint32_t i = 0; i < count; i++) {
         struct passage *passage = &forward->passages[i];
-        if (passage->stopped == PASSES)
-            passage->stopped = judge(forward, passage, turn);
-        if (passage->stopped != PASSES) {
+        if (passage->stopped != RWAY_PASSES) {
             rway_consumer_drop(forward->in, (uint32_t)passage->stopped, 1);
             continue;
         }
@@ -221,7 +252,8 @@ static void release(struct rway_job *job)
     free(job);
 }
 
-struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port)
+struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,
+                                  uint32_t out_port)
 {
     struct forward *forward = calloc(1, sizeof *forward);
     if (forward == NULL)
@@ -229,6 +261,7 @@ struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer
     *forward = (struct forward){.job = {.run = run, .arm = arm, .free = release},
                                 .in = in,
                                 .out = out,
-                                .in_port = in_port};
+                                .in_port = in_port,
+                                .out_port = out_port};
     return &forward->job;
 }
