@@ -88,10 +88,10 @@ class ForwardRunner:
                 loop = _new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
                 loop.judge_by(packet_filter.native)
                 for source, target in ((first, second), (second, first)):
-                    in_port = packet_filter.number_of(source.name)
+                    ports = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
                     for queue in range(index, source.region.geometry.queues, count):
                         loop.watch(source.region, queue)
-                        loop.forward(source.region.consumers[queue], target.region.producers[index], in_port)
+                        loop.forward(source.region.consumers[queue], target.region.producers[index], *ports)
             _start(self.loops)
 
     def failed(self) -> bool:

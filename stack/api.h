@@ -232,8 +232,8 @@ struct rway_job;
 
 /*
  * Forward frames from in to out, past the filter of the loop, which it must have. in_port is what rules call the
- * port that in belongs to, out_port that of out. NULL without memory. Frames that go no further are counted: at in when they are judged
- * (offload, malformed, policy, flows), at out when it does not take them (full, oversize, down).
+ * port that in belongs to, out_port that of out. NULL without memory. Frames that go no further are counted: at in
+ * when they are judged (offload, malformed, policy, flows), at out when it does not take them (full, oversize, down).
  */
 struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,
                                   uint32_t out_port);

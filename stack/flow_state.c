@@ -9,7 +9,7 @@
  *      OPENING       taken up under way: any answer with ACK       ESTABLISHED
  *      ANSWERED      from the opener: ACK, acknowledged            ESTABLISHED
  *      not yet       from the opener: another SYN                  OPENING, with its numbers
- *      ESTABLISHED   FIN, RST                                      noted by sender; both FINs, or a RST, shorten the time
+ *      ESTABLISHED   FIN, RST                                      noted by sender; both FINs, or a RST: less time
  *      ESTABLISHED   ACK from the end that a RST was meant for     the RST is forgotten: that end has not believed it
  *
  * Sequence numbers of a RST or FIN are not compared with the connection's, which would mean to write the flow with
