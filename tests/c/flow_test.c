@@ -22,7 +22,8 @@ struct bench {
     uint32_t now;
 };
 
-static struct rway_filter_table *table_that(uint32_t default_action, uint32_t action, uint8_t protocol, uint32_t in_port)
+static struct rway_filter_table *table_that(uint32_t default_action, uint32_t action, uint8_t protocol,
+                                            uint32_t in_port)
 {
     struct rway_rule rule = {.name = "rule",
                              .action = action,
@@ -202,7 +203,7 @@ static void close_bench(struct bench *bench)
 
 /* ---- the hash ---- */
 
-/* The paper's appendix A; and what CPython 3.11, whose SipHash-1-3 is not ours, makes of bytes 0, 1, 2, … with key 0. */
+/* The paper's appendix A; and what CPython 3.11 (a SipHash-1-3 that is not ours) makes of bytes 0, 1, 2, …, key 0. */
 static void the_hash_is_siphash(void)
 {
     const uint64_t paper_key[2] = {0x0706050403020100, 0x0f0e0d0c0b0a0908};
