@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -9,8 +10,8 @@ from typing import Literal
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.port import Port
 from ringway.agent.runner import ForwardRunner, Runner, TapRunner
-from ringway.control.messages import LoopTold, Notice, Offer, PortTold, RuleCount, Told
-from ringway.control.rules import Stack
+from ringway.control.messages import Connections, LoopTold, Notice, Offer, PortTold, RuleCount, Told
+from ringway.control.rules import Stack, Timeouts
 from ringway.shm import BreakCause
 from ringway.stack.filter import Filter
 
@@ -37,6 +38,7 @@ class Member:
         self._stack: Stack | None = None
         self._filter: Filter | None = None
         self._filtered: Stack | None = None  # whose rules are in force
+        self._remembers = (0, Timeouts())  # how many connections, and for how long: the filter's
         self._stack_problem = ""
         self._lacking: set[str] = set()  # ports that were offered and could not be attached
         self._problems: dict[str, Problem] = {}  # by port: what does not work, as last looked at
@@ -124,10 +126,12 @@ class Member:
         """What a broker that asks gets to know."""
         with self._changed:
             rules = self._filter.counts() if self._filter is not None else []
+            connections = self._filter.connections() if self._filter is not None else None
             return Told(
                 ports=[self._port_told(port) for port in self._ports.values()],
                 loops=[LoopTold(loop.name, loop.counts()) for runner in self._runners for loop in runner.loops],
                 rules=[RuleCount(rule.name, rule.frames, rule.bytes) for rule in rules],
+                connections=Connections(**dataclasses.asdict(connections)) if connections else None,
             )
 
     def close(self) -> None:
@@ -187,12 +191,13 @@ class Member:
         stack = self._stack
         pairs = stack.forward if stack is not None else []
         names = tuple(name for pair in pairs for name in pair)
-        if self._filter is not None and (stack is None or self._filter.port_names != names):
+        if self._filter is not None and (stack is None or not self._still_fits(stack, names)):
             self._close_filter()
         if stack is None:
             return
         if self._filter is None:
-            self._filter = Filter(names)
+            self._filter = Filter(names, stack.connections, stack.timeouts)
+            self._remembers = (stack.connections, stack.timeouts)
         if self._filtered is not stack:
             self._filter.replace(stack.rules, stack.default)
             self._filtered = stack
@@ -202,6 +207,11 @@ class Member:
                 runner = ForwardRunner(ends[0], ends[1], self._filter, self._spin_us, self._most_loops)
                 self._runners.append(runner)
                 self._log(f"forwarding between {first} and {second}")
+
+    def _still_fits(self, stack: Stack, names: tuple[str, ...]) -> bool:
+        """Rules change under way, and connections outlive that. Other ports, or room for others, make a new filter."""
+        assert self._filter is not None
+        return self._filter.port_names == names and self._remembers == (stack.connections, stack.timeouts)
 
     def _close_filter(self) -> None:
         for runner in [runner for runner in self._runners if isinstance(runner, ForwardRunner)]:

@@ -97,8 +97,8 @@ class ForwardRunner:
                 loop = _new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
                 loop.judge_by(packet_filter.native)
                 for source, target in ((first, second), (second, first)):
-                    in_port = packet_filter.number_of(source.name)
-                    _forward(loop, source, target, in_port, index, count)
+                    numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
+                    _forward(loop, source, target, numbers, index, count)
             _let_pass(self.ports)
             _start(self.loops)
 
@@ -110,17 +110,17 @@ class ForwardRunner:
         _give_back(self.ports)
 
 
-def _forward(loop: Loop, source: Port, target: Port, in_port: int, index: int, count: int) -> None:
-    """One loop's part of one direction."""
+def _forward(loop: Loop, source: Port, target: Port, numbers: tuple[int, int], index: int, count: int) -> None:
+    """One loop's part of one direction; `numbers` are what the filter calls the two ports."""
     owned = range(index, target.region.geometry.queues, count)
     spread = Spread(target.region, sum(1 << queue for queue in owned)) if len(owned) > 1 else None
     for queue in range(index, source.region.geometry.queues, count):
         loop.watch(source.region, queue)
         consumer = source.region.consumers[queue]
         if spread is not None:
-            loop.forward_spread(consumer, spread, in_port)
+            loop.forward_spread(consumer, spread, *numbers)
         else:
-            loop.forward(consumer, target.region.producers[index], in_port)
+            loop.forward(consumer, target.region.producers[index], *numbers)
 
 
 def _serve(port: Port, loops: int) -> None:

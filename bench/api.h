@@ -31,3 +31,9 @@ void bench_sample(struct bench_samples *samples, uint64_t ns);
 
 /* Nanoseconds that a cache line takes from cpu_a to cpu_b and back; the median of several samples. -1: no thread. */
 double bench_core_distance(int cpu_a, int cpu_b);
+
+/*
+ * Nanoseconds to parse and judge a frame of one of so many open TCP connections, in random order and bursts of 32, by
+ * a filter that has room for connections of them. Median over windows; -1 when something failed.
+ */
+double bench_flow_ns(uint32_t connections, uint32_t flows);

@@ -84,4 +84,5 @@ class Agents:
             ports=told.ports if told else [],
             loops=told.loops if told else [],
             rules=told.rules if told else [],
+            connections=told.connections if told else None,
         )

@@ -12,7 +12,16 @@ from msgspec import Struct
 
 from ringway.broker.fabric_file import FabricCause, FabricError, FabricFile, Key
 from ringway.control.names import NAME_RULE, PLAIN_NAME_RULE, is_name, is_plain_name
-from ringway.control.rules import RuleError, RuleText, Stack, check_rules
+from ringway.control.rules import (
+    CONNECTIONS_MAX,
+    CONNECTIONS_MIN,
+    TIMEOUT_MAX,
+    RuleError,
+    RuleText,
+    Stack,
+    Timeouts,
+    check_rules,
+)
 from ringway.shm import Geometry
 
 MIB: Final = 1 << 20
@@ -97,6 +106,8 @@ class StackTable(Struct, forbid_unknown_fields=True):
     forward: list[list[str]]
     default: str
     rule: list[dict[str, Any]] = []
+    connections: int = 0
+    timeouts: dict[str, Any] = {}
 
 
 class LinkTable(Struct, forbid_unknown_fields=True):
@@ -113,6 +124,7 @@ EXAMPLES: Final = {
     "ends": '["client.net", "firewall.inside"]',
     "address": '["10.77.0.1/24"]',
     "rule": "[[vm.NAME.stack.rule]], with two brackets",
+    "timeouts": "[vm.NAME.stack.timeouts], with seconds in it",
 }
 
 Table = TypeVar("Table", bound=Struct)
@@ -300,10 +312,35 @@ def _stack(file: FabricFile, vm: str, value: object, ports: dict[str, PortConfig
         at = (*key, "rule", error.index)
         name = texts[error.index].name if error.index < len(texts) else ""
         raise file.error(FabricCause.RULE, (*at, error.key), f"rule {name!r}: {error.message}") from None
+    connections = _connections(file, key, table)
+    timeouts = _timeouts(file, key, table)
     match table.default:
-        case "allow" | "deny":
-            return Stack(forward=forward, default=table.default, rules=rules)
+        case "allow" | "deny" as default:
+            return Stack(forward=forward, default=default, rules=rules, connections=connections, timeouts=timeouts)
     raise file.error(FabricCause.VALUE, (*key, "default"), f'{table.default!r} is not an action: use "allow" or "deny"')
+
+
+def _connections(file: FabricFile, key: Key, table: StackTable) -> int:
+    if table.connections != 0 and not CONNECTIONS_MIN <= table.connections <= CONNECTIONS_MAX:
+        message = (
+            f"{table.connections} cannot be remembered: use {CONNECTIONS_MIN} to {CONNECTIONS_MAX}, or 0 for a filter"
+            " that judges each frame alone"
+        )
+        raise file.error(FabricCause.VALUE, (*key, "connections"), message)
+    return table.connections
+
+
+def _timeouts(file: FabricFile, key: Key, table: StackTable) -> Timeouts:
+    at = (*key, "timeouts")
+    timeouts = convert(file, at, table.timeouts, Timeouts)
+    if table.timeouts and table.connections == 0:
+        message = "are for a filter that remembers connections: say how many with connections = 65536, or take it out"
+        raise file.error(FabricCause.VALUE, at, message)
+    for name in Timeouts.__struct_fields__:
+        if not 1 <= getattr(timeouts, name) <= TIMEOUT_MAX:
+            message = f"{getattr(timeouts, name)} is out of range: use 1 to {TIMEOUT_MAX} seconds"
+            raise file.error(FabricCause.VALUE, (*at, name), message)
+    return timeouts
 
 
 def _pair(file: FabricFile, key: Key, pair: list[str]) -> tuple[str, str]:

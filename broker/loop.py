@@ -48,6 +48,7 @@ from ringway.control.messages import (
     Welcome,
 )
 from ringway.control.names import printable
+from ringway.control.rules import Stack, connections_size
 from ringway.control.runtime import control_path, handover_path
 
 HIGH_WATER: Final = 1024  # messages per peer and direction; a peer that does not read loses what is over
@@ -167,6 +168,7 @@ class Loop:
             f"applied {config.name!r}: {len(plan.made)} made, {len(plan.removed)} removed, "
             f"{len(plan.replaced)} replaced, {len(plan.kept)} kept"
         )
+        notes += [_memory_note(vm, stack) for vm, stack in changes.stacks if stack is not None and stack.connections]
         for note in notes:
             self._say(note)
         return Applied(made=plan.made, removed=plan.removed, replaced=plan.replaced, kept=plan.kept, notes=notes)
@@ -334,6 +336,11 @@ class Loop:
         """Milliseconds until something expires."""
         deadlines = [at for at in (self._desk.deadline(), self._agents.deadline()) if at is not None]
         return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1) if deadlines else None
+
+
+def _memory_note(vm: str, stack: Stack) -> str:
+    size = connections_size(stack.connections) / (1 << 20)
+    return f"VM {vm}: its agent remembers {stack.connections} connections in {size:.1f} MiB of its own"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Show, Shown
 from ringway.control.names import printable
+from ringway.control.rules import connections_size
 from ringway.control.runtime import runtime_directory
 
 RUNTIME_OPTION = click.option(
@@ -94,6 +95,10 @@ def check(file: Path) -> None:
         shape = link.geometry.shape()
         memory = f"{link.memory() / (1 << 20):.1f} MiB"
         click.echo(f"link {link.name}: {link.ends[0]} - {link.ends[1]}, frames up to {shape.frame_max} bytes, {memory}")
+    for vm in config.vms.values():
+        if vm.stack is not None and vm.stack.connections:
+            memory = f"{connections_size(vm.stack.connections) / (1 << 20):.1f} MiB"
+            click.echo(f"VM {vm.name}: its agent remembers {vm.stack.connections} connections, {memory}")
 
 
 @commands.command()

@@ -19,7 +19,14 @@ def print_tables(shown: Shown) -> None:
     if not shown.links and not shown.vms:
         console.print("the fabric is empty: `ringway apply FILE`")
         return
-    for table in (_links(shown.links), _rings(shown.links), _vms(shown.vms), _ports(shown.vms), _rules(shown.vms)):
+    for table in (
+        _links(shown.links),
+        _rings(shown.links),
+        _vms(shown.vms),
+        _ports(shown.vms),
+        _rules(shown.vms),
+        _connections(shown.vms),
+    ):
         if table.row_count:
             console.print(table)
     for link in shown.links:
@@ -95,6 +102,14 @@ def _ports(vms: Sequence[VmShown]) -> Table:
 
 def _counters(counters: Counters) -> str:
     return ", ".join(f"{name} {value}" for name, value in counters.items()) or "-"
+
+
+def _connections(vms: Sequence[VmShown]) -> Table:
+    table = _table("connections", "vm", "#in use", "#places", "#made", "#replaced", "#refused")
+    for vm in vms:
+        if (known := vm.connections) is not None:
+            _row(table, vm.name, known.in_use, known.places, known.made, known.replaced, known.refused)
+    return table
 
 
 def _rules(vms: Sequence[VmShown]) -> Table:

@@ -110,6 +110,16 @@ class RuleCount(Part):
     bytes: int
 
 
+class Connections(Part):
+    """What a filter remembers; see ringway.stack.filter.Connections."""
+
+    places: int
+    in_use: int
+    made: int
+    replaced: int
+    refused: int
+
+
 class EndShown(Part):
     vm: PlainName
     port: PlainName
@@ -159,6 +169,7 @@ class VmShown(Part):
     ports: list[PortTold]
     loops: list[LoopTold]
     rules: list[RuleCount]
+    connections: Connections | None = None  # None: its filter judges each frame alone, or there is none
 
 
 class Hello(Message):
@@ -208,6 +219,7 @@ class Told(Message):
     ports: list[PortTold]
     loops: list[LoopTold]
     rules: list[RuleCount]
+    connections: Connections | None = None
 
 
 class Apply(Message):

@@ -14,6 +14,11 @@ from ringway.control.names import NAME_RULE, is_name
 
 RULES_MAX: Final = 1024
 DEFAULT_NAME: Final = "default"  # what the default action's counters are listed under
+ESTABLISHED_NAME: Final = "established"  # and those of frames that passed because their connection is known
+
+CONNECTIONS_MIN: Final = 1024
+CONNECTIONS_MAX: Final = 1 << 24
+TIMEOUT_MAX: Final = 7 * 24 * 3600  # seconds
 
 ETHERS: Final = {"arp": 0x0806, "ipv4": 0x0800, "ipv6": 0x86DD}
 PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
@@ -79,12 +84,30 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tcp_value: int = 0
 
 
+class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds for which a connection is remembered after its last frame."""
+
+    tcp_opening: int = 60
+    tcp_established: int = 7440  # RFC 5382 REQ-5: 2 h 4 min at least
+    tcp_closing: int = 240  # RFC 5382 REQ-5: 4 min at least
+    udp: int = 120  # RFC 4787 REQ-5: 2 min at least
+    udp_answered: int = 300  # RFC 4787 REQ-5: recommended
+    icmp: int = 60  # RFC 5508 REQ-2
+
+
+def connections_size(connections: int) -> int:
+    """Bytes that an agent takes to remember so many: as rway_flows_size has it, 3/2 places in buckets of 8."""
+    return -(-(connections * 3 // 2) // 8) * (8 + 1) * 64
+
+
 class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an agent runs over its local ports."""
 
     forward: list[tuple[str, str]]  # pairs of ports, both directions
     default: Literal["allow", "deny"]
     rules: list[Rule]
+    connections: int = 0  # that the filter remembers; 0: it judges each frame alone
+    timeouts: Timeouts = Timeouts()
 
 
 def check_rules(texts: Sequence[RuleText], ports: Collection[str]) -> list[Rule]:
@@ -111,9 +134,9 @@ def check(text: RuleText, ports: Collection[str]) -> Rule:
     """Check one rule and bring it to plain values."""
     if not is_name(text.name):
         raise RuleError(RuleCause.NAME, "name", f"{text.name!r} is not a rule name: use {NAME_RULE}")
-    if text.name == DEFAULT_NAME:
-        message = f"{DEFAULT_NAME!r} stands for the default action's counters; use another name"
-        raise RuleError(RuleCause.NAME, "name", message)
+    if text.name in (DEFAULT_NAME, ESTABLISHED_NAME):
+        whose = "the default action's counters" if text.name == DEFAULT_NAME else "frames of known connections"
+        raise RuleError(RuleCause.NAME, "name", f"{text.name!r} stands for {whose}; use another name")
     if text.from_port is not None and text.from_port not in ports:
         known = ", ".join(sorted(ports)) or "none"
         message = f"{text.from_port!r} is not a port that frames can enter by; those are: {known}"

@@ -258,7 +258,8 @@ enum rway_drop {
     RWAY_DROP_MALFORMED = 5, /* headers that cannot be judged */
     RWAY_DROP_SINK = 6,      /* the port's sink, such as a kernel interface, refused it */
     RWAY_DROP_DOWN = 7,      /* the way out is not attached, or is broken */
-    RWAY_DROP_RESTART = 8    /* lost when an end restarted */
+    RWAY_DROP_RESTART = 8,   /* lost when an end restarted */
+    RWAY_DROP_FLOWS = 9      /* no room to remember its connection */
 };
 
 /* One side's account of one ring. Writer: its producer or its consumer. */

@@ -8,7 +8,9 @@ enum {
     RWAY_HEADERS_MAX = 256, /* bytes of a frame's start that are judged: 2 tags, IPv4 and TCP with all options take 142;
                                2 tags, IPv6 and TCP leave 134 for extension headers */
     RWAY_RULES_MAX = 1024,
-    RWAY_READERS_MAX = 64 /* loop threads of one filter */
+    RWAY_READERS_MAX = 64, /* loop threads of one filter */
+    RWAY_CONNECTIONS_MIN = 1024,
+    RWAY_CONNECTIONS_MAX = 16777216
 };
 
 /* Why a frame's headers cannot be judged. Such a frame is dropped as RWAY_DROP_MALFORMED. */
@@ -208,6 +210,73 @@ void rway_spread_note(struct rway_spread *spread, uint32_t hash, int full);
 uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens, uint32_t count,
                              int32_t *stopped_by);
 
+/* ---- connections ---- */
+
+/* Seconds for which a connection is remembered after its last frame. */
+struct rway_flow_timeouts {
+    uint32_t tcp_opening;     /* before the handshake is complete */
+    uint32_t tcp_established; /* RFC 5382 REQ-5: 2 h 4 min at least */
+    uint32_t tcp_closing;     /* after a FIN from both ends, or a RST; RFC 5382 REQ-5: 4 min at least */
+    uint32_t udp;             /* UDP and SCTP, not answered; RFC 4787 REQ-5: 2 min at least */
+    uint32_t udp_answered;    /* RFC 4787 REQ-5: 5 min recommended */
+    uint32_t icmp;            /* echo; RFC 5508 REQ-2: 60 s at least */
+};
+
+/* Bytes of private memory that remembering so many connections takes, and the places for them there are in it. */
+uint64_t rway_flows_size(uint32_t connections);
+uint32_t rway_flows_places(uint32_t connections);
+
+/*
+ * Have the filter remember connections, RWAY_CONNECTIONS_MIN to RWAY_CONNECTIONS_MAX of them; once, before the first
+ * reader. All memory is taken now. Returns 0, or -RWAY_REFUSED_ARGUMENT or -RWAY_REFUSED_SYSTEM.
+ */
+int rway_filter_track(struct rway_filter *filter, uint32_t connections, const struct rway_flow_timeouts *timeouts,
+                      struct rway_error *error);
+
+/* A reader's access to the connections of its filter, for its own thread; NULL when the filter remembers none. */
+struct rway_flow_reader;
+struct rway_flow_reader *rway_filter_flows(struct rway_filter *filter, uint32_t reader);
+
+/*
+ * After each enter: judge by this table, count there; now_s is a clock of whole seconds that goes on while the machine
+ * runs. Also frees the places of a few connections whose time is over.
+ */
+void rway_flow_turn(struct rway_flow_reader *reader, const struct rway_filter_table *table,
+                    struct rway_rule_counts *counts, uint32_t now_s);
+
+enum { RWAY_PASSES = -1 };
+
+/* A frame to be decided over, well-formed by rway_parse. All of it is private memory of the caller. */
+struct rway_judged {
+    const uint8_t *bytes; /* as rway_parse was given them */
+    const struct rway_headers *headers;
+    uint32_t copied;
+    uint32_t frame_len;
+    uint16_t vlan;   /* the tag (TCI) that stands beside the frame; 0: none */
+    int32_t stopped; /* out: RWAY_PASSES, RWAY_DROP_POLICY or RWAY_DROP_FLOWS */
+};
+
+/*
+ * Decide over frames, in order, that came in by in_port and would leave by out_port: those of a known connection pass,
+ * in both directions; over others the rules decide, and a frame that they allow may make a connection known. Best in
+ * bursts of 32, which share the time of their fetches from memory.
+ */
+void rway_flow_judge(struct rway_flow_reader *reader, uint32_t in_port, uint32_t out_port, struct rway_judged *frames,
+                     uint32_t count);
+
+/* What became of connections. Writer: one reader; others may read at any time. */
+struct rway_flow_counts {
+    uint64_t frames;   /* that passed because their connection is known, and no rule was asked */
+    uint64_t bytes;    /* of those */
+    uint64_t made;     /* connections */
+    uint64_t gone;     /* expired or replaced; made - gone are in use, those included whose time is over */
+    uint64_t replaced; /* gave way to a new one before their time was over: unanswered, or closed by both ends */
+    uint64_t refused;  /* frames dropped as RWAY_DROP_FLOWS: no place, and none that gives way */
+};
+
+/* The sum over all readers. All 0 when the filter remembers none. Any thread. */
+void rway_filter_flow_counts(const struct rway_filter *filter, struct rway_flow_counts *out);
+
 /* ---- loops and what they run ---- */
 
 /* Something that moves frames; made by rway_forward_new and its like, owned by the loop it is added to. */
@@ -215,17 +284,19 @@ struct rway_job;
 
 /*
  * Forward frames from in to out, past the filter of the loop, which it must have. in_port is what rules call the
- * port that in belongs to. NULL without memory. Frames that go no further are counted: at in when they are judged
- * (offload, malformed, policy), at out when it does not take them (full, oversize, down). Frames leave with their flow
- * hash. Where in's link has several queues, its producer is told what has passed.
+ * port that in belongs to, out_port that of out. NULL without memory. Frames that go no further are counted: at in
+ * when they are judged (offload, malformed, policy, flows), at out when it does not take them (full, oversize, down).
+ * Frames leave with their flow hash. Where in's link has several queues, its producer is told what has passed.
  */
-struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port);
+struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,
+                                  uint32_t out_port);
 
 /*
  * The same into all queues that the spread owns, each flow into its own. The spread stays the caller's, outlives the
  * job, and may be shared by jobs of one loop.
  */
-struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port);
+struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port,
+                                         uint32_t out_port);
 
 /* A thread that runs jobs and sleeps when there is nothing to do. */
 struct rway_loop;

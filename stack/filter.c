@@ -18,7 +18,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "stack.h"
+#include "flow.h"
 
 enum { AWAY = 0, FIRST_EPOCH = 1, WAIT_MS = 1000, LOOK_AGAIN_US = 50 };
 
@@ -32,7 +32,9 @@ struct rway_filter {
     struct reader readers[RWAY_READERS_MAX];
     struct rway_filter_table *current; /* writer: replace */
     uint64_t epoch;                    /* writer: replace */
-    uint8_t pad[2 * RWAY_LINE - sizeof(void *) - sizeof(uint64_t)];
+    struct rway_flows *flows;          /* NULL: no connections are remembered */
+    struct rway_flow_reader *flow_readers;
+    uint8_t pad[2 * RWAY_LINE - 3 * sizeof(void *) - sizeof(uint64_t)];
     pthread_mutex_t lock; /* guards what follows, and all writing of the two above */
     uint64_t readers_taken;
     struct rway_filter_table *retired; /* newest first */
@@ -69,7 +71,33 @@ void rway_filter_free(struct rway_filter *filter)
     }
     rway_filter_table_free(filter->current);
     pthread_mutex_destroy(&filter->lock);
+    free(filter->flow_readers);
+    rway_flows_free(filter->flows);
     free(filter);
+}
+
+int rway_filter_track(struct rway_filter *filter, uint32_t connections, const struct rway_flow_timeouts *timeouts,
+                      struct rway_error *error)
+{
+    if (filter->flows)
+        return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "tables of connections", 2, 1);
+    filter->flows = rway_flows_new(connections, timeouts, error);
+    if (!filter->flows)
+        return error ? -(int)error->cause : -RWAY_REFUSED_SYSTEM;
+    filter->flow_readers = rway_flow_readers_new(filter->flows);
+    return filter->flow_readers ? 0 : rway_refuse_errno(error, "memory for connections");
+}
+
+struct rway_flow_reader *rway_filter_flows(struct rway_filter *filter, uint32_t reader)
+{
+    return filter->flow_readers ? rway_flow_reader_at(filter->flow_readers, reader) : NULL;
+}
+
+void rway_filter_flow_counts(const struct rway_filter *filter, struct rway_flow_counts *out)
+{
+    *out = (struct rway_flow_counts){0};
+    for (uint32_t reader = 0; filter->flow_readers && reader < RWAY_READERS_MAX; reader++)
+        rway_flow_counts_add(rway_flow_reader_at(filter->flow_readers, reader), out);
 }
 
 int rway_filter_reader_add(struct rway_filter *filter)
@@ -154,7 +182,7 @@ static bool wait_for_readers(struct rway_filter *filter, uint64_t epoch)
 
 static void add_counts(struct rway_rule_counts *to, const struct rway_rule_counts *from)
 {
-    /* Relaxed pairs with count_frame: whole words, of a moment ago; after has_passed they are final. */
+    /* Relaxed pairs with rway_count_frame: whole words, of a moment ago; after has_passed they are final. */
     to->frames += __atomic_load_n(&from->frames, __ATOMIC_RELAXED);
     to->bytes += __atomic_load_n(&from->bytes, __ATOMIC_RELAXED);
 }
@@ -224,6 +252,7 @@ int rway_filter_replace(struct rway_filter *filter, struct rway_filter_table *ta
     pthread_mutex_lock(&filter->lock);
     old = filter->current;
     old->retired_at = filter->epoch + 1;
+    table->generation = old->generation + 1;
     old->next = filter->retired;
     filter->retired = old;
     /* Before the epoch, so that a reader that shows the new epoch cannot load the old table: see enter. */

@@ -1,4 +1,4 @@
-"""The stateless filter's Python face: turns checked rules into a table, puts it in force, reads what it counted."""
+"""The filter's Python face: turns checked rules into a table, puts it in force, reads what it counted."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class FilterCause(StrEnum):
     TABLE = "table"  # rules that cannot be together, or too many
     STUCK = "stuck"  # a packet loop did not come by
     MEMORY = "memory"
+    CONNECTIONS = "connections"  # more or fewer than a filter can remember
     CLOSED = "closed"
 
 
@@ -69,7 +70,42 @@ class RuleCount:
     bytes: int
 
 
+class TimeoutsLike(Protocol):
+    """Seconds for which a connection is remembered after its last frame; struct rway_flow_timeouts."""
+
+    @property
+    def tcp_opening(self) -> int: ...
+    @property
+    def tcp_established(self) -> int: ...
+    @property
+    def tcp_closing(self) -> int: ...
+    @property
+    def udp(self) -> int: ...
+    @property
+    def udp_answered(self) -> int: ...
+    @property
+    def icmp(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Connections:
+    """What a filter remembers: `in_use` of `places`, those included whose time is over and that nobody has missed.
+
+    `made` and `replaced` count connections (`replaced`: unanswered or closed ones that gave way to new ones),
+    `refused` counts frames dropped because there was no place for their connection.
+    """
+
+    places: int
+    in_use: int
+    made: int
+    replaced: int
+    refused: int
+
+
 DEFAULT_NAME = "default"  # what the default action's counts are listed under
+ESTABLISHED_NAME = "established"  # and those of frames that passed because their connection is known
+
+TIMEOUT_NAMES = tuple(field for field, _ in ffi.typeof("struct rway_flow_timeouts").fields)
 
 _ACTIONS = {"allow": lib.RWAY_ALLOW, "deny": lib.RWAY_DENY}
 
@@ -77,14 +113,36 @@ _ACTIONS = {"allow": lib.RWAY_ALLOW, "deny": lib.RWAY_DENY}
 class Filter:
     """Rules that packet loops judge by. Before the first `replace` everything is denied. Any thread may call it."""
 
-    def __init__(self, port_names: Sequence[str]) -> None:
-        """`port_names` in the order of the numbers by which the loops know the ports that frames enter by."""
+    def __init__(self, port_names: Sequence[str], connections: int = 0, timeouts: TimeoutsLike | None = None) -> None:
+        """`port_names` in the order of the numbers by which the loops know the ports that frames enter by.
+
+        `connections`: how many it is to remember, with their `timeouts`; 0: it judges each frame alone. FilterError.
+        """
         self._ports = {name: number for number, name in enumerate(port_names)}
         self._names: list[str] = []
         self._lock = threading.Lock()
         self._native = lib.rway_filter_new()
         if self._native == ffi.NULL:
             raise FilterError(FilterCause.MEMORY, "there is no memory for a filter; free some and try again")
+        self._places = lib.rway_flows_places(connections) if connections else 0
+        if connections:
+            self._track(connections, timeouts)
+
+    def _track(self, connections: int, timeouts: TimeoutsLike | None) -> None:
+        if timeouts is None:
+            raise TypeError("a filter that remembers connections needs their timeouts")
+        native = ffi.new("struct rway_flow_timeouts *", {name: getattr(timeouts, name) for name in TIMEOUT_NAMES})
+        error = ffi.new("struct rway_error *")
+        if lib.rway_filter_track(self._native, connections, native, error) == 0:
+            return
+        self.close()
+        if error.cause == lib.RWAY_REFUSED_ARGUMENT:
+            least, most = lib.RWAY_CONNECTIONS_MIN, lib.RWAY_CONNECTIONS_MAX
+            message = f"{connections} connections cannot be remembered: use {least} to {most}"
+            raise FilterError(FilterCause.CONNECTIONS, message)
+        size = lib.rway_flows_size(connections) / (1 << 20)
+        message = f"there is no memory to remember {connections} connections, {size:.1f} MiB: free some, or use fewer"
+        raise FilterError(FilterCause.MEMORY, message)
 
     @property
     def native(self) -> Any:
@@ -115,12 +173,33 @@ class Filter:
                 )
 
     def counts(self) -> list[RuleCount]:
-        """What each rule has decided over so far, in the rules' order; the default action comes last."""
+        """What each rule has decided over so far, in the rules' order; then the default action.
+
+        Frames that passed because their connection is known come last, where connections are remembered.
+        """
         with self._lock:
             names = [*self._names, DEFAULT_NAME]
             counts = ffi.new("struct rway_rule_counts[]", len(names))
             lib.rway_filter_counts(self.native, counts, len(names))
-            return [RuleCount(name, count.frames, count.bytes) for name, count in zip(names, counts, strict=True)]
+            found = [RuleCount(name, count.frames, count.bytes) for name, count in zip(names, counts, strict=True)]
+            if self._places:
+                flows = self._flow_counts()
+                found.append(RuleCount(ESTABLISHED_NAME, flows.frames, flows.bytes))
+            return found
+
+    def connections(self) -> Connections | None:
+        """None when none are remembered."""
+        with self._lock:
+            if not self._places:
+                return None
+            counts = self._flow_counts()
+            in_use = max(0, counts.made - counts.gone)  # not of one instant
+            return Connections(self._places, in_use, counts.made, counts.replaced, counts.refused)
+
+    def _flow_counts(self) -> Any:
+        counts = ffi.new("struct rway_flow_counts *")
+        lib.rway_filter_flow_counts(self.native, counts)
+        return counts
 
     def close(self) -> None:
         """Free the filter, once no loop uses it any more."""

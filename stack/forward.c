@@ -15,28 +15,17 @@
  * Out is one ring, or, over a spread, several: each has its part of the burst, in the order of the whole.
  */
 #include "job.h"
+#include "passage.h"
 #include "trail.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* One frame on its way: the private copy of its headers, and what they say. */
-struct passage {
-    const struct rway_frame *in;
-    struct rway_offload offload;
-    struct rway_headers parsed;
-    uint32_t judged; /* bytes in headers */
-    int stopped;     /* enum rway_drop, or PASSES */
-    uint8_t headers[RWAY_HEADERS_MAX];
-};
-
-enum { PASSES = -1 };
-
 /* What leaves by one out-ring. */
 struct way {
     uint32_t count;
     struct rway_frame leaving[RWAY_BURST];
-    const struct passage *left_as[RWAY_BURST]; /* of the same index in leaving */
+    const struct rway_passage *left_as[RWAY_BURST]; /* of the same index in leaving */
 };
 
 struct forward {
@@ -44,100 +33,58 @@ struct forward {
     struct rway_consumer *in;
     struct rway_spread *spread; /* NULL when there is one out-ring */
     uint32_t in_port;
+    uint32_t out_port;
     bool traced;   /* in's producer may spread: it is told what has passed */
     uint32_t runs; /* since the trail was looked at */
     struct rway_trail trail;
     struct rway_frame taken[RWAY_BURST];
-    struct passage passages[RWAY_BURST];
+    struct rway_passage passages[RWAY_BURST];
+    struct rway_judged judged[RWAY_BURST]; /* where connections are remembered */
     uint32_t way_count;
     struct rway_producer *out[RWAY_QUEUES_MAX]; /* of each way */
     uint8_t way_of[RWAY_QUEUES_MAX];            /* by the spread's queue */
     struct way ways[];
 };
 
-static void copy_headers(const struct forward *forward, struct passage *passage)
-{
-    uint32_t left = passage->in->len < RWAY_HEADERS_MAX ? passage->in->len : RWAY_HEADERS_MAX;
-    uint8_t *to = passage->headers;
-    struct rway_piece pieces[RWAY_PIECES_MAX];
-    passage->judged = left;
-    if (passage->in->slots == 1) {
-        memcpy(to, passage->in->data, left);
-        return;
-    }
-    rway_consumer_pieces(forward->in, passage->in, pieces);
-    for (uint32_t i = 0; left != 0; i++) {
-        size_t here = pieces[i].len < left ? pieces[i].len : left;
-        memcpy(to, pieces[i].data, here);
-        to += here;
-        left -= (uint32_t)here;
-    }
-}
-
-/* Returns PASSES, or the enum rway_drop that stops a frame which cannot be judged. */
-static int parse(const struct forward *forward, struct passage *passage)
-{
-    const struct rway_frame *frame = passage->in;
-    copy_headers(forward, passage);
-    if (rway_frame_offload(forward->in, frame, &passage->offload) != 0)
-        return RWAY_DROP_OFFLOAD;
-    if (rway_parse(passage->headers, passage->judged, frame->len, &passage->parsed) != RWAY_WELL_FORMED)
-        return RWAY_DROP_MALFORMED;
-    /* A tag beside the frame is one more: rway_parse refuses three, which receivers read in different ways. */
-    if (frame->flags & RWAY_FLAG_VLAN && passage->parsed.vlan_count > 1)
-        return RWAY_DROP_MALFORMED;
-    if (passage->offload.flags != 0 && !rway_offload_fits(&passage->parsed, &passage->offload))
-        return RWAY_DROP_OFFLOAD;
-    return PASSES;
-}
-
-static int judge(const struct forward *forward, const struct passage *passage, const struct rway_turn *turn)
+static int judge_alone(const struct forward *forward, const struct rway_passage *passage, const struct rway_turn *turn)
 {
     if (turn->table == NULL)
         return RWAY_DROP_POLICY; /* no filter, no forwarding */
     if (rway_filter_judge(turn->table, &passage->parsed, forward->in_port, turn->counts, passage->in->len) !=
         RWAY_ALLOW)
         return RWAY_DROP_POLICY;
-    return PASSES;
+    return RWAY_PASSES;
 }
 
-/* Copy size bytes that start skip bytes into the source pieces to the same place in the target pieces. */
-static void copy_rest(const struct rway_piece *from, const struct rway_piece *to, uint32_t skip, uint32_t size)
+/* A burst at once, so that the fetches from a table of connections overlap. */
+static void judge_together(struct forward *forward, const struct rway_turn *turn, uint32_t count)
 {
-    size_t in_at = skip, out_at = skip;
-    while (in_at >= from->len && size != 0)
-        in_at -= from++->len;
-    while (out_at >= to->len && size != 0)
-        out_at -= to++->len;
-    while (size != 0) {
-        size_t here = from->len - in_at;
-        if (here > to->len - out_at)
-            here = to->len - out_at;
-        if (here > size)
-            here = size;
-        memcpy(to->data + out_at, from->data + in_at, here);
-        size -= (uint32_t)here;
-        if ((in_at += here) == from->len) {
-            from++;
-            in_at = 0;
-        }
-        if ((out_at += here) == to->len) {
-            to++;
-            out_at = 0;
-        }
+    uint32_t judged = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct rway_passage *passage = &forward->passages[i];
+        if (passage->stopped == RWAY_PASSES)
+            forward->judged[judged++] =
+                (struct rway_judged){.bytes = passage->headers,
+                                     .headers = &passage->parsed,
+                                     .copied = passage->judged,
+                                     .frame_len = passage->in->len,
+                                     .vlan = passage->in->flags & RWAY_FLAG_VLAN ? passage->in->vlan : 0};
     }
+    rway_flow_judge(turn->flows, forward->in_port, forward->out_port, forward->judged, judged);
+    for (uint32_t i = count; i-- != 0;)
+        if (forward->passages[i].stopped == RWAY_PASSES)
+            forward->passages[i].stopped = forward->judged[--judged].stopped;
 }
 
-static void copy_judged(const struct passage *passage, const struct rway_piece *to)
+static void judge(struct forward *forward, const struct rway_turn *turn, uint32_t count)
 {
-    const uint8_t *from = passage->headers;
-    uint32_t left = passage->judged;
-    for (; left != 0; to++) {
-        size_t here = to->len < left ? to->len : left;
-        memcpy(to->data, from, here);
-        from += here;
-        left -= (uint32_t)here;
+    if (turn->flows != NULL) {
+        judge_together(forward, turn, count);
+        return;
     }
+    for (uint32_t i = 0; i < count; i++)
+        if (forward->passages[i].stopped == RWAY_PASSES)
+            forward->passages[i].stopped = judge_alone(forward, &forward->passages[i], turn);
 }
 
 static uint32_t drop_cause(const struct rway_producer *out, const struct rway_frame *frame)
@@ -148,7 +95,7 @@ static uint32_t drop_cause(const struct rway_producer *out, const struct rway_fr
     return unfit ? (uint32_t)unfit - 1 : RWAY_DROP_FULL;
 }
 
-static struct rway_frame leaving_frame(const struct passage *passage)
+static struct rway_frame leaving_frame(const struct rway_passage *passage)
 {
     return (struct rway_frame){.kind = RWAY_DESC_FRAME,
                                .len = passage->in->len,
@@ -159,7 +106,7 @@ static struct rway_frame leaving_frame(const struct passage *passage)
 }
 
 /* Find the way for a frame that may pass. One whose flow is held from its queue counts as if that were full. */
-static void leave(struct forward *forward, const struct passage *passage)
+static void leave(struct forward *forward, const struct rway_passage *passage)
 {
     struct rway_frame frame = leaving_frame(passage);
     uint32_t at = 0;
@@ -206,37 +153,21 @@ static void claim(struct forward *forward, struct way *way, struct rway_producer
         note(forward, &way->leaving[i], false);
 }
 
-static void fill(const struct forward *forward, const struct passage *passage, struct rway_producer *to_ring,
-                 struct rway_frame *out)
-{
-    const struct rway_frame *in = passage->in;
-    rway_frame_set_offload(to_ring, out, &passage->offload);
-    if (in->slots == 1 && out->slots == 1) {
-        memcpy(out->data, passage->headers, passage->judged);
-        memcpy(out->data + passage->judged, in->data + passage->judged, in->len - passage->judged);
-        return;
-    }
-    struct rway_piece from[RWAY_PIECES_MAX], to[RWAY_PIECES_MAX];
-    rway_consumer_pieces(forward->in, in, from);
-    rway_producer_pieces(to_ring, out, to);
-    copy_judged(passage, to);
-    copy_rest(from, to, passage->judged, in->len - passage->judged);
-}
-
 static void claim_and_fill(struct forward *forward)
 {
     for (uint32_t k = 0; k < forward->way_count; k++) {
         struct way *way = &forward->ways[k];
         claim(forward, way, forward->out[k]);
         for (uint32_t i = 0; i < way->count; i++)
-            fill(forward, way->left_as[i], forward->out[k], &way->leaving[i]);
+            rway_passage_fill(way->left_as[i], forward->in, forward->out[k], &way->leaving[i]);
     }
 }
 
+/* The loop comes back at once, and with nothing more to publish this settles what was put off. */
 static void publish(struct forward *forward)
 {
     for (uint32_t k = 0; k < forward->way_count; k++) {
-        rway_ring_publish(forward->out[k], forward->ways[k].leaving, forward->ways[k].count);
+        rway_ring_publish_more(forward->out[k], forward->ways[k].leaving, forward->ways[k].count);
         forward->ways[k].count = 0;
     }
 }
@@ -256,27 +187,21 @@ static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
     struct forward *forward = (struct forward *)job;
     uint32_t count = 0;
     uint32_t taken = rway_ring_peek(forward->in, forward->taken, RWAY_BURST);
-    for (uint32_t i = 0; i < taken; i++) {
-        struct passage *passage = &forward->passages[count];
-        if (forward->taken[i].kind == RWAY_DESC_MARK)
-            continue;
-        passage->in = &forward->taken[i];
-        passage->stopped = parse(forward, passage);
-        count++;
-    }
+    for (uint32_t i = 0; i < taken; i++)
+        if (forward->taken[i].kind != RWAY_DESC_MARK)
+            rway_passage_open(&forward->passages[count++], forward->in, &forward->taken[i]);
+    judge(forward, turn, count);
     if (forward->spread != NULL && count != 0)
         rway_spread_follow(forward->spread);
     for (uint32_t i = 0; i < count; i++) {
-        struct passage *passage = &forward->passages[i];
-        if (passage->stopped == PASSES)
-            passage->stopped = judge(forward, passage, turn);
-        if (passage->stopped != PASSES)
+        const struct rway_passage *passage = &forward->passages[i];
+        if (passage->stopped != RWAY_PASSES)
             rway_consumer_drop(forward->in, (uint32_t)passage->stopped, 1);
         else
             leave(forward, passage);
     }
     claim_and_fill(forward);
-    rway_ring_release(forward->in);
+    rway_ring_release_more(forward->in);
     publish(forward);
     trace(forward, taken);
     return taken;
@@ -289,10 +214,14 @@ static void arm(struct rway_job *job, struct rway_waiter *waiter)
 
 static void release(struct rway_job *job)
 {
-    free(job);
+    struct forward *forward = (struct forward *)job;
+    rway_consumer_settle(forward->in);
+    for (uint32_t k = 0; k < forward->way_count; k++)
+        rway_producer_settle(forward->out[k]);
+    free(forward);
 }
 
-static struct forward *forward_new(struct rway_consumer *in, uint32_t in_port, uint32_t way_count)
+static struct forward *forward_new(struct rway_consumer *in, uint32_t in_port, uint32_t out_port, uint32_t way_count)
 {
     struct forward *forward = calloc(1, sizeof *forward + way_count * sizeof forward->ways[0]);
     if (forward == NULL)
@@ -300,28 +229,30 @@ static struct forward *forward_new(struct rway_consumer *in, uint32_t in_port, u
     forward->job = (struct rway_job){.run = run, .arm = arm, .free = release};
     forward->in = in;
     forward->in_port = in_port;
+    forward->out_port = out_port;
+    forward->traced = rway_consumer_queues(in) > 1;
     forward->way_count = way_count;
     return forward;
 }
 
-struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port)
+struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,
+                                  uint32_t out_port)
 {
-    struct forward *forward = forward_new(in, in_port, 1);
+    struct forward *forward = forward_new(in, in_port, out_port, 1);
     if (forward == NULL)
         return NULL;
     forward->out[0] = out;
-    forward->traced = rway_consumer_queues(in) > 1;
     return &forward->job;
 }
 
-struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port)
+struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port,
+                                         uint32_t out_port)
 {
     uint32_t owned = rway_spread_owned(spread);
-    struct forward *forward = forward_new(in, in_port, (uint32_t)__builtin_popcount(owned));
+    struct forward *forward = forward_new(in, in_port, out_port, (uint32_t)__builtin_popcount(owned));
     if (forward == NULL)
         return NULL;
     forward->spread = spread;
-    forward->traced = rway_consumer_queues(in) > 1;
     for (uint32_t at = 0; owned != 0; owned &= owned - 1, at++) {
         uint32_t queue = (uint32_t)__builtin_ctz(owned);
         forward->way_of[queue] = (uint8_t)at;

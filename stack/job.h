@@ -4,10 +4,11 @@
 
 #include "stack.h"
 
-/* What holds for one iteration of a loop: the filter table in force, if the loop has a filter. */
+/* What holds for one iteration of a loop, if it has a filter: the table in force, the connections it remembers. */
 struct rway_turn {
     const struct rway_filter_table *table;
     struct rway_rule_counts *counts;
+    struct rway_flow_reader *flows; /* NULL: frames are judged one by one */
 };
 
 struct rway_job {

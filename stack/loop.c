@@ -92,6 +92,14 @@ static uint64_t now_us(void)
     return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
 }
 
+/* Of the last timer tick: cheap enough for each iteration, and time-outs are counted in seconds. */
+static uint32_t coarse_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint32_t)now.tv_sec;
+}
+
 static void rest(struct rway_loop *loop)
 {
     rway_waiter_reset(loop->waiter);
@@ -116,8 +124,12 @@ static uint32_t run_jobs(struct rway_loop *loop)
 {
     struct rway_turn turn = {0};
     uint32_t moved = 0;
-    if (loop->filter != NULL)
+    if (loop->filter != NULL) {
         turn.table = rway_filter_enter(loop->filter, (uint32_t)loop->reader, &turn.counts);
+        turn.flows = rway_filter_flows(loop->filter, (uint32_t)loop->reader);
+    }
+    if (turn.flows != NULL)
+        rway_flow_turn(turn.flows, turn.table, turn.counts, coarse_seconds());
     for (uint32_t i = 0; i < loop->job_count; i++)
         moved += loop->jobs[i]->run(loop->jobs[i], &turn);
     return moved;

@@ -25,13 +25,13 @@ class Loop:
             raise MemoryError("no memory, or no room, for a job")
         self._kept.extend(uses)
 
-    def forward(self, source: Consumer, target: Producer, in_port: int) -> None:
-        """Forward frames past the loop's filter, as coming in by port number `in_port`."""
-        self.add(lib.rway_forward_new(source.native, target.native, in_port), source, target)
+    def forward(self, source: Consumer, target: Producer, in_port: int, out_port: int) -> None:
+        """Forward frames past the loop's filter, as coming in by port number `in_port` and leaving by `out_port`."""
+        self.add(lib.rway_forward_new(source.native, target.native, in_port, out_port), source, target)
 
-    def forward_spread(self, source: Consumer, target: Spread, in_port: int) -> None:
+    def forward_spread(self, source: Consumer, target: Spread, in_port: int, out_port: int) -> None:
         """The same into several queues, each flow into its own; jobs of this loop may share the spread."""
-        self.add(lib.rway_forward_spread_new(source.native, target.native, in_port), source, target)
+        self.add(lib.rway_forward_spread_new(source.native, target.native, in_port, out_port), source, target)
 
     def judge_by(self, native_filter: Any) -> None:
         if lib.rway_loop_filter(self._native, native_filter) != 0:

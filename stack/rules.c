@@ -229,15 +229,7 @@ static bool matches(const struct rway_compiled *rule, const struct rway_headers 
            in_prefix(headers->destination, rule->destination, rule->destination_mask);
 }
 
-/* Relaxed: the count belongs to one reader, and who sums up wants whole words only (rway_filter_counts). */
-static void count_frame(struct rway_rule_counts *counts, uint32_t frame_len)
-{
-    __atomic_store_n(&counts->frames, counts->frames + 1, __ATOMIC_RELAXED);
-    __atomic_store_n(&counts->bytes, counts->bytes + frame_len, __ATOMIC_RELAXED);
-}
-
-int rway_filter_judge(const struct rway_filter_table *table, const struct rway_headers *headers, uint32_t in_port,
-                      struct rway_rule_counts *counts, uint32_t frame_len)
+uint32_t rway_filter_find(const struct rway_filter_table *table, const struct rway_headers *headers, uint32_t in_port)
 {
     uint32_t unanswerable = ~answerable(headers);
     uint32_t index = 0;
@@ -245,6 +237,19 @@ int rway_filter_judge(const struct rway_filter_table *table, const struct rway_h
     while (index < table->count &&
            (table->rules[index].match & unanswerable || !matches(&table->rules[index], headers, in_port)))
         index++;
-    count_frame(&counts[index], frame_len);
+    return index;
+}
+
+int rway_filter_action(const struct rway_filter_table *table, uint32_t index)
+{
     return (int)(index < table->count ? table->rules[index].action : table->default_action);
+}
+
+int rway_filter_judge(const struct rway_filter_table *table, const struct rway_headers *headers, uint32_t in_port,
+                      struct rway_rule_counts *counts, uint32_t frame_len)
+{
+    uint32_t index = rway_filter_find(table, headers, in_port);
+
+    rway_count_frame(&counts[index], frame_len);
+    return rway_filter_action(table, index);
 }

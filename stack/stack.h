@@ -53,6 +53,7 @@ struct rway_filter_table {
     struct rway_rule_counts *counts;  /* RWAY_READERS_MAX rows of row_length; each written by one reader */
     size_t row_length;                /* count + 1, rounded up to whole lines */
     struct rway_rule_counts *carried; /* count + 1, from tables before this one; guarded by the filter's lock */
+    uint32_t generation;              /* of all tables of its filter, this is which */
     struct rway_filter_table *next;   /* once retired: the one retired before */
     uint64_t retired_at;              /* the epoch from which on nobody can find it */
 };
@@ -62,5 +63,16 @@ static inline struct rway_rule_counts *rway_filter_table_row(const struct rway_f
 {
     return table->counts + (size_t)reader * table->row_length;
 }
+
+/* Relaxed: the count belongs to one reader, and who sums up wants whole words only (rway_filter_counts). */
+static inline void rway_count_frame(struct rway_rule_counts *counts, uint32_t frame_len)
+{
+    rway_write_once(&counts->frames, counts->frames + 1);
+    rway_write_once(&counts->bytes, counts->bytes + frame_len);
+}
+
+/* The index of the rule that matches, or of the default; and what that says: enum rway_action. Counts nothing. */
+uint32_t rway_filter_find(const struct rway_filter_table *table, const struct rway_headers *headers, uint32_t in_port);
+int rway_filter_action(const struct rway_filter_table *table, uint32_t index);
 
 #endif

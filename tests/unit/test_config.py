@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ringway.broker.checks import parse_config, read_config
 from ringway.broker.config import End
 from ringway.broker.fabric_file import TEXT_SIZE, FabricCause, FabricError
+from ringway.control.rules import Timeouts
 
 GOOD = """\
 [limits]
@@ -439,3 +440,47 @@ def test_any_text_is_a_fabric_or_a_fabric_error(text: str) -> None:
 def test_any_change_to_a_good_file_is_a_fabric_or_a_fabric_error(at: int, cut: int, put: str) -> None:
     with contextlib.suppress(FabricError):
         parse_config(GOOD[:at] + put + GOOD[at + cut :], "fabric.toml")
+
+
+DEFAULT = 'default = "allow"\n'
+
+
+def test_a_filter_remembers_no_connections_unless_told() -> None:
+    stack = parse_config(GOOD, "fabric.toml").vms["firewall"].stack
+    assert stack is not None
+    assert (stack.connections, stack.timeouts) == (0, Timeouts())
+
+
+def test_connections_and_their_timeouts_are_read() -> None:
+    more = f"{DEFAULT}connections = 65536\ntimeouts = {{ udp = 30 }}\n"
+    stack = parse_config(GOOD.replace(DEFAULT, more), "fabric.toml").vms["firewall"].stack
+    assert stack is not None
+    assert (stack.connections, stack.timeouts) == (65536, Timeouts(udp=30))
+
+
+@pytest.mark.parametrize("number", [-1, 1, 1023, 16777217])
+def test_a_number_of_connections_out_of_range_is_refused(number: int) -> None:
+    error = refused_after(DEFAULT, f"{DEFAULT}connections = {number}\n")
+    assert error.cause is FabricCause.VALUE
+    assert error.message.startswith(f"vm.firewall.stack.connections: {number} cannot be remembered: use 1024 to")
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "cause", "told"),
+    [
+        ("udp = 0", FabricCause.VALUE, "timeouts.udp: 0 is out of range"),
+        ("icmp = 604801", FabricCause.VALUE, "timeouts.icmp: 604801 is out of range"),
+        ("tcp = 5", FabricCause.UNKNOWN_KEY, "known here: tcp_opening"),
+        ("udp = 1.5", FabricCause.TYPE, "timeouts.udp: is to be a whole number"),
+    ],
+)
+def test_a_timeout_that_cannot_be_is_refused(timeouts: str, cause: FabricCause, told: str) -> None:
+    error = refused_after(DEFAULT, f"{DEFAULT}connections = 1024\ntimeouts = {{ {timeouts} }}\n")
+    assert error.cause is cause
+    assert told in error.message
+
+
+def test_timeouts_without_connections_are_refused() -> None:
+    error = refused_after(DEFAULT, f"{DEFAULT}timeouts = {{ udp = 30 }}\n")
+    assert error.cause is FabricCause.VALUE
+    assert "say how many with connections = 65536" in error.message

@@ -60,6 +60,7 @@ def test_a_rule_comes_to_plain_values(parts: dict[str, Any], expected: dict[str,
     [
         ({"name": "No"}, RuleCause.NAME, "name"),
         ({"name": "default"}, RuleCause.NAME, "name"),
+        ({"name": "established"}, RuleCause.NAME, "name"),
         ({"name": "a" * 64}, RuleCause.NAME, "name"),
         ({"action": "drop"}, RuleCause.ACTION, "action"),
         ({"from_": "elsewhere"}, RuleCause.PORT_NAME, "from"),

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from ringway.control.rules import Timeouts
 from ringway.shm._native import ffi, lib
-from ringway.stack.filter import Filter, FilterCause, FilterError, RuleCount
+from ringway.stack.filter import Connections, Filter, FilterCause, FilterError, RuleCount
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +155,21 @@ def test_a_closed_filter_says_so() -> None:
         with pytest.raises(FilterError) as caught:
             use()
         assert caught.value.cause is FilterCause.CLOSED
+
+
+@pytest.mark.parametrize("connections", [1, 1023, 16777217])
+def test_a_number_of_connections_that_cannot_be_is_refused(connections: int) -> None:
+    with pytest.raises(FilterError) as caught:
+        Filter(["inside", "outside"], connections, Timeouts())
+    assert caught.value.cause is FilterCause.CONNECTIONS
+    assert caught.value.message == f"{connections} connections cannot be remembered: use 1024 to 16777216"
+
+
+def test_a_filter_that_remembers_connections_says_how_many() -> None:
+    with Filter(["inside", "outside"], 1024, Timeouts()) as made:
+        assert made.connections() == Connections(places=1536, in_use=0, made=0, replaced=0, refused=0)
+        assert made.counts() == [RuleCount("default", 0, 0), RuleCount("established", 0, 0)]
+
+
+def test_a_filter_without_connections_says_so(filter_: Filter) -> None:
+    assert filter_.connections() is None

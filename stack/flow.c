@@ -1,0 +1,383 @@
+/*
+ * The flow table: memory, places and locks. See flow.h for its form.
+ *
+ * Several loops use one table, because a peer chooses the queues that its frames come by. Each bucket has a lock; a
+ * flow is only looked at, made or removed under the lock of the bucket that it stands in, and made only while both of
+ * its buckets are locked, so that no flow is there twice. Two locks are taken in the order of their buckets.
+ */
+#define _GNU_SOURCE
+#include "flow.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+
+#include "siphash.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+enum {
+    PREFERRED = 4, /* flows in the first bucket from which on the second one is looked at: simulated, see ADR 8 */
+    SPINS = 100,   /* looks at a lock before the processor is given away: its holder may not be running */
+    PAGE = 4096
+};
+
+#define EACH_LANE 0x0001000100010001ull
+#define LANE_TOPS 0x8000800080008000ull
+
+_Static_assert(sizeof(struct rway_flow) == RWAY_LINE, "a flow is one line");
+_Static_assert(sizeof(struct rway_flow_bucket) == RWAY_LINE, "a bucket is one line");
+
+/* ---- memory ---- */
+
+/* Half as many places again as connections: with fewer, buckets overflow before the table is full (ADR 8). */
+static uint32_t buckets_for(uint32_t connections)
+{
+    return (uint32_t)(((uint64_t)connections * 3 / 2 + RWAY_FLOW_WAYS - 1) / RWAY_FLOW_WAYS);
+}
+
+uint64_t rway_flows_size(uint32_t connections)
+{
+    return (uint64_t)buckets_for(connections) * (RWAY_FLOW_WAYS + 1) * RWAY_LINE;
+}
+
+uint32_t rway_flows_places(uint32_t connections)
+{
+    return buckets_for(connections) * RWAY_FLOW_WAYS;
+}
+
+/* All of it now: memory that is missing is to be noticed when rules are put in force, not under attack. */
+static int populate(void *memory, size_t size)
+{
+    madvise(memory, size, MADV_HUGEPAGE); /* if the kernel has them; it works without */
+    if (madvise(memory, size, MADV_POPULATE_WRITE) == 0)
+        return 0;
+    if (errno != EINVAL)
+        return -1;
+    for (size_t at = 0; at < size; at += PAGE)
+        rway_write_once((uint8_t *)memory + at, 0);
+    return 0;
+}
+
+static struct rway_flows *no_memory(struct rway_flows *flows, struct rway_error *error, uint64_t size)
+{
+    rway_refuse(error, RWAY_REFUSED_SYSTEM, "memory for connections", 0, size);
+    if (error)
+        error->sys_errno = ENOMEM;
+    rway_flows_free(flows);
+    return NULL;
+}
+
+struct rway_flows *rway_flows_new(uint32_t connections, const struct rway_flow_timeouts *timeouts,
+                                  struct rway_error *error)
+{
+    struct rway_flows *flows;
+    void *memory;
+
+    if (connections < RWAY_CONNECTIONS_MIN || connections > RWAY_CONNECTIONS_MAX) {
+        rway_refuse(error, RWAY_REFUSED_ARGUMENT, "connections", connections, RWAY_CONNECTIONS_MAX);
+        return NULL;
+    }
+    flows = calloc(1, sizeof(*flows));
+    if (!flows)
+        return no_memory(NULL, error, rway_flows_size(connections));
+    flows->size = rway_flows_size(connections);
+    flows->bucket_count = buckets_for(connections);
+    flows->timeouts = *timeouts;
+    memory = mmap(NULL, flows->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return no_memory(flows, error, flows->size);
+    flows->buckets = memory;
+    flows->flows = (struct rway_flow *)(flows->buckets + flows->bucket_count);
+    if (populate(memory, flows->size) != 0)
+        return no_memory(flows, error, flows->size);
+    if (getrandom(flows->secret, sizeof(flows->secret), 0) != (ssize_t)sizeof(flows->secret)) {
+        rway_refuse_errno(error, "getrandom");
+        rway_flows_free(flows);
+        return NULL;
+    }
+    return flows;
+}
+
+void rway_flows_free(struct rway_flows *flows)
+{
+    if (flows && flows->buckets)
+        munmap(flows->buckets, flows->size);
+    free(flows);
+}
+
+/* ---- where a key may stand ---- */
+
+/* IPv4 addresses go into one word: half the work for most frames. */
+static uint64_t hash(const struct rway_flows *flows, const struct rway_flow_key *key)
+{
+    const uint64_t *words = key->words;
+    const uint64_t short_key[3] = {words[0] | words[2] << 32, words[4], words[5]};
+    bool ip4 = (uint8_t)(words[5] >> 40) == 4;
+
+    return ip4 ? rway_siphash(1, 3, flows->secret, short_key, 3) : rway_siphash(1, 3, flows->secret, words, 6);
+}
+
+/* A bucket from the upper bits of each half, the tag from the lower ones: they say nothing of each other. */
+struct rway_flow_probe rway_flow_probe(const struct rway_flows *flows, const struct rway_flow_key *key)
+{
+    uint64_t value = hash(flows, key);
+    uint64_t low = (uint32_t)value;
+    uint64_t high = value >> 32;
+    uint64_t tag = (low & 0xff) | (high & 0xff) << 8;
+
+    return (struct rway_flow_probe){
+        .first = (uint32_t)(low * flows->bucket_count >> 32),
+        .second = (uint32_t)(high * flows->bucket_count >> 32),
+        .tag = (tag == 0 ? 1 : tag) * EACH_LANE,
+    };
+}
+
+/* The top bit of each 16-bit lane that is 0 in difference. No lane carries into the next: the tops are left out. */
+static uint64_t zero_lanes(uint64_t difference)
+{
+    return ~(((difference & ~LANE_TOPS) + ~LANE_TOPS) | difference) & LANE_TOPS;
+}
+
+/* Bit w for each place w of the bucket that has the tag. Relaxed: also without the lock, to know what to fetch. */
+static uint32_t ways_with(const struct rway_flow_bucket *bucket, uint64_t tag)
+{
+    uint32_t ways = 0;
+
+    for (uint32_t word = 0; word < 2; word++) {
+        uint64_t lanes = zero_lanes(rway_read_once(&bucket->tags[word]) ^ tag);
+
+        for (; lanes != 0; lanes &= lanes - 1)
+            ways |= 1u << (4 * word + (uint32_t)__builtin_ctzll(lanes) / 16);
+    }
+    return ways;
+}
+
+static struct rway_flow *flow_at(const struct rway_flows *flows, const struct rway_flow_bucket *bucket, uint32_t way)
+{
+    return &flows->flows[(size_t)(bucket - flows->buckets) * RWAY_FLOW_WAYS + way];
+}
+
+static bool fetch_flows(const struct rway_flows *flows, const struct rway_flow_bucket *bucket, uint64_t tag)
+{
+    uint32_t ways = ways_with(bucket, tag);
+
+    for (uint32_t left = ways; left != 0; left &= left - 1)
+        __builtin_prefetch(flow_at(flows, bucket, (uint32_t)__builtin_ctz(left)));
+    return ways != 0;
+}
+
+void rway_flow_fetch_first(const struct rway_flows *flows, const struct rway_flow_probe *probe)
+{
+    __builtin_prefetch(&flows->buckets[probe->first], 1);
+}
+
+bool rway_flow_fetch_flow(const struct rway_flows *flows, const struct rway_flow_probe *probe)
+{
+    if (fetch_flows(flows, &flows->buckets[probe->first], probe->tag))
+        return true;
+    __builtin_prefetch(&flows->buckets[probe->second], 1);
+    return false;
+}
+
+void rway_flow_fetch_second(const struct rway_flows *flows, const struct rway_flow_probe *probe)
+{
+    fetch_flows(flows, &flows->buckets[probe->second], probe->tag);
+}
+
+/* ---- locks ---- */
+
+/* Acquire pairs with the release in unlock: what the holder before has done to bucket and flows is seen. */
+static bool try_lock(struct rway_flow_bucket *bucket)
+{
+    return __atomic_exchange_n(&bucket->lock, 1, __ATOMIC_ACQUIRE) == 0;
+}
+
+static void lock(struct rway_flow_bucket *bucket)
+{
+    for (uint32_t looks = 1; !try_lock(bucket); looks++)
+        if (looks % SPINS == 0)
+            sched_yield();
+}
+
+static void unlock(struct rway_flow_bucket *bucket)
+{
+    __atomic_store_n(&bucket->lock, 0, __ATOMIC_RELEASE);
+}
+
+void rway_flow_let_go(struct rway_flow_hold *hold)
+{
+    for (uint32_t index = 0; index < 2; index++)
+        if (hold->buckets[index])
+            unlock(hold->buckets[index]);
+    hold->buckets[0] = hold->buckets[1] = NULL;
+}
+
+/* ---- finding ---- */
+
+static bool equal(const struct rway_flow_key *one, const struct rway_flow_key *other)
+{
+    uint64_t difference = 0;
+
+    for (uint32_t word = 0; word < RWAY_FLOW_KEY_WORDS; word++)
+        difference |= one->words[word] ^ other->words[word];
+    return difference == 0;
+}
+
+/* Is it in this bucket, which is locked? */
+static bool find_in(const struct rway_flows *flows, struct rway_flow_bucket *bucket, uint64_t tag,
+                    const struct rway_flow_key *key, struct rway_flow_hold *hold)
+{
+    for (uint32_t ways = ways_with(bucket, tag); ways != 0; ways &= ways - 1) {
+        uint32_t way = (uint32_t)__builtin_ctz(ways);
+        struct rway_flow *flow = flow_at(flows, bucket, way);
+
+        if (equal(&flow->key, key)) {
+            hold->bucket = bucket;
+            hold->flow = flow;
+            hold->way = way;
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Lock the second bucket too. When it stands before the first one it must be locked before it: if that does not work
+ * at once, the first one is let go for a moment, in which another loop may make the flow there. False: look again.
+ */
+static bool lock_second(struct rway_flow_hold *hold, struct rway_flow_bucket *second)
+{
+    struct rway_flow_bucket *first = hold->buckets[0];
+
+    if (second > first) {
+        lock(second);
+    } else if (second < first && !try_lock(second)) {
+        unlock(first);
+        lock(second);
+        lock(first);
+        hold->buckets[1] = second;
+        return false;
+    }
+    hold->buckets[1] = second == first ? NULL : second;
+    return true;
+}
+
+void rway_flow_find(const struct rway_flows *flows, const struct rway_flow_probe *probe,
+                    const struct rway_flow_key *key, struct rway_flow_hold *hold)
+{
+    struct rway_flow_bucket *first = &flows->buckets[probe->first];
+    struct rway_flow_bucket *second = &flows->buckets[probe->second];
+
+    *hold = (struct rway_flow_hold){.buckets = {first, NULL}};
+    lock(first);
+    if (find_in(flows, first, probe->tag, key, hold))
+        return;
+    if (!lock_second(hold, second) && find_in(flows, first, probe->tag, key, hold))
+        return;
+    find_in(flows, second, probe->tag, key, hold);
+}
+
+/* ---- making room ---- */
+
+static void set_tag(struct rway_flow_bucket *bucket, uint32_t way, uint64_t tag)
+{
+    uint64_t *word = &bucket->tags[way / 4];
+    uint64_t lane = 0xffffull << 16 * (way % 4);
+
+    rway_write_once(word, (*word & ~lane) | (tag & lane));
+}
+
+static bool is_free(const struct rway_flow_bucket *bucket, uint32_t way, uint32_t now)
+{
+    return bucket->states[way] == 0 || rway_flow_expired(bucket->deadlines[way], now);
+}
+
+static uint32_t count_free(const struct rway_flow_bucket *bucket, uint32_t now)
+{
+    uint32_t count = 0;
+
+    for (uint32_t way = 0; way < RWAY_FLOW_WAYS; way++)
+        count += is_free(bucket, way, now);
+    return count;
+}
+
+/* The bucket for a new flow: the first one while it has few, else the emptier one. NULL: both are full. */
+static struct rway_flow_bucket *bucket_for_new(const struct rway_flow_hold *hold, uint32_t now)
+{
+    uint32_t in_first = count_free(hold->buckets[0], now);
+    uint32_t in_second = hold->buckets[1] ? count_free(hold->buckets[1], now) : 0;
+
+    if (in_first > RWAY_FLOW_WAYS - PREFERRED || (in_first >= in_second && in_first != 0))
+        return hold->buckets[0];
+    return in_second != 0 ? hold->buckets[1] : NULL;
+}
+
+static enum rway_flow_made take_free(struct rway_flow_hold *hold, uint32_t now)
+{
+    hold->way = 0;
+    while (!is_free(hold->bucket, hold->way, now))
+        hold->way++;
+    return hold->bucket->states[hold->way] == 0 ? RWAY_FLOW_IN_FREE : RWAY_FLOW_FOR_EXPIRED;
+}
+
+/* Of the flows that give way most readily, the one that would expire first. */
+static enum rway_flow_made take_another(struct rway_flow_hold *hold)
+{
+    uint32_t most = 0;
+    uint32_t earliest = 0;
+
+    for (uint32_t index = 0; index < 2 && hold->buckets[index]; index++)
+        for (uint32_t way = 0; way < RWAY_FLOW_WAYS; way++) {
+            struct rway_flow_bucket *bucket = hold->buckets[index];
+            uint32_t yields = rway_flow_yields(bucket->states[way]);
+
+            if (yields < most || yields == 0 ||
+                (yields == most && (int32_t)(bucket->deadlines[way] - earliest) >= 0))
+                continue;
+            most = yields;
+            earliest = bucket->deadlines[way];
+            hold->bucket = bucket;
+            hold->way = way;
+        }
+    return most == 0 ? RWAY_FLOW_NO_ROOM : RWAY_FLOW_FOR_ANOTHER;
+}
+
+enum rway_flow_made rway_flow_make(const struct rway_flows *flows, const struct rway_flow_probe *probe,
+                                   const struct rway_flow_key *key, uint32_t now, struct rway_flow_hold *hold)
+{
+    enum rway_flow_made made = RWAY_FLOW_FOR_EXPIRED;
+
+    if (!hold->flow) {
+        hold->bucket = bucket_for_new(hold, now);
+        made = hold->bucket ? take_free(hold, now) : take_another(hold);
+    }
+    if (made == RWAY_FLOW_NO_ROOM)
+        return made;
+    hold->flow = flow_at(flows, hold->bucket, hold->way);
+    hold->flow->key = *key;
+    set_tag(hold->bucket, hold->way, probe->tag);
+    return made;
+}
+
+uint32_t rway_flow_sweep(const struct rway_flows *flows, uint32_t index, uint32_t now)
+{
+    struct rway_flow_bucket *bucket = &flows->buckets[index];
+    uint32_t freed = 0;
+
+    lock(bucket);
+    for (uint32_t way = 0; way < RWAY_FLOW_WAYS; way++) {
+        if (bucket->states[way] == 0 || !rway_flow_expired(bucket->deadlines[way], now))
+            continue;
+        bucket->states[way] = 0;
+        set_tag(bucket, way, 0);
+        freed++;
+    }
+    unlock(bucket);
+    return freed;
+}

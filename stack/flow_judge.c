@@ -1,0 +1,295 @@
+/*
+ * Decides over a burst of frames with the connections that a filter remembers.
+ *
+ *      the frame's connection      what decides
+ *      known                       nothing: it passes, in either direction
+ *      known, and rules changed    first the rules, over the frame that opened it; denied, none of its frames passes
+ *      known, over; a new SYN      the rules; allowed, it is a new connection in the same place
+ *      unknown                     the rules; allowed, it is known from here on if there is room, else it is dropped
+ *      none (ARP, fragments, …)    an ICMP error about a known connection passes; over all else the rules decide
+ *
+ * A connection that changed rules deny is not forgotten at once: under a default of "allow" the next frame from its
+ * other end would make it known again, the other way round, and it would go on.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "flow.h"
+
+enum { SWEPT = 2 /* buckets looked through in each turn */ };
+
+/* Two lines apart from the next one's: processors fetch lines in pairs. Writer: the reader's thread. */
+struct rway_flow_reader {
+    struct rway_flows *flows;
+    const struct rway_filter_table *table;
+    struct rway_rule_counts *rule_counts;
+    uint32_t now;
+    uint32_t swept; /* the bucket that is next */
+    uint32_t in_port;
+    uint32_t out_port;
+    struct rway_flow_counts counts;
+    struct rway_flow_key keys[RWAY_FLOW_BURST];
+    struct rway_flow_probe probes[RWAY_FLOW_BURST];
+    bool followed[RWAY_FLOW_BURST]; /* it has a key */
+    bool from_low[RWAY_FLOW_BURST];
+} __attribute__((aligned(2 * RWAY_LINE)));
+
+struct rway_flow_reader *rway_flow_readers_new(struct rway_flows *flows)
+{
+    size_t size = sizeof(struct rway_flow_reader) * RWAY_READERS_MAX;
+    struct rway_flow_reader *readers = aligned_alloc(2 * RWAY_LINE, size);
+
+    if (!readers)
+        return NULL;
+    memset(readers, 0, size);
+    for (uint32_t reader = 0; reader < RWAY_READERS_MAX; reader++) {
+        readers[reader].flows = flows;
+        readers[reader].swept = (uint32_t)((uint64_t)flows->bucket_count * reader / RWAY_READERS_MAX);
+    }
+    return readers;
+}
+
+struct rway_flow_reader *rway_flow_reader_at(struct rway_flow_reader *readers, uint32_t reader)
+{
+    return &readers[reader];
+}
+
+/* Relaxed on both sides: whole words of a moment ago. */
+static void count(uint64_t *counter, uint64_t more)
+{
+    rway_write_once(counter, *counter + more);
+}
+
+void rway_flow_counts_add(const struct rway_flow_reader *reader, struct rway_flow_counts *sum)
+{
+    const struct rway_flow_counts *counts = &reader->counts;
+
+    sum->frames += rway_read_once(&counts->frames);
+    sum->bytes += rway_read_once(&counts->bytes);
+    sum->made += rway_read_once(&counts->made);
+    sum->gone += rway_read_once(&counts->gone);
+    sum->replaced += rway_read_once(&counts->replaced);
+    sum->refused += rway_read_once(&counts->refused);
+}
+
+void rway_flow_turn(struct rway_flow_reader *reader, const struct rway_filter_table *table,
+                    struct rway_rule_counts *counts, uint32_t now_s)
+{
+    const struct rway_flows *flows = reader->flows;
+
+    reader->table = table;
+    reader->rule_counts = counts;
+    reader->now = now_s;
+    for (uint32_t left = SWEPT; left != 0; left--) {
+        uint32_t freed = rway_flow_sweep(flows, reader->swept, now_s);
+
+        if (freed != 0)
+            count(&reader->counts.gone, freed);
+        reader->swept = reader->swept + 1 < flows->bucket_count ? reader->swept + 1 : 0;
+    }
+    for (uint32_t ahead = 0; ahead < SWEPT && reader->swept + ahead < flows->bucket_count; ahead++)
+        __builtin_prefetch(&flows->buckets[reader->swept + ahead], 1);
+}
+
+static int judge_by_rules(struct rway_flow_reader *reader, const struct rway_judged *frame)
+{
+    int action = rway_filter_judge(reader->table, frame->headers, reader->in_port, reader->rule_counts,
+                                   frame->frame_len);
+
+    return action == RWAY_ALLOW ? RWAY_PASSES : RWAY_DROP_POLICY;
+}
+
+/* The rule under which the opener of a flow falls now. */
+static uint32_t find_for_opener(const struct rway_flow_reader *reader, const struct rway_flow *flow)
+{
+    struct rway_headers headers;
+    uint32_t in_port = rway_flow_headers(&flow->key, flow->opened_low, flow->tcp_flags, &headers);
+
+    return rway_filter_find(reader->table, &headers, in_port);
+}
+
+/* Rules that have changed are asked again. Loops may hold different ones for a moment, and then ask in turn. */
+static bool is_admitted(const struct rway_flow_reader *reader, const struct rway_flow_hold *hold)
+{
+    struct rway_flow *flow = hold->flow;
+    uint8_t *state = &hold->bucket->states[hold->way];
+
+    if (flow->generation != reader->table->generation) {
+        uint32_t index = find_for_opener(reader, flow);
+
+        flow->generation = reader->table->generation;
+        if (rway_filter_action(reader->table, index) == RWAY_ALLOW)
+            *state &= (uint8_t)~RWAY_FLOW_DENIED;
+        else
+            *state |= RWAY_FLOW_DENIED;
+    }
+    return !(*state & RWAY_FLOW_DENIED);
+}
+
+/* Nothing is written that stays as it is: between two seconds the line is only read. */
+static void keep(const struct rway_flow_reader *reader, const struct rway_flow_hold *hold, uint8_t state)
+{
+    uint32_t timeout = rway_flow_timeout(&reader->flows->timeouts, rway_flow_protocol(&hold->flow->key), state);
+    uint32_t deadline = reader->now + timeout;
+
+    if (hold->bucket->states[hold->way] != state)
+        hold->bucket->states[hold->way] = state;
+    if (hold->bucket->deadlines[hold->way] != deadline)
+        hold->bucket->deadlines[hold->way] = deadline;
+}
+
+/*
+ * TCP under way, of which the opening was not seen (the agent is new, or it was silent for too long). Who opened it is
+ * not known, so a rule that denies the other direction holds: its frames go on being judged one by one.
+ */
+static bool may_take_up(const struct rway_flow_reader *reader, uint32_t index)
+{
+    struct rway_headers headers;
+    uint32_t in_port = rway_flow_headers(&reader->keys[index], !reader->from_low[index], 0x10 /* ACK */, &headers);
+    uint32_t rule = rway_filter_find(reader->table, &headers, in_port);
+
+    return rule == reader->table->count || rway_filter_action(reader->table, rule) == RWAY_ALLOW;
+}
+
+static bool opens(const struct rway_flow_reader *reader, const struct rway_judged *frame, uint32_t index)
+{
+    enum rway_flow_opening opening;
+
+    if (frame->headers->protocol != IPPROTO_TCP)
+        return rway_flow_opens(frame);
+    opening = rway_flow_opens_tcp(frame->headers->tcp_flags);
+    return opening == RWAY_FLOW_OPENS || (opening == RWAY_FLOW_UNDER_WAY && may_take_up(reader, index));
+}
+
+static void count_made(struct rway_flow_reader *reader, enum rway_flow_made made)
+{
+    count(&reader->counts.made, 1);
+    if (made != RWAY_FLOW_IN_FREE)
+        count(&reader->counts.gone, 1);
+    if (made == RWAY_FLOW_FOR_ANOTHER)
+        count(&reader->counts.replaced, 1);
+}
+
+static int judge_unknown(struct rway_flow_reader *reader, const struct rway_judged *frame, uint32_t index,
+                         struct rway_flow_hold *hold)
+{
+    enum rway_flow_made made;
+
+    if (judge_by_rules(reader, frame) != RWAY_PASSES)
+        return RWAY_DROP_POLICY;
+    if (!opens(reader, frame, index))
+        return RWAY_PASSES;
+    made = rway_flow_make(reader->flows, &reader->probes[index], &reader->keys[index], reader->now, hold);
+    if (made == RWAY_FLOW_NO_ROOM) {
+        count(&reader->counts.refused, 1);
+        return RWAY_DROP_FLOWS;
+    }
+    count_made(reader, made);
+    hold->flow->generation = reader->table->generation;
+    hold->flow->opened_low = reader->from_low[index];
+    keep(reader, hold, rway_flow_begin(hold->flow, frame));
+    return RWAY_PASSES;
+}
+
+static void count_established(struct rway_flow_reader *reader, const struct rway_judged *frame)
+{
+    count(&reader->counts.frames, 1);
+    count(&reader->counts.bytes, frame->frame_len);
+}
+
+static int judge_known(struct rway_flow_reader *reader, const struct rway_judged *frame, bool from_opener,
+                       struct rway_flow_hold *hold)
+{
+    bool admitted = is_admitted(reader, hold);
+    uint8_t state = hold->bucket->states[hold->way];
+
+    if (!admitted) {
+        keep(reader, hold, state);
+        rway_count_frame(&reader->rule_counts[find_for_opener(reader, hold->flow)], frame->frame_len);
+        return RWAY_DROP_POLICY;
+    }
+    keep(reader, hold, rway_flow_advance(hold->flow, state, frame, from_opener));
+    count_established(reader, frame);
+    return RWAY_PASSES;
+}
+
+static int judge_followed(struct rway_flow_reader *reader, const struct rway_judged *frame, uint32_t index)
+{
+    struct rway_flow_hold hold;
+    bool from_opener;
+    int stopped;
+
+    rway_flow_find(reader->flows, &reader->probes[index], &reader->keys[index], &hold);
+    from_opener = hold.flow && hold.flow->opened_low == reader->from_low[index];
+    if (!hold.flow || rway_flow_expired(hold.bucket->deadlines[hold.way], reader->now) ||
+        rway_flow_begins_anew(hold.flow, hold.bucket->states[hold.way], frame, from_opener))
+        stopped = judge_unknown(reader, frame, index, &hold);
+    else
+        stopped = judge_known(reader, frame, from_opener, &hold);
+    rway_flow_let_go(&hold);
+    return stopped;
+}
+
+/* An error about a known connection; it neither makes one known nor lets it last (RFC 5508 REQ-4). */
+static bool is_error_of_known(struct rway_flow_reader *reader, const struct rway_judged *frame)
+{
+    struct rway_flow_probe probe;
+    struct rway_flow_hold hold;
+    struct rway_flow_key key;
+    bool known;
+
+    if (!rway_flow_key_of_error(frame, reader->in_port, reader->out_port, &key))
+        return false;
+    probe = rway_flow_probe(reader->flows, &key);
+    rway_flow_find(reader->flows, &probe, &key, &hold);
+    known = hold.flow && !rway_flow_expired(hold.bucket->deadlines[hold.way], reader->now) &&
+            is_admitted(reader, &hold);
+    rway_flow_let_go(&hold);
+    return known;
+}
+
+static int judge_other(struct rway_flow_reader *reader, const struct rway_judged *frame)
+{
+    if (!is_error_of_known(reader, frame))
+        return judge_by_rules(reader, frame);
+    count_established(reader, frame);
+    return RWAY_PASSES;
+}
+
+/* Fetch for all frames what the decisions will need; each step for all before the next one, so that they overlap. */
+static void fetch(struct rway_flow_reader *reader, const struct rway_judged *frames, uint32_t frame_count)
+{
+    const struct rway_flows *flows = reader->flows;
+    uint32_t missed = 0; /* bit i: frame i is not in its first bucket */
+
+    for (uint32_t i = 0; i < frame_count; i++) {
+        reader->followed[i] = rway_flow_key_of(&frames[i], reader->in_port, reader->out_port, &reader->keys[i],
+                                               &reader->from_low[i]);
+        if (!reader->followed[i])
+            continue;
+        reader->probes[i] = rway_flow_probe(flows, &reader->keys[i]);
+        rway_flow_fetch_first(flows, &reader->probes[i]);
+    }
+    for (uint32_t i = 0; i < frame_count; i++)
+        if (reader->followed[i] && !rway_flow_fetch_flow(flows, &reader->probes[i]))
+            missed |= 1u << i;
+    for (; missed != 0; missed &= missed - 1)
+        rway_flow_fetch_second(flows, &reader->probes[__builtin_ctz(missed)]);
+}
+
+void rway_flow_judge(struct rway_flow_reader *reader, uint32_t in_port, uint32_t out_port, struct rway_judged *frames,
+                     uint32_t frame_count)
+{
+    reader->in_port = in_port;
+    reader->out_port = out_port;
+    while (frame_count != 0) {
+        uint32_t burst = frame_count < RWAY_FLOW_BURST ? frame_count : RWAY_FLOW_BURST;
+
+        fetch(reader, frames, burst);
+        for (uint32_t i = 0; i < burst; i++)
+            frames[i].stopped =
+                reader->followed[i] ? judge_followed(reader, &frames[i], i) : judge_other(reader, &frames[i]);
+        frames += burst;
+        frame_count -= burst;
+    }
+}

@@ -1,0 +1,157 @@
+/*
+ * What a connection has been through, and how long it is remembered.
+ *
+ * TCP (RFC 9293 3.3.2), as far as time-outs and room need it. "Acknowledged" means that the number which the frame must
+ * carry was in it: whoever sends with another's address does not see that number, and cannot make its flows last.
+ *
+ *      phase         frame                                         becomes
+ *      OPENING       from the other end: SYN, ACK, acknowledged    ANSWERED
+ *      OPENING       taken up under way: any answer with ACK       ESTABLISHED
+ *      ANSWERED      from the opener: ACK, acknowledged            ESTABLISHED
+ *      not yet       from the opener: another SYN                  OPENING, with its numbers
+ *      ESTABLISHED   FIN, RST                                      noted by sender; both FINs, or a RST: less time
+ *      ESTABLISHED   ACK from the end that a RST was meant for     the RST is forgotten: that end has not believed it
+ *
+ * Sequence numbers of a RST or FIN are not compared with the connection's, which would mean to write the flow with
+ * each frame. So a forged RST that is let through costs an idle connection its long time-out, and nothing else.
+ *
+ * UDP and SCTP are established by the first answer; an ICMP echo never is, because the next request opens it again.
+ */
+#include "flow.h"
+
+enum { FIN = 1, SYN = 2, RST = 4, ACK = 16 };
+
+enum { ACKNOWLEDGED_WITHIN = 65536 /* bytes sent with a SYN or right after it may be acknowledged as well */ };
+
+static uint32_t read32(const uint8_t *bytes)
+{
+    return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
+}
+
+/* What a TCP header says; rway_parse has seen that all of it is there. */
+struct segment {
+    uint32_t sequence;
+    uint32_t acknowledgement;
+    uint8_t flags;
+};
+
+static struct segment segment_of(const struct rway_judged *frame)
+{
+    const uint8_t *tcp = frame->bytes + frame->headers->l4_offset;
+
+    return (struct segment){read32(tcp + 4), read32(tcp + 8), frame->headers->tcp_flags};
+}
+
+static bool has_only(uint8_t flags, uint8_t mask, uint8_t value)
+{
+    return (flags & mask) == value;
+}
+
+enum rway_flow_opening rway_flow_opens_tcp(uint8_t flags)
+{
+    if (has_only(flags, SYN | ACK | RST | FIN, SYN))
+        return RWAY_FLOW_OPENS;
+    return has_only(flags, SYN | ACK | RST, ACK) ? RWAY_FLOW_UNDER_WAY : RWAY_FLOW_OPENS_NOTHING;
+}
+
+uint8_t rway_flow_begin(struct rway_flow *flow, const struct rway_judged *frame)
+{
+    flow->sequence = 0;
+    flow->tcp_flags = frame->headers->tcp_flags;
+    if (frame->headers->protocol == IPPROTO_TCP && flow->tcp_flags & SYN)
+        flow->sequence = segment_of(frame).sequence + 1;
+    return RWAY_FLOW_OPENING;
+}
+
+static uint8_t advance_established(uint8_t state, uint8_t flags, bool from_opener)
+{
+    if (flags & FIN)
+        state |= from_opener ? RWAY_FLOW_OPENER_FIN : RWAY_FLOW_OTHER_FIN;
+    if (has_only(flags, SYN | ACK, ACK))
+        state &= (uint8_t)~(from_opener ? RWAY_FLOW_OTHER_RST : RWAY_FLOW_OPENER_RST);
+    return state;
+}
+
+static uint8_t advance_handshake(struct rway_flow *flow, uint8_t state, const struct segment *segment,
+                                 bool from_opener)
+{
+    uint8_t phase = state & RWAY_FLOW_PHASE;
+    bool acknowledged = segment->flags & ACK && segment->acknowledgement - flow->sequence < ACKNOWLEDGED_WITHIN;
+
+    if (from_opener && has_only(segment->flags, SYN | ACK, SYN)) {
+        flow->sequence = segment->sequence + 1;
+        return RWAY_FLOW_OPENING;
+    }
+    if (!(flow->tcp_flags & SYN))
+        return !from_opener && has_only(segment->flags, SYN | ACK, ACK) ? RWAY_FLOW_ESTABLISHED : state;
+    if (phase == RWAY_FLOW_OPENING && !from_opener && segment->flags & SYN && acknowledged) {
+        flow->sequence = segment->sequence + 1;
+        return RWAY_FLOW_ANSWERED;
+    }
+    if (phase == RWAY_FLOW_ANSWERED && from_opener && acknowledged)
+        return advance_established(RWAY_FLOW_ESTABLISHED, segment->flags, from_opener);
+    return state;
+}
+
+static uint8_t advance_tcp(struct rway_flow *flow, uint8_t state, const struct segment *segment, bool from_opener)
+{
+    if (segment->flags & RST)
+        return state | (from_opener ? RWAY_FLOW_OPENER_RST : RWAY_FLOW_OTHER_RST);
+    if ((state & RWAY_FLOW_PHASE) == RWAY_FLOW_ESTABLISHED)
+        return advance_established(state, segment->flags, from_opener);
+    return advance_handshake(flow, state, segment, from_opener);
+}
+
+uint8_t rway_flow_advance(struct rway_flow *flow, uint8_t state, const struct rway_judged *frame, bool from_opener)
+{
+    uint8_t protocol = frame->headers->protocol;
+
+    if (protocol == IPPROTO_TCP) {
+        struct segment segment = segment_of(frame);
+
+        return advance_tcp(flow, state, &segment, from_opener);
+    }
+    if (!from_opener && (protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP))
+        return RWAY_FLOW_ESTABLISHED;
+    return state;
+}
+
+/* The addresses and ports of a connection that is over, or was denied, may be used again, by either end. */
+bool rway_flow_begins_anew(const struct rway_flow *flow, uint8_t state, const struct rway_judged *frame,
+                           bool from_opener)
+{
+    bool over = state & (RWAY_FLOW_RSTS | RWAY_FLOW_DENIED) || (state & RWAY_FLOW_FINS) == RWAY_FLOW_FINS;
+
+    if (frame->headers->protocol != IPPROTO_TCP || rway_flow_opens_tcp(frame->headers->tcp_flags) != RWAY_FLOW_OPENS)
+        return false;
+    if (over)
+        return true;
+    /* Both ends may open at once (RFC 9293 3.5), but only where the opening was seen: a SYN answers nothing else. */
+    return !from_opener && !(flow->tcp_flags & SYN) && (state & RWAY_FLOW_PHASE) != RWAY_FLOW_ESTABLISHED;
+}
+
+static uint32_t tcp_timeout(const struct rway_flow_timeouts *timeouts, uint8_t state)
+{
+    bool closing = state & (RWAY_FLOW_RSTS | RWAY_FLOW_DENIED) || (state & RWAY_FLOW_FINS) == RWAY_FLOW_FINS;
+
+    if ((state & RWAY_FLOW_PHASE) != RWAY_FLOW_ESTABLISHED && !(state & RWAY_FLOW_DENIED))
+        return timeouts->tcp_opening;
+    return closing ? timeouts->tcp_closing : timeouts->tcp_established;
+}
+
+uint32_t rway_flow_timeout(const struct rway_flow_timeouts *timeouts, uint8_t protocol, uint8_t state)
+{
+    if (protocol == IPPROTO_TCP)
+        return tcp_timeout(timeouts, state);
+    if (protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP)
+        return (state & RWAY_FLOW_PHASE) == RWAY_FLOW_ESTABLISHED ? timeouts->udp_answered : timeouts->udp;
+    return timeouts->icmp;
+}
+
+/* A flow with a RST is as safe as before it: else a forged one would make way for whoever sent it. */
+uint32_t rway_flow_yields(uint8_t state)
+{
+    if ((state & RWAY_FLOW_PHASE) != RWAY_FLOW_ESTABLISHED || state & RWAY_FLOW_DENIED)
+        return 2;
+    return (state & RWAY_FLOW_FINS) == RWAY_FLOW_FINS ? 1 : 0;
+}

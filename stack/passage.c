@@ -1,0 +1,104 @@
+/* Copies of a frame's headers to be judged, and of a judged frame into its out-slot. */
+#include "passage.h"
+
+#include <string.h>
+
+static void copy_headers(const struct rway_consumer *in, struct rway_passage *passage)
+{
+    uint32_t left = passage->in->len < RWAY_HEADERS_MAX ? passage->in->len : RWAY_HEADERS_MAX;
+    uint8_t *to = passage->headers;
+    struct rway_piece pieces[RWAY_PIECES_MAX];
+    passage->judged = left;
+    if (passage->in->slots == 1) {
+        memcpy(to, passage->in->data, left);
+        return;
+    }
+    rway_consumer_pieces(in, passage->in, pieces);
+    for (uint32_t i = 0; left != 0; i++) {
+        size_t here = pieces[i].len < left ? pieces[i].len : left;
+        memcpy(to, pieces[i].data, here);
+        to += here;
+        left -= (uint32_t)here;
+    }
+}
+
+/* Returns RWAY_PASSES, or the enum rway_drop that stops a frame which cannot be judged. */
+static int parse(struct rway_passage *passage, const struct rway_consumer *in)
+{
+    const struct rway_frame *frame = passage->in;
+    copy_headers(in, passage);
+    if (rway_frame_offload(in, frame, &passage->offload) != 0)
+        return RWAY_DROP_OFFLOAD;
+    if (rway_parse(passage->headers, passage->judged, frame->len, &passage->parsed) != RWAY_WELL_FORMED)
+        return RWAY_DROP_MALFORMED;
+    /* A tag beside the frame is one more: rway_parse refuses three, which receivers read in different ways. */
+    if (frame->flags & RWAY_FLAG_VLAN && passage->parsed.vlan_count > 1)
+        return RWAY_DROP_MALFORMED;
+    if (passage->offload.flags != 0 && !rway_offload_fits(&passage->parsed, &passage->offload))
+        return RWAY_DROP_OFFLOAD;
+    return RWAY_PASSES;
+}
+
+void rway_passage_open(struct rway_passage *passage, const struct rway_consumer *in, const struct rway_frame *frame)
+{
+    passage->in = frame;
+    passage->stopped = parse(passage, in);
+}
+
+/* Copy size bytes that start skip bytes into the source pieces to the same place in the target pieces. */
+static void copy_rest(const struct rway_piece *from, const struct rway_piece *to, uint32_t skip, uint32_t size)
+{
+    size_t in_at = skip, out_at = skip;
+    while (in_at >= from->len && size != 0)
+        in_at -= from++->len;
+    while (out_at >= to->len && size != 0)
+        out_at -= to++->len;
+    while (size != 0) {
+        size_t here = from->len - in_at;
+        if (here > to->len - out_at)
+            here = to->len - out_at;
+        if (here > size)
+            here = size;
+        memcpy(to->data + out_at, from->data + in_at, here);
+        size -= (uint32_t)here;
+        if ((in_at += here) == from->len) {
+            from++;
+            in_at = 0;
+        }
+        if ((out_at += here) == to->len) {
+            to++;
+            out_at = 0;
+        }
+    }
+}
+
+static void copy_judged(const struct rway_passage *passage, const struct rway_piece *to)
+{
+    const uint8_t *from = passage->headers;
+    uint32_t left = passage->judged;
+    for (; left != 0; to++) {
+        size_t here = to->len < left ? to->len : left;
+        memcpy(to->data, from, here);
+        from += here;
+        left -= (uint32_t)here;
+    }
+}
+
+void rway_passage_fill(const struct rway_passage *passage, const struct rway_consumer *in,
+                       const struct rway_producer *out, struct rway_frame *to)
+{
+    const struct rway_frame *from = passage->in;
+    if (passage->offload.flags != 0)
+        rway_frame_set_offload(out, to, &passage->offload);
+    if (from->slots == 1 && to->slots == 1) {
+        memcpy(to->data, passage->headers, passage->judged);
+        if (from->len > passage->judged)
+            memcpy(to->data + passage->judged, from->data + passage->judged, from->len - passage->judged);
+        return;
+    }
+    struct rway_piece from_pieces[RWAY_PIECES_MAX], to_pieces[RWAY_PIECES_MAX];
+    rway_consumer_pieces(in, from, from_pieces);
+    rway_producer_pieces(out, to, to_pieces);
+    copy_judged(passage, to_pieces);
+    copy_rest(from_pieces, to_pieces, passage->judged, from->len - passage->judged);
+}

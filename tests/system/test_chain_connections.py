@@ -1,0 +1,180 @@
+"""A firewall that denies by default and remembers connections: answers pass, strangers do not."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.system.fabric_fixtures import Fabric, namespaces, ping, socket_in, until
+
+pytestmark = pytest.mark.needs_root
+CLIENT, SERVER = "10.77.0.1", "10.77.0.2"
+
+
+def allow(name: str, says: str) -> str:
+    return f'[[vm.firewall.stack.rule]]\nname = "{name}"\naction = "allow"\n{says}\n'
+
+
+ARP = allow("arp", 'ether = "arp"')
+WEB = allow("web", 'from = "inside"\nprotocol = "tcp"\ndestination_port = 80')
+PING = allow("ping", 'from = "inside"\nprotocol = "icmp"')
+NAMES = allow("names", 'from = "inside"\nprotocol = "udp"\ndestination_port = 53')
+
+
+def fabric_text(*rules: str, connections: int = 4096) -> str:
+    return f"""
+[vm.client.port.net]
+kind = "tap"
+interface = "fast0"
+address = ["{CLIENT}/24"]
+[vm.firewall.port.inside]
+kind = "local"
+[vm.firewall.port.outside]
+kind = "local"
+[vm.firewall.stack]
+forward = [["inside", "outside"]]
+default = "deny"
+connections = {connections}
+{"".join(rules)}
+[vm.server.port.net]
+kind = "tap"
+interface = "fast0"
+address = ["{SERVER}/24"]
+[link.one]
+ends = ["client.net", "firewall.inside"]
+[link.two]
+ends = ["firewall.outside", "server.net"]
+"""
+
+
+@pytest.fixture
+def chain(fabric: Fabric) -> Iterator[Fabric]:
+    with namespaces("client", "server"):
+        fabric.apply(fabric_text(ARP, WEB, PING, NAMES))
+        for vm in ("client", "firewall", "server"):
+            fabric.agent(vm, namespace=None if vm == "firewall" else vm)
+        yield fabric
+
+
+def listening(namespace: str, address: str, port: int) -> socket.socket:
+    listener = socket_in(namespace)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, port))
+    listener.listen()
+    return listener
+
+
+def can_connect(namespace: str, address: str, port: int) -> bool:
+    with socket_in(namespace) as client:
+        client.settimeout(1.5)
+        try:
+            client.connect((address, port))
+        except TimeoutError:
+            return False
+        return True
+
+
+def test_a_web_server_is_reached_and_reaches_nobody(chain: Fabric) -> None:
+    with listening("server", SERVER, 80), listening("server", SERVER, 81), listening("client", CLIENT, 80):
+        assert can_connect("client", SERVER, 80)
+        assert not can_connect("client", SERVER, 81)
+        assert not can_connect("server", CLIENT, 80)
+    rules = chain.rules("firewall")
+    assert rules["web"] == 1, "its first frame alone asked the rules"
+    assert rules["established"] > 2
+    assert rules["default"] > 0
+    connections = chain.broker.vm("firewall").connections
+    assert connections is not None
+    assert (connections.in_use, connections.made, connections.refused) == (1, 1, 0)
+
+
+def test_bytes_go_both_ways_on_an_allowed_connection(chain: Fabric) -> None:
+    with listening("server", SERVER, 80) as listener, socket_in("client") as client:
+        client.connect((SERVER, 80))
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(20)
+            client.settimeout(20)
+            connection.sendall(b"x")
+            assert client.recv(1) == b"x"
+            client.sendall(bytes(1 << 16))
+            got = 0
+            while got < 1 << 16:
+                got += len(connection.recv(1 << 16))
+    for link in ("one", "two"):
+        chain.quiet(link)
+
+
+def test_pings_are_answered_one_way_only(chain: Fabric) -> None:
+    assert ping("client", SERVER) == 3
+    assert ping("server", CLIENT) == 0
+
+
+def test_an_answer_over_udp_comes_back_and_a_question_does_not(chain: Fabric) -> None:
+    with socket_in("server", socket.SOCK_DGRAM) as server, socket_in("client", socket.SOCK_DGRAM) as client:
+        server.bind((SERVER, 53))
+        client.bind((CLIENT, 5000))
+        before = chain.rules("firewall")["default"]
+        server.sendto(b"unasked", (CLIENT, 5000))
+        until(lambda: chain.rules("firewall")["default"] == before + 1, "it was denied")
+        client.sendto(b"question", (SERVER, 53))
+        assert server.recvfrom(100) == (b"question", (CLIENT, 5000))
+        server.sendto(b"answer", (CLIENT, 5000))
+        assert client.recv(100) == b"answer"
+
+
+def test_an_icmp_error_about_a_connection_reaches_who_opened_it(chain: Fabric) -> None:
+    with socket_in("client", socket.SOCK_DGRAM) as client:
+        client.connect((SERVER, 53))
+        client.send(b"nobody listens")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(100)
+
+
+def test_rules_that_deny_a_connection_end_it_and_others_go_on(chain: Fabric) -> None:
+    with listening("server", SERVER, 80) as listener, socket_in("client") as client:
+        client.connect((SERVER, 80))
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(20)
+            client.sendall(b"before")
+            assert connection.recv(100) == b"before"
+            chain.apply(fabric_text(ARP, WEB, NAMES))
+            client.sendall(b"kept")
+            assert connection.recv(100) == b"kept"
+            chain.apply(fabric_text(ARP, NAMES))
+            before = chain.rules("firewall")["default"]
+            client.sendall(b"after")
+            until(lambda: chain.rules("firewall")["default"] > before, "it was denied")
+            connection.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                connection.recv(100)
+            chain.apply(fabric_text(ARP, WEB))
+            connection.settimeout(20)
+            assert connection.recv(100) == b"after", "sent again, once the rules allow it again"
+
+
+def test_a_connection_goes_on_when_its_firewall_has_forgotten_it(chain: Fabric) -> None:
+    with listening("server", SERVER, 80) as listener, socket_in("client") as client:
+        client.connect((SERVER, 80))
+        connection, _ = listener.accept()
+        with connection:
+            chain.apply(fabric_text(ARP, WEB, PING, NAMES, connections=8192))
+            connections = chain.broker.vm("firewall").connections
+            assert connections is not None
+            assert (connections.in_use, connections.places) == (0, 8192 * 3 // 2)
+            connection.settimeout(20)
+            client.sendall(b"who opened it speaks first")
+            assert connection.recv(100) == b"who opened it speaks first"
+            connection.sendall(b"and is answered")
+            assert client.recv(100) == b"and is answered"
+
+
+def test_without_connections_answers_need_a_rule_of_their_own(chain: Fabric) -> None:
+    chain.apply(fabric_text(ARP, PING, connections=0))
+    assert ping("client", SERVER) == 0
+    assert "established" not in chain.rules("firewall")
+    chain.apply(fabric_text(ARP, PING))
+    assert ping("client", SERVER) == 3
