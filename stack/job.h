@@ -19,6 +19,6 @@ struct rway_job {
     void (*free)(struct rway_job *job);
 };
 
-enum { RWAY_BURST = 32 /* frames a job moves before the next one has its turn */ };
+enum { RWAY_BURST = 64 /* frames a job moves before the next one has its turn */ };
 
 #endif
