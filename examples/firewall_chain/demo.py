@@ -29,7 +29,7 @@ STEPS = (
 
 
 def main() -> int:
-    enter_private_namespaces()
+    enter_private_namespaces("demo", ("ping", "iperf3"))
     started = time.monotonic()
     print("Three namespaces stand for VMs: client, firewall, server; a bridge joins their management interfaces.\n")
     try:
