@@ -4,6 +4,8 @@
 
 #include "stack/stack.h"
 
+#pragma GCC visibility push(default)
 #include "agent/api.h"
+#pragma GCC visibility pop
 
 #endif

@@ -36,5 +36,5 @@ ffibuilder.set_source(
     depends=c_files(".h"),
     include_dirs=[str(ROOT), *(str(ROOT / folder) for folder in FOLDERS)],
     extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-pthread"],
-    extra_link_args=["-pthread"],
+    extra_link_args=["-pthread", "-Wl,-Bsymbolic-functions"],  # our own calls of public functions stay direct
 )

@@ -10,7 +10,10 @@
 
 #include "layout.h"
 
+/* What is public is exported from the extension module: C code in the same process can use it without a copy. */
+#pragma GCC visibility push(default)
 #include "api.h"
+#pragma GCC visibility pop
 
 #define RWAY_MAGIC ((uint64_t)RWAY_MAGIC_HIGH << 32 | RWAY_MAGIC_LOW)
 

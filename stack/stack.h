@@ -10,7 +10,9 @@
 
 #include "ringway.h"
 
+#pragma GCC visibility push(default)
 #include "api.h"
+#pragma GCC visibility pop
 
 /* Ethernet types, as the IEEE registry numbers them. */
 enum {

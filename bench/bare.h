@@ -1,0 +1,19 @@
+/*
+ * The machine's own limit: the plainest ring in C, with the same slots and the same bursts, that checks nothing,
+ * counts nothing, wakes nobody and trusts its peer. Nothing but the benches uses it.
+ */
+#ifndef BENCH_BARE_H
+#define BENCH_BARE_H
+
+#include <stdint.h>
+
+enum { BARE_SLOTS = 1024, BARE_STRIDE = 2112, BARE_HEADROOM = 64, BARE_BURST = 64 };
+
+struct bare_ring {
+    _Alignas(128) uint64_t head;
+    _Alignas(128) uint64_t tail;
+    _Alignas(128) uint32_t lens[BARE_SLOTS];
+    _Alignas(128) uint8_t slots[BARE_SLOTS][BARE_STRIDE];
+};
+
+#endif

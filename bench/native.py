@@ -1,0 +1,70 @@
+"""The C loops of bench/: compiled when they have changed, and joined to the installed library's public functions.
+
+This is what a user's own C code does: compile against the headers, and be loaded into a process whose
+`ringway.shm._native` was loaded with its symbols visible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+import ringway.shm  # noqa: E402 - with the flags just set
+from ringway.shm import _native  # noqa: E402
+
+sys.setdlopenflags(os.RTLD_NOW)
+
+COMMAND = ("gcc", "-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread")
+
+ffi = FFI()
+
+
+def include_dirs() -> list[Path]:
+    """Where the headers of the installed library are."""
+    shm = Path(ringway.shm.__file__).resolve().parent
+    return [shm.parent, shm, HERE]
+
+
+def _digest(sources: list[Path]) -> str:
+    compiler = subprocess.run([COMMAND[0], "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(repr(COMMAND).encode() + compiler)
+    for path in [*sources, *sorted(HERE.glob("*.h")), *sorted(include_dirs()[1].glob("*.h"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compiled() -> Path:
+    """Appears by a rename, so that processes that start at once do not disturb each other."""
+    sources = sorted(HERE.glob("*.c"))
+    folder = ROOT / "build" / "bench"
+    made = folder / f"loops-{_digest(sources)}.so"
+    if not made.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f"loops-{os.getpid()}.tmp"
+        includes = [f"-I{path}" for path in include_dirs()]
+        subprocess.run([*COMMAND, *includes, *map(str, sources), "-o", str(scratch)], check=True)
+        scratch.rename(made)
+    return made
+
+
+def _load() -> Any:
+    ffi.cdef("\n".join((HERE / name).read_text(encoding="utf-8") for name in ("board.h", "api.h")))
+    return ffi.dlopen(str(_compiled()))
+
+
+lib = _load()
+
+
+def pointer(native: Any) -> Any:
+    """An object of the library, such as `struct rway_producer *`, as the loops take it."""
+    return ffi.cast("void *", int(_native.ffi.cast("uintptr_t", native)))

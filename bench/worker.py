@@ -1,0 +1,47 @@
+"""A worker process: one end of a link, or of what the link is compared with, running one C loop on one core."""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import sys
+
+from bench.board import Board
+from bench.native import ffi, lib, pointer
+from ringway.agent import Agent
+
+
+def _agent_loop(loop: str, runtime: str, vm: str, board: Board) -> None:
+    with Agent(vm, runtime, timeout=20) as agent:
+        region = agent.port("p").region
+        half = region.producers[0] if loop.endswith("produce") else region.consumers[0]
+        print("ready", flush=True)
+        getattr(lib, loop)(pointer(half.native), board.native)
+
+
+def _bare_loop(loop: str, fd: int, board: Board) -> None:
+    memory = mmap.mmap(fd, os.fstat(fd).st_size)
+    print("ready", flush=True)
+    getattr(lib, loop)(ffi.cast("void *", ffi.from_buffer(memory)), board.native)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("loop")
+    parser.add_argument("--cpu", type=int, required=True)
+    parser.add_argument("--board", type=int, required=True, help="descriptor of the board")
+    parser.add_argument("--memory", type=int, help="descriptor of a bare ring")
+    parser.add_argument("--runtime")
+    parser.add_argument("--vm", default="")
+    asked = parser.parse_args()
+    os.sched_setaffinity(0, {asked.cpu})
+    board = Board(asked.board)
+    if asked.memory is not None:
+        _bare_loop(asked.loop, asked.memory, board)
+    else:
+        _agent_loop(asked.loop, asked.runtime, asked.vm, board)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
