@@ -58,7 +58,7 @@ def _compiled() -> Path:
 
 
 def _load() -> Any:
-    ffi.cdef("\n".join((HERE / name).read_text(encoding="utf-8") for name in ("board.h", "api.h")))
+    ffi.cdef("\n".join((HERE / name).read_text(encoding="utf-8") for name in ("board.h", "api.h", "race.h")))
     return ffi.dlopen(str(_compiled()))
 
 

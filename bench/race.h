@@ -13,12 +13,12 @@ struct race_books {
 
 /*
  * Each goes on until its process is ended, and returns -errno when it cannot go on. len: bytes of payload, 18 to 1472.
- * The sockets are connected and blocking; they stay the caller's.
+ * producer, consumer and region are the library's structs of these names; the sockets are connected and blocking.
+ * All stay the caller's.
  */
-int race_ring_send(struct rway_producer *producer, uint32_t len, struct race_books *books);
-int race_ring_receive(struct rway_consumer *consumer, struct rway_region *region, uint32_t len,
-                      struct race_books *books);
-int race_socket_send(int fd, uint32_t len, struct race_books *books);
-int race_socket_receive(int fd, struct race_books *books);
-int race_stream_send(int fd, struct race_books *books);
-int race_stream_receive(int fd, struct race_books *books);
+int bench_race_ring_send(void *producer, uint32_t len, struct race_books *books);
+int bench_race_ring_receive(void *consumer, void *region, uint32_t len, struct race_books *books);
+int bench_race_socket_send(int fd, uint32_t len, struct race_books *books);
+int bench_race_socket_receive(int fd, struct race_books *books);
+int bench_race_stream_send(int fd, struct race_books *books);
+int bench_race_stream_receive(int fd, struct race_books *books);

@@ -7,10 +7,9 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#include "shm/ringway.h"
+#include "bench.h"
 
-#include "bench/race.h"
-#include "bench/race_traffic.h"
+#include "race_traffic.h"
 
 /* 64 messages of one buffer each. */
 struct batch {
@@ -33,7 +32,7 @@ static bool passes(int error)
     return error == EINTR || error == ENOBUFS || error == EAGAIN || error == ECONNREFUSED;
 }
 
-int race_socket_send(int fd, uint32_t len, struct race_books *shared)
+int bench_race_socket_send(int fd, uint32_t len, struct race_books *shared)
 {
     static struct batch batch;
     uint64_t number = 0;
@@ -55,7 +54,7 @@ int race_socket_send(int fd, uint32_t len, struct race_books *shared)
     }
 }
 
-int race_socket_receive(int fd, struct race_books *shared)
+int bench_race_socket_receive(int fd, struct race_books *shared)
 {
     static struct batch batch;
     static struct race_sink sink;

@@ -3,14 +3,13 @@
 #include <errno.h>
 #include <sys/socket.h>
 
-#include "shm/ringway.h"
+#include "bench.h"
 
-#include "bench/race.h"
-#include "bench/race_traffic.h"
+#include "race_traffic.h"
 
 enum { CHUNK = 128 * 1024 };
 
-int race_stream_send(int fd, struct race_books *shared)
+int bench_race_stream_send(int fd, struct race_books *shared)
 {
     static uint8_t chunk[CHUNK];
     uint64_t sent = 0;
@@ -22,7 +21,7 @@ int race_stream_send(int fd, struct race_books *shared)
     }
 }
 
-int race_stream_receive(int fd, struct race_books *shared)
+int bench_race_stream_receive(int fd, struct race_books *shared)
 {
     static uint8_t chunk[CHUNK];
     uint64_t bytes = 0;

@@ -1,7 +1,7 @@
 """One end of a chain in a process of its own: `python -m bench.race.end KIND PLACE BOOKS_FD`.
 
-This only sets up and says `ready`; C carries, until the process is ended. PLACE is the VM for an end in a ring, the
-address to send to, or the one to take at.
+This only sets up and says `ready`; C carries, until the process is ended. PLACE is the VM for an end in a ring, else
+the address to send to or to take at.
 """
 
 from __future__ import annotations
@@ -12,74 +12,74 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import bench.race  # noqa: F401 - puts the demo's modules on the path
 from chain import RUNTIME
-from ringway.agent import Agent, Port
 
-from bench.native import load
+from bench.native import ffi, lib, pointer
+from ringway.agent import Agent, Port
 
 PAYLOAD = 18  # bytes of a datagram: with its headers and Ethernet's checksum a frame of 64
 _DATAGRAMS, _STREAM = 7001, 7002  # ports at the taking end
-_BUFFER = 4 << 20  # bytes that a socket may hold; without the right to more it gets what the kernel allows
-_lib, _ffi = load()
+_BUFFER = 4 << 20  # bytes that a socket may hold
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 
 
 def _ready() -> None:
     print("ready", flush=True)
 
 
-def _on_port(vm: str, carry: Callable[[Port], int]) -> int:
+def _on_port(vm: str, carry: Callable[[Port], Any]) -> int:
     with Agent(vm, RUNTIME, timeout=20) as agent:
         port = agent.port("net", timeout=20)
         _ready()
-        return carry(port)
+        return int(carry(port))
 
 
 def ring_send(vm: str, books: Any) -> int:
-    return _on_port(vm, lambda port: int(_lib.race_ring_send(port.region.producers[0].native, PAYLOAD, books)))
-
-
-def ring_receive(vm: str, books: Any) -> int:
-    def carry(port: Port) -> int:
-        return int(_lib.race_ring_receive(port.region.consumers[0].native, port.region.native, PAYLOAD, books))
+    def carry(port: Port) -> Any:
+        return lib.bench_race_ring_send(pointer(port.region.producers[0].native), PAYLOAD, books)
 
     return _on_port(vm, carry)
 
 
-def _socket(kind: int, buffer: int, forced: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET, kind)
-    if kind == socket.SOCK_DGRAM:
-        try:
-            made.setsockopt(socket.SOL_SOCKET, forced, _BUFFER)
-        except PermissionError:
-            made.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER)
+def ring_receive(vm: str, books: Any) -> int:
+    def carry(port: Port) -> Any:
+        consumer, region = pointer(port.region.consumers[0].native), pointer(port.region.native)
+        return lib.bench_race_ring_receive(consumer, region, PAYLOAD, books)
+
+    return _on_port(vm, carry)
+
+
+def _datagrams(buffer: int, forced: int) -> socket.socket:
+    """With room for bursts; without the right to more it gets what the kernel allows."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, forced, _BUFFER)
+    except PermissionError:
+        made.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER)
     return made
 
 
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
-
-
 def socket_send(address: str, books: Any) -> int:
-    with _socket(socket.SOCK_DGRAM, socket.SO_SNDBUF, _SO_SNDBUFFORCE) as sender:
+    with _datagrams(socket.SO_SNDBUF, _SO_SNDBUFFORCE) as sender:
         sender.connect((address, _DATAGRAMS))
         _ready()
-        return int(_lib.race_socket_send(sender.fileno(), PAYLOAD, books))
+        return int(lib.bench_race_socket_send(sender.fileno(), PAYLOAD, books))
 
 
 def socket_receive(address: str, books: Any) -> int:
     """Connected to whoever sends the first datagram."""
-    with _socket(socket.SOCK_DGRAM, socket.SO_RCVBUF, _SO_RCVBUFFORCE) as sink:
+    with _datagrams(socket.SO_RCVBUF, _SO_RCVBUFFORCE) as sink:
         sink.bind((address, _DATAGRAMS))
         _ready()
         sink.connect(sink.recvfrom(1, socket.MSG_PEEK)[1])
-        return int(_lib.race_socket_receive(sink.fileno(), books))
+        return int(lib.bench_race_socket_receive(sink.fileno(), books))
 
 
 def stream_send(address: str, books: Any) -> int:
     with socket.create_connection((address, _STREAM), 10) as sender:
         sender.settimeout(None)
         _ready()
-        return int(_lib.race_stream_send(sender.fileno(), books))
+        return int(lib.bench_race_stream_send(sender.fileno(), books))
 
 
 def stream_receive(address: str, books: Any) -> int:
@@ -87,17 +87,16 @@ def stream_receive(address: str, books: Any) -> int:
         _ready()
         connection, _ = listener.accept()
         with connection:
-            return int(_lib.race_stream_receive(connection.fileno(), books))
+            return int(lib.bench_race_stream_receive(connection.fileno(), books))
 
 
 KINDS = {end.__name__: end for end in (ring_send, ring_receive, socket_send, socket_receive, stream_send, stream_receive)}
 
 
 def main() -> int:
-    kind, place, books_fd = sys.argv[1:4]
-    memory = mmap.mmap(int(books_fd), mmap.PAGESIZE)
-    books = _ffi.from_buffer("struct race_books *", memory)
-    code = KINDS[kind](place, books)
+    kind, place, books_fd = sys.argv[1:]
+    memory = mmap.mmap(int(books_fd), mmap.PAGESIZE)  # held: the books lie in it
+    code = KINDS[kind](place, ffi.cast("struct race_books *", ffi.from_buffer(memory)))
     print(f"{kind} at {place} ended with {code}", flush=True)
     return 1
 

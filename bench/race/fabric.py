@@ -6,16 +6,18 @@ import re
 import tomllib
 from typing import Any
 
-from bench.race import DEMO
+from chain import HERE
 
 # The VMs of the chain with fast ends, by those of the demo whose places they take.
 FAST = {"client": "generator", "firewall": "filter", "server": "sink"}
+# The ring to the sink holds what the generator sends in a turn (race_ring.c) and what is in the ring before.
 _SLOTS = {"client-firewall": 1024, "firewall-server": 4096}
+_DEMO = HERE / "fabric.toml"
 
 
 def fabric_text() -> str:
     """The demo's fabric as it is, and once more with local ports at its ends, under other names."""
-    text = (DEMO / "fabric.toml").read_text(encoding="utf-8")
+    text = _DEMO.read_text(encoding="utf-8")
     return text + _with_fast_ends(text)
 
 
@@ -28,10 +30,10 @@ def _with_fast_ends(text: str) -> str:
 
 def nft_text() -> str:
     """The firewall's rules as a chain that a router's forwarded packets pass, counters included."""
-    stack = tomllib.loads((DEMO / "fabric.toml").read_text(encoding="utf-8"))["vm"]["firewall"]["stack"]
+    stack = tomllib.loads(_DEMO.read_text(encoding="utf-8"))["vm"]["firewall"]["stack"]
     rules = "".join(f"    {_nft_rule(rule)}\n" for rule in stack["rule"])
     policy = "accept" if stack["default"] == "allow" else "drop"
-    hook = f"type filter hook forward priority filter; policy {policy};"
+    hook = f"type filter hook forward priority 0; policy {policy};"
     return f"table ip race {{\n  chain forward {{\n    {hook}\n{rules}  }}\n}}\n"
 
 

@@ -39,9 +39,10 @@ class Chain:
                 return process
         raise RuntimeError(f"ringway {' '.join(arguments)} ended:\n{said}")
 
-    def start_agent(self, vm: str, namespace: str | None = None) -> None:
+    def start_agent(self, vm: str, *options: str, namespace: str | None = None) -> None:
         """In the namespace of the VM's name, unless another is named."""
-        self.agents[vm] = self._start_ready(f"agent {vm}: ready", "agent", "--vm", vm, namespace=namespace or vm)
+        arguments = ("agent", "--vm", vm, *options)
+        self.agents[vm] = self._start_ready(f"agent {vm}: ready", *arguments, namespace=namespace or vm)
 
     def stop_agent(self, vm: str) -> None:
         process = self.agents.pop(vm)
