@@ -22,7 +22,7 @@ BENCH_CLONES void bench_bare_produce(void *memory, struct bench_board *board)
         }
         uint32_t count = room < BARE_BURST ? (uint32_t)room : BARE_BURST;
         for (uint32_t i = 0; i < count; i++)
-            __builtin_prefetch(ring->slots[(head + i) % BARE_SLOTS] + BARE_HEADROOM, 1);
+            prefetch_write(ring->slots[(head + i) % BARE_SLOTS] + BARE_HEADROOM);
         for (uint32_t i = 0; i < count; i++) {
             ring->lens[(head + i) % BARE_SLOTS] = len;
             touch_write(ring->slots[(head + i) % BARE_SLOTS] + BARE_HEADROOM, len, head + i);

@@ -45,7 +45,7 @@ BENCH_CLONES void bench_link_produce(void *native, struct bench_board *board)
         uint32_t claimed = rway_ring_claim(producer, frames, BURST);
         for (uint32_t i = 0; i < claimed; i++)
             write_frame(producer, &frames[i], number + i);
-        rway_ring_publish(producer, frames, claimed);
+        rway_ring_publish_more(producer, frames, claimed);
         number += claimed;
         board_add(board, claimed, (uint64_t)claimed * len, 0);
         if (claimed == 0)
@@ -65,7 +65,7 @@ BENCH_CLONES void bench_link_consume(void *native, struct bench_board *board)
             wrong += check_frame(consumer, &frames[i], number + i) != 0;
             bytes += frames[i].len;
         }
-        rway_ring_release(consumer);
+        rway_ring_release_more(consumer);
         number += taken;
         board_add(board, taken, bytes, wrong);
         if (taken == 0)

@@ -46,6 +46,16 @@ BENCH_INLINE uint64_t touch_check(const uint8_t *from, uint64_t len, uint64_t nu
     return wrong;
 }
 
+/* For itself alone: see rway_prefetch_write. */
+BENCH_INLINE void prefetch_write(const void *line)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("prefetchw %0" : : "m"(*(const char *)line));
+#else
+    __builtin_prefetch(line, 1);
+#endif
+}
+
 BENCH_INLINE void relax(void)
 {
 #if defined(__x86_64__)

@@ -145,6 +145,17 @@ void rway_ring_trim(struct rway_producer *producer, struct rway_frame *last, uin
  */
 void rway_ring_publish(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count);
 
+/*
+ * The same for a loop that comes back at once: it leaves out the full fence between showing the frames and looking
+ * for a sleeper, which costs more than all the rest when bursts follow each other. A peer that falls asleep at that
+ * very moment may be overlooked, until the next publish_more with nothing to publish, publish, or settle: every turn
+ * of a loop must do one of them when it has nothing to publish, before it sleeps or does something else.
+ */
+void rway_ring_publish_more(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count);
+
+/* Look, after a full fence, for a consumer that publish_more may have overlooked. Costs nothing when there was none. */
+void rway_producer_settle(struct rway_producer *producer);
+
 /* Would a frame of this length fit the link at all? 0, or enum rway_drop + 1 naming why not. */
 int rway_producer_fits(const struct rway_producer *producer, uint32_t len, uint32_t pushed);
 
@@ -173,6 +184,10 @@ uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frame
 
 /* Give all peeked frames' slots back to the producer, by one store, and ring its bell if it asked for that. */
 void rway_ring_release(struct rway_consumer *consumer);
+
+/* The same without the full fence, for a loop that comes back at once: see rway_ring_publish_more. */
+void rway_ring_release_more(struct rway_consumer *consumer);
+void rway_consumer_settle(struct rway_consumer *consumer);
 
 /* Count frames that were taken out of this ring and went no further. Visible with the next release. */
 void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t frames);

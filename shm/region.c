@@ -66,6 +66,7 @@ static int continue_producer(struct rway_producer *producer, struct rway_ring ri
                                        .head = head,
                                        .claimed = head,
                                        .peer_tail = tail,
+                                       .looked_at = head,
                                        .counts = read_counts(&ring.control->produced),
                                        .bell = {.wait_fd = -1, .ring_fd = -1}};
     return 0;
@@ -81,6 +82,7 @@ static int continue_consumer(struct rway_consumer *consumer, struct rway_ring ri
                                        .tail = tail,
                                        .cursor = tail,
                                        .peer_head = tail,
+                                       .looked_at = tail,
                                        .counts = read_counts(&ring.control->consumed),
                                        .bell = {.wait_fd = -1, .ring_fd = -1}};
     return 0;

@@ -15,7 +15,7 @@
 
 #include <string.h>
 
-_Static_assert(sizeof(struct rway_desc) == 2 * sizeof(uint64_t), "a descriptor is fetched as two words");
+_Static_assert(sizeof(struct rway_desc) == 2 * sizeof(uint64_t), "a descriptor is two words");
 
 /* Slots for a frame of len bytes of which pushed lie in the headroom. */
 static inline uint32_t slots_for(const struct rway_ring *ring, uint32_t len, uint32_t pushed)
@@ -58,14 +58,6 @@ static bool refresh_tail(struct rway_producer *producer)
     return true;
 }
 
-static bool has_room(struct rway_producer *producer, uint32_t slots)
-{
-    uint64_t in_use_after = producer->claimed + slots - producer->peer_tail;
-    if (__builtin_expect(in_use_after <= producer->ring.slot_count, 1))
-        return true;
-    return refresh_tail(producer) && producer->claimed + slots - producer->peer_tail <= producer->ring.slot_count;
-}
-
 int rway_producer_broken(const struct rway_producer *producer)
 {
     return rway_read_once(&producer->ring.region->broken);
@@ -88,30 +80,61 @@ uint32_t rway_producer_room(struct rway_producer *producer)
     return producer->ring.slot_count - (uint32_t)(producer->claimed - producer->peer_tail);
 }
 
+/* Room for count slots, as far as the last tail that was seen tells; only then is the consumer's line looked at. */
+static uint32_t room_for(struct rway_producer *producer, uint32_t count)
+{
+    uint32_t room = producer->ring.slot_count - (uint32_t)(producer->claimed - producer->peer_tail);
+    if (__builtin_expect(room >= count, 1))
+        return room;
+    if (!refresh_tail(producer))
+        return 0;
+    return producer->ring.slot_count - (uint32_t)(producer->claimed - producer->peer_tail);
+}
+
+/* Slots of a frame to be claimed; 0 when the link carries no such frame. */
+static uint32_t slots_to_claim(const struct rway_producer *producer, const struct rway_frame *frame)
+{
+    if (frame->kind == RWAY_DESC_MARK)
+        return frame->pushed == 0;
+    if (frame->kind != RWAY_DESC_FRAME || rway_producer_fits(producer, frame->len, frame->pushed))
+        return 0;
+    return slots_for(&producer->ring, frame->len, frame->pushed);
+}
+
+enum { DESCS_PER_LINE = RWAY_LINE / sizeof(struct rway_desc) };
+
 uint32_t rway_ring_claim(struct rway_producer *producer, struct rway_frame *frames, uint32_t count)
 {
-    const struct rway_ring *ring = &producer->ring;
+    const struct rway_ring ring = producer->ring; /* a copy: nothing that is stored below can change it */
+    uint64_t at = producer->claimed;
     uint32_t claimed = 0;
-    if (!rway_ring_whole(ring))
+    if (!rway_ring_whole(&ring))
         return 0;
+    uint32_t room = room_for(producer, count);
     for (; claimed < count; claimed++) {
         struct rway_frame *frame = &frames[claimed];
-        uint32_t slots = 1;
-        if (frame->kind == RWAY_DESC_FRAME) {
-            if (rway_producer_fits(producer, frame->len, frame->pushed))
+        bool plain = frame->kind == RWAY_DESC_FRAME && frame->pushed == 0 && frame->len <= ring.payload &&
+                     frame->len >= RWAY_FRAME_MIN && frame->len <= ring.frame_max;
+        uint32_t slots = __builtin_expect(plain, 1) ? 1 : slots_to_claim(producer, frame);
+        if (slots == 0)
+            break;
+        if (__builtin_expect(slots > room, 0)) {
+            producer->claimed = at;
+            room = room_for(producer, slots);
+            if (slots > room)
                 break;
-            slots = slots_for(ring, frame->len, frame->pushed);
-        } else if (frame->kind != RWAY_DESC_MARK || frame->pushed != 0) {
-            break;
         }
-        if (!has_room(producer, slots))
-            break;
-        frame->index = (uint32_t)producer->claimed & ring->mask;
+        uint32_t index = (uint32_t)at & ring.mask;
+        frame->index = index;
         frame->slots = (uint16_t)slots;
-        frame->data = rway_slot(ring, frame->index) + ring->headroom - frame->pushed;
-        __builtin_prefetch(frame->data, 1);
-        producer->claimed += slots;
+        frame->data = ring.slots + (uint64_t)index * ring.stride + ring.headroom - frame->pushed;
+        rway_prefetch_write(frame->data);
+        if (index % DESCS_PER_LINE == 0)
+            rway_prefetch_write(&ring.descs[index]);
+        at += slots;
+        room -= slots;
     }
+    producer->claimed = at;
     return claimed;
 }
 
@@ -125,54 +148,101 @@ void rway_ring_trim(struct rway_producer *producer, struct rway_frame *last, uin
     last->len = len;
 }
 
-static void describe(struct rway_producer *producer, const struct rway_frame *frame, uint64_t at)
+/* A descriptor is written and read as two words. */
+union desc_words {
+    uint64_t words[2];
+    struct rway_desc desc;
+};
+
+static inline void store_desc(const struct rway_ring *ring, uint64_t at, struct rway_desc desc)
 {
-    const struct rway_ring *ring = &producer->ring;
-    bool is_frame = frame->kind == RWAY_DESC_FRAME;
-    ring->descs[(uint32_t)at & ring->mask] = (struct rway_desc){
-        .kind = frame->kind,
-        .flags = frame->flags,
-        .slots = frame->slots,
-        .len = is_frame ? frame->len : 0,
-        .vlan = frame->vlan,
-        .pushed = frame->pushed,
-        .hash = frame->hash,
-    };
-    for (uint32_t i = 1; i < frame->slots; i++)
-        ring->descs[(uint32_t)(at + i) & ring->mask] = (struct rway_desc){.kind = RWAY_DESC_CONTINUATION};
-    producer->counts.frames += is_frame;
-    producer->counts.bytes += is_frame ? frame->len : 0;
+    union desc_words filled = {.desc = desc};
+    uint64_t *shared = (uint64_t *)&ring->descs[(uint32_t)at & ring->mask];
+    rway_write_once(&shared[0], filled.words[0]);
+    rway_write_once(&shared[1], filled.words[1]);
 }
 
-void rway_ring_publish(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count)
+static inline void describe(const struct rway_ring *ring, const struct rway_frame *frame, uint64_t at)
 {
-    struct rway_ring_control *control = producer->ring.control;
-    uint64_t old_head = producer->head;
-    uint64_t head = old_head;
-    if (!rway_ring_whole(&producer->ring)) {
+    store_desc(ring, at,
+               (struct rway_desc){
+                   .kind = frame->kind,
+                   .flags = frame->flags,
+                   .slots = frame->slots,
+                   .len = frame->kind == RWAY_DESC_FRAME ? frame->len : 0,
+                   .vlan = frame->vlan,
+                   .pushed = frame->pushed,
+                   .hash = frame->hash,
+               });
+    for (uint32_t i = 1; i < frame->slots; i++)
+        store_desc(ring, at + i, (struct rway_desc){.kind = RWAY_DESC_CONTINUATION});
+}
+
+/* Describe and show the frames. Returns whether head moved; who rings, and when, is the caller's business. */
+static bool publish(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count)
+{
+    const struct rway_ring ring = producer->ring; /* a copy: nothing that is stored below can change it */
+    struct rway_ring_control *control = ring.control;
+    uint64_t head = producer->head, sent = 0, bytes = 0;
+    if (!rway_ring_whole(&ring)) {
         rway_producer_drop(producer, RWAY_DROP_DOWN, count);
         count = 0;
     }
     for (uint32_t i = 0; i < count; i++) {
-        describe(producer, &frames[i], head);
+        describe(&ring, &frames[i], head);
         head += frames[i].slots;
+        sent += frames[i].kind == RWAY_DESC_FRAME;
+        bytes += frames[i].kind == RWAY_DESC_FRAME ? frames[i].len : 0;
     }
     producer->claimed = head;
+    producer->counts.frames += sent;
+    producer->counts.bytes += bytes;
     if (producer->counts_dirty) {
         rway_counts_store(&control->produced, &producer->counts);
         producer->counts_dirty = false;
     }
-    if (head == old_head)
-        return;
+    if (head == producer->head)
+        return false;
     producer->head = head;
     rway_write_once(&control->produced.frames, producer->counts.frames);
     rway_write_once(&control->produced.bytes, producer->counts.bytes);
     /* Release: pairs with the acquire of head in rway_ring_peek; descriptors and slots are written before it. */
     rway_store_release(&control->head, head);
+    return true;
+}
+
+/* Ring the consumer if it waits for a step that it was not yet looked at for. */
+static void ring_consumer(struct rway_producer *producer)
+{
+    uint64_t wake = rway_read_once(&producer->ring.control->wake_consumer);
+    if (!rway_step_wakes(producer->looked_at, producer->head, wake))
+        return;
+    producer->looked_at = producer->head;
+    rway_bell_ring(&producer->bell, &producer->counts, &producer->counts_dirty);
+}
+
+void rway_producer_settle(struct rway_producer *producer)
+{
+    if (producer->looked_at == producer->head)
+        return;
     /* Pairs with the fence in rway_waiter_wait: either the sleeper sees this head, or we see its wake word. */
     rway_full_fence();
-    if (rway_step_wakes(old_head, head, rway_read_once(&control->wake_consumer)))
-        rway_bell_ring(&producer->bell, &producer->counts, &producer->counts_dirty);
+    ring_consumer(producer);
+    producer->looked_at = producer->head;
+}
+
+void rway_ring_publish(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count)
+{
+    publish(producer, frames, count);
+    rway_producer_settle(producer);
+}
+
+void rway_ring_publish_more(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count)
+{
+    if (publish(producer, frames, count))
+        ring_consumer(producer);
+    else
+        rway_producer_settle(producer);
 }
 
 void rway_producer_drop(struct rway_producer *producer, uint32_t cause, uint64_t frames)
@@ -183,13 +253,10 @@ void rway_producer_drop(struct rway_producer *producer, uint32_t cause, uint64_t
     }
 }
 
-/* A descriptor is loaded once, as two words; a peer that rewrites it later changes nothing here. */
+/* A descriptor is loaded once; a peer that rewrites it later changes nothing here. */
 static inline struct rway_desc fetch_desc(const struct rway_ring *ring, uint64_t at)
 {
-    union {
-        uint64_t words[2];
-        struct rway_desc desc;
-    } fetched;
+    union desc_words fetched;
     const uint64_t *shared = (const uint64_t *)&ring->descs[(uint32_t)at & ring->mask];
     fetched.words[0] = rway_read_once(&shared[0]);
     fetched.words[1] = rway_read_once(&shared[1]);
@@ -197,8 +264,13 @@ static inline struct rway_desc fetch_desc(const struct rway_ring *ring, uint64_t
 }
 
 /* What a bad peer would gain without each check: a read past the slots, a frame of somebody's old bytes, a loop. */
-static int check_desc(const struct rway_ring *ring, const struct rway_desc *desc, uint64_t at, uint64_t available)
+static inline int check_desc(const struct rway_ring *ring, const struct rway_desc *desc, uint64_t at,
+                             uint64_t available)
 {
+    bool plain = desc->kind == RWAY_DESC_FRAME && desc->slots == 1 && desc->pushed == 0 && desc->len <= ring->payload;
+    if (__builtin_expect(plain, 1) && !(desc->flags & ~RWAY_FLAGS_KNOWN) && desc->len >= RWAY_FRAME_MIN &&
+        desc->len <= ring->frame_max)
+        return RWAY_WHOLE;
     if (desc->flags & ~RWAY_FLAGS_KNOWN)
         return RWAY_BROKEN_FLAGS;
     if (desc->kind == RWAY_DESC_MARK)
@@ -233,24 +305,34 @@ static bool refresh_head(struct rway_consumer *consumer)
     return true;
 }
 
+/* Descriptors of a burst, and of the one after it, come here while others are looked at. */
+static inline void prefetch_descs(const struct rway_ring *ring, uint64_t from, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i += DESCS_PER_LINE)
+        __builtin_prefetch(&ring->descs[(uint32_t)(from + i) & ring->mask]);
+}
+
 uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frames, uint32_t count)
 {
-    const struct rway_ring *ring = &consumer->ring;
+    const struct rway_ring ring = consumer->ring; /* a copy: nothing that is stored below can change it */
+    uint64_t cursor = consumer->cursor, taken_frames = 0, taken_bytes = 0;
     uint32_t taken = 0;
-    if (!rway_ring_whole(ring))
+    if (!rway_ring_whole(&ring))
         return 0;
-    if (consumer->cursor == consumer->peer_head && !refresh_head(consumer))
+    if (cursor == consumer->peer_head && !refresh_head(consumer))
         return 0;
-    for (; taken < count && consumer->cursor != consumer->peer_head; taken++) {
-        struct rway_desc desc = fetch_desc(ring, consumer->cursor);
-        int cause = check_desc(ring, &desc, consumer->cursor, consumer->peer_head - consumer->cursor);
+    uint64_t available = consumer->peer_head - cursor;
+    prefetch_descs(&ring, cursor, available < 2 * (uint64_t)count ? available : 2 * (uint64_t)count);
+    for (; taken < count && cursor != consumer->peer_head; taken++) {
+        struct rway_desc desc = fetch_desc(&ring, cursor);
+        int cause = check_desc(&ring, &desc, cursor, consumer->peer_head - cursor);
         if (__builtin_expect(cause != RWAY_WHOLE, 0)) {
-            rway_region_break(ring->region, cause);
+            rway_region_break(ring.region, cause);
             break;
         }
-        uint32_t index = (uint32_t)consumer->cursor & ring->mask;
+        uint32_t index = (uint32_t)cursor & ring.mask;
         frames[taken] = (struct rway_frame){
-            .data = rway_slot(ring, index) + ring->headroom - desc.pushed,
+            .data = rway_slot(&ring, index) + ring.headroom - desc.pushed,
             .len = desc.len,
             .index = index,
             .slots = desc.slots,
@@ -261,20 +343,23 @@ uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frame
             .hash = desc.hash,
         };
         __builtin_prefetch(frames[taken].data);
-        consumer->cursor += desc.slots;
-        consumer->taken_frames += desc.kind == RWAY_DESC_FRAME;
-        consumer->taken_bytes += desc.len;
+        cursor += desc.slots;
+        taken_frames += desc.kind == RWAY_DESC_FRAME;
+        taken_bytes += desc.len;
     }
+    consumer->cursor = cursor;
+    consumer->taken_frames += taken_frames;
+    consumer->taken_bytes += taken_bytes;
     return taken;
 }
 
-void rway_ring_release(struct rway_consumer *consumer)
+/* Show the producer what was taken. Returns whether tail moved. */
+static bool release(struct rway_consumer *consumer)
 {
     struct rway_ring_control *control = consumer->ring.control;
-    uint64_t old_tail = consumer->tail;
     /* What was taken before the ring broke was delivered, and is to be accounted for. */
     if (rway_read_once(&consumer->ring.region->broken) == RWAY_BROKEN_VANISHED)
-        return;
+        return false;
     consumer->counts.frames += consumer->taken_frames;
     consumer->counts.bytes += consumer->taken_bytes;
     consumer->taken_frames = consumer->taken_bytes = 0;
@@ -282,17 +367,47 @@ void rway_ring_release(struct rway_consumer *consumer)
         rway_counts_store(&control->consumed, &consumer->counts);
         consumer->counts_dirty = false;
     }
-    if (consumer->cursor == old_tail)
-        return;
+    if (consumer->cursor == consumer->tail)
+        return false;
     consumer->tail = consumer->cursor;
     rway_write_once(&control->consumed.frames, consumer->counts.frames);
     rway_write_once(&control->consumed.bytes, consumer->counts.bytes);
     /* Release: pairs with the acquire of tail in refresh_tail; we have read the slots before it. */
     rway_store_release(&control->tail, consumer->tail);
-    /* Pairs with the fence in rway_waiter_wait, as in rway_ring_publish. */
+    return true;
+}
+
+static void ring_producer(struct rway_consumer *consumer)
+{
+    uint64_t wake = rway_read_once(&consumer->ring.control->wake_producer);
+    if (!rway_step_wakes(consumer->looked_at, consumer->tail, wake))
+        return;
+    consumer->looked_at = consumer->tail;
+    rway_bell_ring(&consumer->bell, &consumer->counts, &consumer->counts_dirty);
+}
+
+void rway_consumer_settle(struct rway_consumer *consumer)
+{
+    if (consumer->looked_at == consumer->tail)
+        return;
+    /* Pairs with the fence in rway_waiter_wait, as in rway_producer_settle. */
     rway_full_fence();
-    if (rway_step_wakes(old_tail, consumer->tail, rway_read_once(&control->wake_producer)))
-        rway_bell_ring(&consumer->bell, &consumer->counts, &consumer->counts_dirty);
+    ring_producer(consumer);
+    consumer->looked_at = consumer->tail;
+}
+
+void rway_ring_release(struct rway_consumer *consumer)
+{
+    release(consumer);
+    rway_consumer_settle(consumer);
+}
+
+void rway_ring_release_more(struct rway_consumer *consumer)
+{
+    if (release(consumer))
+        ring_producer(consumer);
+    else
+        rway_consumer_settle(consumer);
 }
 
 void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t frames)

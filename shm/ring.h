@@ -36,6 +36,7 @@ struct rway_producer {
     uint64_t head;      /* published */
     uint64_t claimed;   /* head plus what is claimed and not yet published */
     uint64_t peer_tail; /* last one seen and checked */
+    uint64_t looked_at; /* the consumer's wake word was looked at, after a full fence, for steps up to here */
     struct rway_counts counts;
     bool counts_dirty; /* more than frames and bytes changed since the counts were last published */
     struct rway_bell bell;
@@ -46,6 +47,7 @@ struct rway_consumer {
     uint64_t tail;      /* released */
     uint64_t cursor;    /* tail plus what is peeked and not yet released */
     uint64_t peer_head; /* last one seen and checked */
+    uint64_t looked_at; /* as in a producer, for the producer's wake word */
     uint64_t taken_frames;
     uint64_t taken_bytes; /* since the last release */
     struct rway_counts counts;
@@ -89,6 +91,20 @@ static inline bool rway_ring_whole(const struct rway_ring *ring)
 static inline uint8_t *rway_slot(const struct rway_ring *ring, uint32_t index)
 {
     return ring->slots + (uint64_t)index * ring->stride;
+}
+
+/*
+ * Bring a line here to be written: for itself alone, so that the store needs no second trip to the other core. GCC
+ * spells a prefetch for writing as one for reading unless told the processor; on x86-64 those without the instruction
+ * decode it as doing nothing.
+ */
+static inline void rway_prefetch_write(const void *line)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("prefetchw %0" : : "m"(*(const char *)line));
+#else
+    __builtin_prefetch(line, 1);
+#endif
 }
 
 /* Does W lie in (from, to]? Then the counter's step from one to the other is what its sleeper waits for. */
