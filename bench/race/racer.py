@@ -22,7 +22,7 @@ _DRAIN_S = 0.05  # at most, for what is under way when the sender is stopped
 class End:
     """A process that sends or takes, and the books it keeps in memory that is shared with it."""
 
-    def __init__(self, kind: str, place: str, namespace: str) -> None:
+    def __init__(self, kind: str, place: str, namespace: str | None) -> None:
         self._what = f"{kind} at {place}"
         fd = os.memfd_create("books", 0)
         os.ftruncate(fd, mmap.PAGESIZE)
@@ -39,6 +39,10 @@ class End:
 
     def books(self) -> dict[str, int]:
         return dict(zip(_BOOKS, self._books, strict=False))
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
     def check(self) -> None:
         """BenchError when it has ended, or got something that nobody sent."""

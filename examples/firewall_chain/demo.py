@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import changes
+import race
 import traffic
 from chain import Chain
 from namespaces import enter_private_namespaces
@@ -25,6 +26,7 @@ STEPS = (
     changes.blocked,
     changes.changed,
     changes.books,
+    race.race,
 )
 
 
