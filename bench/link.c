@@ -38,10 +38,13 @@ BENCH_CLONES void bench_link_produce(void *native, struct bench_board *board)
     struct rway_producer *producer = native;
     struct rway_frame frames[BURST];
     uint64_t number = 0;
+    uint32_t len = 0;
     while (!__atomic_load_n(&board->stop, __ATOMIC_RELAXED)) {
-        uint32_t len = (uint32_t)__atomic_load_n(&board->len, __ATOMIC_RELAXED);
-        for (uint32_t i = 0; i < BURST; i++)
-            frames[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len};
+        if (len != __atomic_load_n(&board->len, __ATOMIC_RELAXED)) {
+            len = (uint32_t)__atomic_load_n(&board->len, __ATOMIC_RELAXED);
+            for (uint32_t i = 0; i < BURST; i++)
+                frames[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len};
+        }
         uint32_t claimed = rway_ring_claim(producer, frames, BURST);
         for (uint32_t i = 0; i < claimed; i++)
             write_frame(producer, &frames[i], number + i);

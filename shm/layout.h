@@ -1,8 +1,9 @@
 /*
  * Layout 1: every byte that the two ends of a link share.
  *
- * This file is read unchanged by the C compiler (through ringway.h) and by cffi, so it holds declarations only: no
- * guards, no includes, no attributes, no pointers. ringway.h asserts the offsets.
+ * shm/layout.h is read unchanged by the C compiler (through ringway.h) and by cffi, so it holds declarations only: no
+ * guards, no includes, no attributes, no pointers. ringway.h asserts the offsets. docs/layout.md is made from it, and
+ * tests/layout_v1.json holds what may no longer change (`./run layout`).
  *
  *      0 ┌──────────────────────────────┐
  *        │ header, section table        │  written once, by the broker, before anybody maps the region
@@ -17,42 +18,167 @@
  *        └──────────────────────────────┘
  *
  * All words are little-endian and naturally aligned. Every offset is relative to the header, which need not be the
- * start of its carrier. Each shared word has one writer, named beside it; nobody reads back what it wrote. Bytes of
- * a region that no section covers belong to nobody: no end touches them.
+ * start of its carrier. Each shared word has one writer, named beside it; nobody reads back what it wrote, but for
+ * once, at attach. Bytes of a region that no section covers belong to nobody: no end touches them. The same holds for
+ * members called pad and reserved: they are 0 in a new region, and no end of this minor version reads or writes them.
+ */
+
+/*
+ * Ownership
  *
- * Who may write a slot of a ring (counters are free-running; an index is a counter modulo slot_count):
+ * A line of 64 bytes has one writer, so that no two writers ever fight for one. Words that different sides
+ * write in turn stand 128 bytes apart, because the adjacent-line prefetcher of x86 moves lines in pairs.
+ *
+ * Who may write a slot of a ring, and its descriptor (counters are free-running and 64 bits wide; an index is a counter
+ * modulo slot_count):
  *
  *      slots [tail, head)               belong to the consumer, which reads them and then stores tail
  *      slots [head, tail + slot_count)  belong to the producer, which fills them and then stores head
+ *
+ * Head may lead tail by slot_count and no more: 0 ≤ head - tail ≤ slot_count, modulo 2 to the 64. The producer writes
+ * head, wake_producer and its counts; the consumer writes tail, wake_consumer and its counts, although the ring lies in
+ * the producer's section. A descriptor or slot is written by the producer only.
  */
 
+/*
+ * Memory order
+ *
+ * In the words of C11. Each word is loaded and stored whole, by a plain instruction; no instruction that reads and
+ * writes at once touches a region. What the other side can write is loaded once, checked, and used from the copy.
+ *
+ *      word                           store                load
+ *      magic                          release, last        any: nobody is handed the region before
+ *      state of a side                release              acquire: cause, incarnation, queues_served were stored first
+ *      head                           release              acquire: descriptors and slots before it are complete
+ *      tail                           release              acquire: the consumer has done with the slots before it
+ *      wake_consumer, wake_producer   relaxed, then fence  fence, then relaxed
+ *      descriptor                     any, before head     after head, as two words of 64 bits, each once
+ *      extension line, bytes          any, before head     after head; each word of the line once
+ *      everything else                relaxed              relaxed
+ *
+ * A fence is a full one (seq_cst): see Sleeping. Counts are for people: frames and bytes are stored before the head or
+ * tail that they belong to, the others at a later publish, release or sleep, and at detach.
+ */
+
+/*
+ * A ring and its slots
+ *
+ * A direction's section holds its rings, queue after queue, queue_size bytes apart. Within a queue:
+ *
+ *      0                         struct rway_ring_control
+ *      1024                      struct rway_desc, slot_count of them
+ *      1024 + 16 × slot_count    slots, slot_count of them, slot_stride bytes apart
+ *
+ *      slot_stride = ((headroom + slot_payload) / 64 | 1) × 64
+ *      queue_size  = 1024 + slot_count × (16 + slot_stride), rounded up to 4096
+ *      rings_size  = queues × queue_size, the length of the section
+ *      frame_max   = slot_count / 2 × slot_payload, but 65664 (RWAY_FRAME_MAX) at the most
+ *
+ * The stride is an odd number of lines: with an even one the first bytes of all frames would crowd a few cache sets.
+ * An end takes the offsets of sections from the table. The broker puts a→b at 2 MiB, b→a at the next multiple of 2 MiB
+ * behind it, and makes region_size the next multiple behind that.
+ *
+ * Within a slot:
+ *
+ *      0                    struct rway_extension, in a frame's first slot and only when flagged
+ *      headroom - pushed    first byte of a frame of which pushed bytes lie in the headroom
+ *      headroom             slot_payload bytes
+ *
+ * Pushed is 0 to headroom - 64 (RWAY_HEADROOM_MIN), so that the extension line stays free, and never more than len.
+ */
+
+/*
+ * A frame
+ *
+ * A frame of len bytes, 14 (RWAY_FRAME_MIN) to frame_max, occupies as many slots as its bytes need that do not lie in
+ * the headroom, and never none:
+ *
+ *      slots = max(1, (len - pushed) / slot_payload, rounded up)
+ *
+ * These are consecutive indexes; behind slot_count - 1 comes 0. The first slot holds pushed + slot_payload bytes of
+ * the frame, every further one slot_payload, the last what is left. The descriptor of the first slot says all about
+ * the frame. The others' kind is RWAY_DESC_CONTINUATION; their other members are written as 0, and not looked at. All
+ * slots of a frame become visible by the same store of head. A mark takes one slot and has no bytes: slots is 1, len
+ * and pushed are 0.
+ *
+ * A consumer that finds a head out of bounds, or a descriptor that is not as said here, takes nothing more from the
+ * region and says why: it stores cause and then RWAY_SIDE_BROKEN. So does a producer that finds such a tail. Offload
+ * data that does not fit its frame costs that frame only.
+ */
+
+/*
+ * Sleeping
+ *
+ * A wake word holds the value of the other side's counter at which its writer wants to be woken. A bell is what wakes
+ * it: a pipe between local members. It is handed out beside the region and has no byte in it. Each ring has two, one
+ * for each of its sleepers.
+ *
+ *      sleeper                          ringer
+ *      wake word := wanted              counter := new (release)
+ *      full fence                       full fence
+ *      counter reached? then no sleep   wake word in (old, new]? then write one byte
+ *      sleep, bounded
+ *
+ * The comparison is of 64 bits without sign: wake - old - 1 < new - old. A value that was passed rings no second time,
+ * so nobody takes it back, and the 0 of a new ring rings never. One of the two always sees the other; a sleep ends by
+ * its bound all the same, because a peer need not ring. A bell may ring without need.
+ */
+
+/*
+ * Attaching
+ *
+ * An end copies the header, checks the copy and does not read it again: magic, major, no unknown bit in
+ * features_required or features_readable, header_size; geometry and link_id equal to the broker's offer, slot_stride
+ * and frame_max as they follow from the geometry, region_size within the carrier. Minors are not compared. Each
+ * section, of whatever kind, must begin at a multiple of 4096 behind the header, end within region_size and overlap
+ * no other. Four must be there, each once and with flags 0: a RWAY_SECTION_SIDE for either writer, with RWAY_SIDE_BOTH
+ * as reader and 4096 bytes; a RWAY_SECTION_RINGS for either writer, with the other side as reader and rings_size
+ * bytes. Other kinds are skipped.
+ *
+ * It then continues from the head, tail and counts that it finds in its rings, unless a head and tail contradict each
+ * other. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last.
+ */
+
+/*
+ * Versions
+ *
+ * Nothing that has a name here moves, changes its size or its value while major is 1, but for RWAY_LAYOUT_MINOR,
+ * RWAY_FLAGS_KNOWN and what is called pad or reserved. A minor version may put new members into bytes that were
+ * reserved, where 0 must mean "not there". It may add kinds of section, which old ends skip; causes of a drop, up to
+ * RWAY_DROPS, and of a break; bits in features_optional; and extension flags, which old ends leave out of account. What
+ * an old end would take for damage, such as a new kind of descriptor or a new descriptor flag, needs a bit in
+ * features_required as well, so that it does not attach. Anything else is another major version.
+ */
+
+/* Numbers of the layout. Sizes in bytes. */
 enum {
-    RWAY_MAGIC_LOW = 0x474e4952,  /* "RING" */
-    RWAY_MAGIC_HIGH = 0x31594157, /* "WAY1" */
+    RWAY_MAGIC_LOW = 0x474e4952,  /* "RING": the low half of magic */
+    RWAY_MAGIC_HIGH = 0x31594157, /* "WAY1": the high half */
     RWAY_LAYOUT_MAJOR = 1,        /* another major: refuse */
     RWAY_LAYOUT_MINOR = 0,        /* a higher minor only uses bytes that were reserved before */
     RWAY_LINE = 64,               /* bytes of a cache line: no line has two writers */
     RWAY_HEADER_SIZE = 4096,      /* bytes of header and section table */
     RWAY_SIDE_SIZE = 4096,        /* bytes of a side section */
     RWAY_RINGS_ALIGN = 0x200000,  /* 2 MiB: a direction can have its own NUMA policy and huge pages */
-    RWAY_SECTIONS_MAX = 32,
-    RWAY_QUEUES_MAX = 16,
-    RWAY_SLOTS_MIN = 64,
+    RWAY_SECTIONS_MAX = 32,       /* entries of the section table */
+    RWAY_QUEUES_MAX = 16,         /* rings per direction */
+    RWAY_SLOTS_MIN = 64,          /* slots per ring, a power of two */
     RWAY_SLOTS_MAX = 32768,
-    RWAY_SLOTS_DEFAULT = 1024,
-    RWAY_PAYLOAD_MIN = 256,
+    RWAY_SLOTS_DEFAULT = 1024,    /* where nothing is asked for */
+    RWAY_PAYLOAD_MIN = 256,       /* frame bytes per slot, a multiple of 64 */
     RWAY_PAYLOAD_MAX = 16384,
-    RWAY_PAYLOAD_DEFAULT = 2048,
-    RWAY_HEADROOM_MIN = 64,  /* the extension line alone */
+    RWAY_PAYLOAD_DEFAULT = 2048,  /* where nothing is asked for */
+    RWAY_HEADROOM_MIN = 64,       /* the extension line alone */
     RWAY_HEADROOM_MAX = 512,
-    RWAY_FRAME_MIN = 14,     /* an Ethernet header; shorter is no frame */
-    RWAY_FRAME_MAX = 65664,  /* 64 KiB and 128 bytes of headers; a link's own limit may be lower */
-    RWAY_DROPS = 10          /* drop causes a counter block has room for */
+    RWAY_FRAME_MIN = 14,          /* an Ethernet header; shorter is no frame */
+    RWAY_FRAME_MAX = 65664,       /* 64 KiB and 128 bytes of headers; a link's own limit may be lower */
+    RWAY_DROPS = 10               /* drop causes a counter block has room for */
 };
 
 /* The two sides of a link; also the writer and reader of a section. */
 enum rway_side_id { RWAY_SIDE_A = 0, RWAY_SIDE_B = 1, RWAY_SIDE_BROKER = 2, RWAY_SIDE_BOTH = 3 };
 
+/* What a section holds. A kind that an end does not know is skipped. */
 enum rway_section_kind {
     RWAY_SECTION_NONE = 0,
     RWAY_SECTION_SIDE = 1,  /* struct rway_side */
@@ -67,27 +193,28 @@ struct rway_geometry {
     uint32_t headroom;     /* bytes before the payload, a multiple of 64: extension line, then pushed headers */
 };
 
+/* An entry of the section table. Writer: the broker, at creation. */
 struct rway_section {
     uint32_t kind;   /* enum rway_section_kind; an unknown kind is skipped */
     uint32_t flags;  /* 0 */
     uint64_t offset; /* bytes from the header, a multiple of 4096 */
     uint64_t length; /* bytes */
     uint32_t writer; /* enum rway_side_id: for rings, the producing side */
-    uint32_t reader;
+    uint32_t reader; /* enum rway_side_id: for rings, the other side */
 };
 
 /* Writer: the broker, at creation. Read once, at attach. */
 struct rway_header {
-    uint64_t magic; /* stored last */
-    uint16_t major;
-    uint16_t minor;
-    uint32_t header_size;
-    uint64_t region_size; /* bytes from the header to the end of the last section */
-    uint64_t link_id;
+    uint64_t magic;       /* RWAY_MAGIC_HIGH, RWAY_MAGIC_LOW; stored last */
+    uint16_t major;       /* RWAY_LAYOUT_MAJOR */
+    uint16_t minor;       /* RWAY_LAYOUT_MINOR of who made it */
+    uint32_t header_size; /* RWAY_HEADER_SIZE */
+    uint64_t region_size; /* bytes from the header to where no section goes beyond, a multiple of 2 MiB */
+    uint64_t link_id;     /* the broker's number for the link */
     uint32_t features_required; /* an unknown bit: do not attach */
     uint32_t features_optional; /* an unknown bit: skip what it announces */
     uint32_t features_readable; /* an unknown bit: tools may read, ends may not attach */
-    uint32_t section_count;
+    uint32_t section_count;     /* entries of sections in use */
     struct rway_geometry geometry;
     uint32_t slot_stride; /* bytes from slot to slot, an odd number of lines */
     uint32_t frame_max;   /* bytes of the longest frame that this geometry carries */
@@ -95,13 +222,14 @@ struct rway_header {
     struct rway_section sections[32]; /* RWAY_SECTIONS_MAX */
 };
 
+/* What a side says of itself. */
 enum rway_side_state {
     RWAY_SIDE_DETACHED = 0,
     RWAY_SIDE_ATTACHED = 1,
     RWAY_SIDE_BROKEN = 2 /* attached, but a ring of it was found bad: see cause */
 };
 
-/* One loop's sign of life; a line each, because each queue may have a loop of its own. */
+/* One loop's sign of life; a line each, because each queue may have a loop of its own. Writer: that queue's loop. */
 struct rway_progress {
     uint64_t loops; /* iterations so far */
     uint8_t pad[56];
@@ -134,7 +262,7 @@ enum rway_drop {
 /* One side's account of one ring. Writer: its producer or its consumer. */
 struct rway_counts {
     uint64_t frames;     /* producer: published; consumer: released, dropped ones included */
-    uint64_t bytes;      /* bytes of those frames */
+    uint64_t bytes;      /* of those frames */
     uint64_t bells;      /* bells rung */
     uint64_t sleeps;     /* times it slept */
     uint64_t bells_idle; /* bells received that brought no work */
@@ -142,6 +270,7 @@ struct rway_counts {
     uint64_t drops[10];  /* RWAY_DROPS; by enum rway_drop */
 };
 
+/* The start of a queue. Writers: the producer and the consumer, as named; each word a line of its own. */
 struct rway_ring_control {
     uint64_t head; /* producer: slots published so far */
     uint8_t pad0[120];
@@ -151,24 +280,26 @@ struct rway_ring_control {
     uint8_t pad2[120];
     uint64_t wake_producer; /* producer: ring my bell when tail reaches this */
     uint8_t pad3[120];
-    struct rway_counts produced; /* producer */
-    struct rway_counts consumed; /* consumer */
+    struct rway_counts produced; /* producer: its account */
+    struct rway_counts consumed; /* consumer: its account */
     uint8_t reserved[256];
 };
 
+/* What a slot holds. A kind that is not listed here breaks the ring. */
 enum rway_desc_kind {
-    RWAY_DESC_NONE = 0,
+    RWAY_DESC_NONE = 0,         /* nothing yet: never published */
     RWAY_DESC_FRAME = 1,        /* first slot of a frame */
     RWAY_DESC_CONTINUATION = 2, /* a further slot of the frame before it */
     RWAY_DESC_MARK = 3          /* no frame: a message in the stream, one slot, no bytes */
 };
 
+/* A bit that is not listed here breaks the ring. */
 enum rway_desc_flag {
     RWAY_FLAG_EXTENSION = 1,  /* the slot's extension line is filled */
     RWAY_FLAG_VLAN = 2,       /* vlan holds a tag that was taken off the frame */
     RWAY_FLAG_HASH = 4,       /* hash holds a flow hash */
     RWAY_FLAG_CSUM_VALID = 8, /* the producer has verified the checksum */
-    RWAY_FLAGS_KNOWN = 15
+    RWAY_FLAGS_KNOWN = 15     /* all of them */
 };
 
 /* Writer: the producer. A frame's descriptors and slots become visible by one store of head. */
@@ -182,6 +313,7 @@ struct rway_desc {
     uint32_t hash;   /* flow hash when flagged; a mark's number */
 };
 
+/* Which members of an extension line are filled. Unknown bits are left out of account. */
 enum rway_ext_flag {
     RWAY_EXT_CSUM = 1,     /* a checksum is to be finished: csum_start, csum_offset */
     RWAY_EXT_GSO = 2,      /* to be cut into segments: gso_type, gso_size, hdr_len; needs RWAY_EXT_CSUM */
@@ -190,7 +322,13 @@ enum rway_ext_flag {
 };
 
 /* Segmentation types, numbered as in virtio 1.2, 5.1.6 (struct virtio_net_hdr); UFO (3) is not carried. */
-enum rway_gso { RWAY_GSO_NONE = 0, RWAY_GSO_TCP4 = 1, RWAY_GSO_TCP6 = 4, RWAY_GSO_UDP = 5, RWAY_GSO_ECN = 0x80 };
+enum rway_gso {
+    RWAY_GSO_NONE = 0,
+    RWAY_GSO_TCP4 = 1,   /* TCP over IPv4 */
+    RWAY_GSO_TCP6 = 4,   /* TCP over IPv6 */
+    RWAY_GSO_UDP = 5,    /* UDP datagrams of gso_size bytes each */
+    RWAY_GSO_ECN = 0x80  /* beside TCP: it has ECN set */
+};
 
 /* The first line of a frame's first slot. Writer: the producer. Read once, and only when flagged. */
 struct rway_extension {
@@ -200,9 +338,9 @@ struct rway_extension {
     uint16_t hdr_len;     /* bytes of headers that each segment repeats */
     uint16_t csum_start;  /* bytes from the frame's start to where the checksum begins */
     uint16_t csum_offset; /* bytes from there to where it is stored */
-    uint16_t inner_l3;    /* bytes from the frame's start */
-    uint16_t inner_l4;
-    uint64_t timestamp_ns;
-    uint32_t clock; /* clockid_t of timestamp_ns */
+    uint16_t inner_l3;    /* bytes from the frame's start to the inner network header */
+    uint16_t inner_l4;    /* and to the inner transport header */
+    uint64_t timestamp_ns; /* when the frame was received */
+    uint32_t clock;        /* clockid_t of timestamp_ns */
     uint8_t reserved[36];
 };

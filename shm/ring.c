@@ -101,7 +101,37 @@ static uint32_t slots_to_claim(const struct rway_producer *producer, const struc
     return slots_for(&producer->ring, frame->len, frame->pushed);
 }
 
-enum { DESCS_PER_LINE = RWAY_LINE / sizeof(struct rway_desc) };
+enum {
+    DESCS_PER_LINE = RWAY_LINE / sizeof(struct rway_desc),
+    PREFETCH_MAX = 256 /* bytes of a frame; what lies behind, the processor's own prefetcher finds */
+};
+
+static inline const uint8_t *payload_at(const struct rway_ring *ring, uint64_t at)
+{
+    return rway_slot(ring, (uint32_t)at & ring->mask) + ring->headroom;
+}
+
+/*
+ * Bring the lines of a burst here to be written: of the next burst if its slots are free already, so that they come
+ * while this one is filled. All of it before the first store: the store of head that went before is still waiting for
+ * its line, stores leave a core in order, and behind it there is room for some sixty.
+ */
+static void prefetch_for_writing(const struct rway_ring *ring, uint64_t at, const struct rway_frame *frames,
+                                 uint32_t count, uint32_t room)
+{
+    if (room / 2 >= count) {
+        at += count;
+        room -= count;
+    }
+    for (uint32_t i = 0; i < count && i < room; i++) {
+        const uint8_t *data = payload_at(ring, at + i);
+        uint32_t len = frames[i].len < PREFETCH_MAX ? frames[i].len : PREFETCH_MAX;
+        for (uint32_t line = 0; line < len; line += RWAY_LINE)
+            rway_prefetch_write(data + line);
+        if ((at + i) % DESCS_PER_LINE == 0)
+            rway_prefetch_write(&ring->descs[(uint32_t)(at + i) & ring->mask]);
+    }
+}
 
 uint32_t rway_ring_claim(struct rway_producer *producer, struct rway_frame *frames, uint32_t count)
 {
@@ -111,6 +141,7 @@ uint32_t rway_ring_claim(struct rway_producer *producer, struct rway_frame *fram
     if (!rway_ring_whole(&ring))
         return 0;
     uint32_t room = room_for(producer, count);
+    prefetch_for_writing(&ring, at, frames, count, room);
     for (; claimed < count; claimed++) {
         struct rway_frame *frame = &frames[claimed];
         bool plain = frame->kind == RWAY_DESC_FRAME && frame->pushed == 0 && frame->len <= ring.payload &&
@@ -128,9 +159,6 @@ uint32_t rway_ring_claim(struct rway_producer *producer, struct rway_frame *fram
         frame->index = index;
         frame->slots = (uint16_t)slots;
         frame->data = ring.slots + (uint64_t)index * ring.stride + ring.headroom - frame->pushed;
-        rway_prefetch_write(frame->data);
-        if (index % DESCS_PER_LINE == 0)
-            rway_prefetch_write(&ring.descs[index]);
         at += slots;
         room -= slots;
     }
@@ -305,11 +333,21 @@ static bool refresh_head(struct rway_consumer *consumer)
     return true;
 }
 
-/* Descriptors of a burst, and of the one after it, come here while others are looked at. */
-static inline void prefetch_descs(const struct rway_ring *ring, uint64_t from, uint64_t count)
+/* The same for reading; how long the frames are is guessed from the one before. */
+static void prefetch_for_reading(const struct rway_consumer *consumer, uint64_t at, uint32_t count, uint64_t available)
 {
-    for (uint64_t i = 0; i < count; i += DESCS_PER_LINE)
-        __builtin_prefetch(&ring->descs[(uint32_t)(from + i) & ring->mask]);
+    const struct rway_ring *ring = &consumer->ring;
+    for (uint64_t i = 0; i < available && i < 2 * (uint64_t)count; i += DESCS_PER_LINE)
+        __builtin_prefetch(&ring->descs[(uint32_t)(at + i) & ring->mask]);
+    if (available / 2 >= count) {
+        at += count;
+        available -= count;
+    }
+    for (uint32_t i = 0; i < count && i < available; i++) {
+        const uint8_t *data = payload_at(ring, at + i);
+        for (uint32_t line = 0; line < consumer->usual_len; line += RWAY_LINE)
+            __builtin_prefetch(data + line);
+    }
 }
 
 uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frames, uint32_t count)
@@ -322,7 +360,7 @@ uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frame
     if (cursor == consumer->peer_head && !refresh_head(consumer))
         return 0;
     uint64_t available = consumer->peer_head - cursor;
-    prefetch_descs(&ring, cursor, available < 2 * (uint64_t)count ? available : 2 * (uint64_t)count);
+    prefetch_for_reading(consumer, cursor, count, available);
     for (; taken < count && cursor != consumer->peer_head; taken++) {
         struct rway_desc desc = fetch_desc(&ring, cursor);
         int cause = check_desc(&ring, &desc, cursor, consumer->peer_head - cursor);
@@ -342,11 +380,12 @@ uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frame
             .flags = desc.flags,
             .hash = desc.hash,
         };
-        __builtin_prefetch(frames[taken].data);
         cursor += desc.slots;
         taken_frames += desc.kind == RWAY_DESC_FRAME;
         taken_bytes += desc.len;
     }
+    if (taken != 0)
+        consumer->usual_len = frames[taken - 1].len < PREFETCH_MAX ? frames[taken - 1].len : PREFETCH_MAX;
     consumer->cursor = cursor;
     consumer->taken_frames += taken_frames;
     consumer->taken_bytes += taken_bytes;

@@ -25,6 +25,19 @@ _Static_assert(__atomic_always_lock_free(4, 0) && __atomic_always_lock_free(8, 0
 #define RWAY_AT(type, field, at) \
     _Static_assert(offsetof(struct type, field) == (at), #type "." #field " is not where layout 1 has it")
 
+RWAY_AT(rway_geometry, queues, 0);
+RWAY_AT(rway_geometry, slot_count, 4);
+RWAY_AT(rway_geometry, slot_payload, 8);
+RWAY_AT(rway_geometry, headroom, 12);
+_Static_assert(sizeof(struct rway_geometry) == 16, "geometry");
+RWAY_AT(rway_section, kind, 0);
+RWAY_AT(rway_section, flags, 4);
+RWAY_AT(rway_section, offset, 8);
+RWAY_AT(rway_section, length, 16);
+RWAY_AT(rway_section, writer, 24);
+RWAY_AT(rway_section, reader, 28);
+_Static_assert(sizeof(struct rway_section) == 32, "section");
+
 RWAY_AT(rway_header, magic, 0);
 RWAY_AT(rway_header, major, 8);
 RWAY_AT(rway_header, minor, 10);
@@ -39,8 +52,6 @@ RWAY_AT(rway_header, geometry, 48);
 RWAY_AT(rway_header, slot_stride, 64);
 RWAY_AT(rway_header, frame_max, 68);
 RWAY_AT(rway_header, sections, 128);
-_Static_assert(sizeof(struct rway_geometry) == 16, "geometry");
-_Static_assert(sizeof(struct rway_section) == 32, "section");
 _Static_assert(sizeof(struct rway_header) <= RWAY_HEADER_SIZE, "the section table fits the header");
 _Static_assert(sizeof(((struct rway_header *)0)->sections) == 32 * RWAY_SECTIONS_MAX, "section table");
 
@@ -49,9 +60,11 @@ RWAY_AT(rway_side, cause, 4);
 RWAY_AT(rway_side, incarnation, 8);
 RWAY_AT(rway_side, queues_served, 12);
 RWAY_AT(rway_side, progress, 128);
+RWAY_AT(rway_progress, loops, 0);
 _Static_assert(sizeof(struct rway_progress) == RWAY_LINE, "a line for each loop");
 _Static_assert(sizeof(((struct rway_side *)0)->progress) == RWAY_LINE * RWAY_QUEUES_MAX, "a line for each queue");
 _Static_assert(sizeof(struct rway_side) == RWAY_SIDE_SIZE, "side");
+_Static_assert(RWAY_HEADER_SIZE + 2 * RWAY_SIDE_SIZE <= RWAY_RINGS_ALIGN, "header and sides lie before the rings");
 
 /* 128 bytes apart: the adjacent-line prefetcher of x86 moves lines in pairs. */
 RWAY_AT(rway_ring_control, head, 0);
@@ -60,10 +73,18 @@ RWAY_AT(rway_ring_control, wake_consumer, 256);
 RWAY_AT(rway_ring_control, wake_producer, 384);
 RWAY_AT(rway_ring_control, produced, 512);
 RWAY_AT(rway_ring_control, consumed, 640);
+RWAY_AT(rway_counts, frames, 0);
+RWAY_AT(rway_counts, bytes, 8);
+RWAY_AT(rway_counts, bells, 16);
+RWAY_AT(rway_counts, sleeps, 24);
+RWAY_AT(rway_counts, bells_idle, 32);
+RWAY_AT(rway_counts, mutes, 40);
+RWAY_AT(rway_counts, drops, 48);
 _Static_assert(sizeof(struct rway_counts) == 2 * RWAY_LINE, "counts fill their own lines");
 _Static_assert(sizeof(((struct rway_counts *)0)->drops) == 8 * RWAY_DROPS, "drop causes");
 _Static_assert(sizeof(struct rway_ring_control) == 1024, "ring control");
 
+RWAY_AT(rway_desc, kind, 0);
 RWAY_AT(rway_desc, flags, 1);
 RWAY_AT(rway_desc, slots, 2);
 RWAY_AT(rway_desc, len, 4);
@@ -71,9 +92,22 @@ RWAY_AT(rway_desc, vlan, 8);
 RWAY_AT(rway_desc, pushed, 10);
 RWAY_AT(rway_desc, hash, 12);
 _Static_assert(sizeof(struct rway_desc) == 16, "descriptor");
+_Static_assert(RWAY_SLOTS_MIN * sizeof(struct rway_desc) % RWAY_LINE == 0, "slots begin on a line");
+_Static_assert(RWAY_FLAGS_KNOWN == (RWAY_FLAG_EXTENSION | RWAY_FLAG_VLAN | RWAY_FLAG_HASH | RWAY_FLAG_CSUM_VALID),
+               "the known flags are those that are listed");
+
+RWAY_AT(rway_extension, flags, 0);
+RWAY_AT(rway_extension, gso_type, 2);
+RWAY_AT(rway_extension, gso_size, 4);
+RWAY_AT(rway_extension, hdr_len, 6);
+RWAY_AT(rway_extension, csum_start, 8);
+RWAY_AT(rway_extension, csum_offset, 10);
+RWAY_AT(rway_extension, inner_l3, 12);
+RWAY_AT(rway_extension, inner_l4, 14);
 RWAY_AT(rway_extension, timestamp_ns, 16);
 RWAY_AT(rway_extension, clock, 24);
 _Static_assert(sizeof(struct rway_extension) == RWAY_LINE, "the extension is one line");
+_Static_assert(RWAY_HEADROOM_MIN == sizeof(struct rway_extension), "the least headroom is the extension alone");
 _Static_assert(RWAY_PIECES_MAX >= (RWAY_FRAME_MAX + RWAY_PAYLOAD_MIN - 1) / RWAY_PAYLOAD_MIN, "pieces");
 
 /* Shared words are read and written through these and nothing else, so that each is fetched once. */
