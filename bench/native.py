@@ -12,8 +12,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import ringway.shm
 from cffi import FFI
+
+import ringway.shm
 from ringway.shm import _native
 
 HERE = Path(__file__).resolve().parent

@@ -9,8 +9,9 @@ Both run with sockets at their ends; ours also with fast ends: programs that wri
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "firewall_chain"))  # it is the demo's own chain that runs, by the demo's own code
+# It is the demo's own chain that runs, by the demo's own code.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "firewall_chain"))
 
-from bench.race.contest import run  # noqa: E402 - needs the path just set
+from bench.race.contest import run
 
 __all__ = ["run"]

@@ -14,10 +14,10 @@ from bench.race.racer import End, Racer, pin
 
 _FAST, _SOCKETS, _KERNEL = "ringway, fast ends", "ringway, sockets", "kernel chain"
 _NOTES = (
-    "Small UDP: 18 bytes of payload, a frame of 64 with Ethernet's checksum. Each datagram says its number, and all of"
-    " it is checked. Sockets are connected; sendmmsg and recvmmsg, 64 a call.",
-    "Fast ends: generator and sink in turns on core 0; on core 1 the firewall's agent, which spins"
-    f" {SPIN_US} us before it sleeps. All others run where the kernel puts them.",
+    "Small UDP: 18 bytes of payload, a frame of 64 with Ethernet's checksum; each says its number and is checked whole.",
+    "Sockets are connected; sendmmsg and recvmmsg, 64 a call.",
+    f"Fast ends: generator and sink take turns on core 0; the firewall's agent, on core 1, spins {SPIN_US} us.",
+    "All others run where the kernel puts them.",
     "CPU is that of the whole machine, from /proc/stat, for both: a router's soft interrupts are in no process.",
 )
 

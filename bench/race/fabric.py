@@ -1,4 +1,4 @@
-"""What both chains are made from: the demo's fabric, with a second firewall between fast ends, and its rules for nft."""
+"""What both chains are made from: the demo's fabric, once more with fast ends, and its rules as nft says them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ def enter_private_namespaces(program: str, tools: Sequence[str]) -> None:
         return
     missing = [tool for tool in ("unshare", "nsenter", "ip", *tools) if shutil.which(tool) is None]
     if missing:
-        sys.exit(f"{program}: {', '.join(missing)} not found; `./run {program}` installs them as root, or see README.md")
+        advice = f"`./run {program}` installs them as root, or see README.md"
+        sys.exit(f"{program}: {', '.join(missing)} not found; {advice}")
     command = _UNSHARE + ([] if os.geteuid() == 0 else _AS_USER)
     probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
