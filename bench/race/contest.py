@@ -14,11 +14,12 @@ from bench.race.racer import End, Racer, pin
 
 _FAST, _SOCKETS, _KERNEL = "ringway, fast ends", "ringway, sockets", "kernel chain"
 _NOTES = (
-    "Small UDP: 18 bytes of payload, a frame of 64 with Ethernet's checksum; each says its number and is checked whole.",
+    "Small UDP: 18 bytes of payload, a frame of 64 with Ethernet's checksum; each says its number; all is checked.",
     "Sockets are connected; sendmmsg and recvmmsg, 64 a call.",
     f"Fast ends: generator and sink take turns on core 0; the firewall's agent, on core 1, spins {SPIN_US} us.",
     "All others run where the kernel puts them.",
-    "CPU is that of the whole machine, from /proc/stat, for both: a router's soft interrupts are in no process.",
+    "CPU is all that the machine used, from /proc/stat, for both: soft interrupts of a router are in no process.",
+    "So it also holds what others run on the machine meanwhile: for a cost to be believed, let it be quiet.",
 )
 
 

@@ -40,7 +40,8 @@ def race(chain: Chain) -> Iterator[str]:
 def bars(row: dict[str, Any]) -> Iterator[str]:
     """A row as two bars of one scale, and how many times the kernel's ours is."""
     longest = max(row["ours"], row["peer"])
-    yield f"{row['case']}: {row['ratio']:.1f} times the kernel's; {row['notes']}"
+    yield f"{row['case']}: {row['ratio']:.1f} times the kernel's"
     for name, value in (("ringway", row["ours"]), ("kernel", row["peer"])):
         bar = "█" * round(_WIDTH * value / longest) or "▏"
         yield f"  {name:7} {bar} {value:.3g} {row['unit']}"
+    yield f"  {row['notes']}"
