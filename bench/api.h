@@ -12,5 +12,22 @@ uint64_t bench_bare_size(void);
 void bench_bare_produce(void *ring, struct bench_board *board);
 void bench_bare_consume(void *ring, struct bench_board *board);
 
+/*
+ * Send frames of board->len bytes (at least 64, in one slot) out of one port and compare what comes back at another,
+ * until board->stop: a struct rway_producer and a struct rway_consumer.
+ */
+void bench_hop(void *out, void *in, struct bench_board *board);
+
+/* Round trips of one frame of 64 bytes over a link, until board->stop; polling, or sleeping while there is nothing. */
+void bench_ping(void *out, void *in, int sleeping, struct bench_board *board, struct bench_samples *samples);
+void bench_pong(void *out, void *in, int sleeping, struct bench_board *board);
+
+/* The same by write and read, which block: over pipes, or datagram sockets. pong ends when the other end is closed. */
+void bench_kernel_ping(int out_fd, int in_fd, struct bench_board *board, struct bench_samples *samples);
+void bench_kernel_pong(int out_fd, int in_fd, struct bench_board *board);
+
+/* Note a round trip; for workers in Python. */
+void bench_sample(struct bench_samples *samples, uint64_t ns);
+
 /* Nanoseconds that a cache line takes from cpu_a to cpu_b and back; the median of several samples. -1: no thread. */
 double bench_core_distance(int cpu_a, int cpu_b);

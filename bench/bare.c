@@ -9,25 +9,49 @@ uint64_t bench_bare_size(void)
     return sizeof(struct bare_ring);
 }
 
+static inline uint8_t *payload_at(struct bare_ring *ring, uint64_t at)
+{
+    return ring->slots[at % BARE_SLOTS] + BARE_HEADROOM;
+}
+
+static inline uint32_t slots_for(uint32_t len)
+{
+    return (len + BARE_PAYLOAD - 1) / BARE_PAYLOAD;
+}
+
+BENCH_INLINE void write_frame(struct bare_ring *ring, uint64_t at, uint32_t len, uint64_t number)
+{
+    for (uint32_t done = 0; done < len; done += BARE_PAYLOAD, at++)
+        touch_write(payload_at(ring, at), len - done < BARE_PAYLOAD ? len - done : BARE_PAYLOAD, number + done / 8);
+}
+
+BENCH_INLINE uint64_t check_frame(struct bare_ring *ring, uint64_t at, uint32_t len, uint64_t number)
+{
+    uint64_t wrong = 0;
+    for (uint32_t done = 0; done < len; done += BARE_PAYLOAD, at++)
+        wrong |=
+            touch_check(payload_at(ring, at), len - done < BARE_PAYLOAD ? len - done : BARE_PAYLOAD, number + done / 8);
+    return wrong;
+}
+
 BENCH_CLONES void bench_bare_produce(void *memory, struct bench_board *board)
 {
     struct bare_ring *ring = memory;
-    uint64_t head = 0, tail = 0;
+    uint64_t head = 0, tail = 0, number = 0;
     while (!__atomic_load_n(&board->stop, __ATOMIC_RELAXED)) {
         uint32_t len = (uint32_t)__atomic_load_n(&board->len, __ATOMIC_RELAXED);
-        uint64_t room = BARE_SLOTS - (head - tail);
-        if (room < BARE_BURST) {
+        uint32_t slots = slots_for(len);
+        if (BARE_SLOTS - (head - tail) < BARE_BURST * slots)
             tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
-            room = BARE_SLOTS - (head - tail);
+        uint32_t room = (uint32_t)(BARE_SLOTS - (head - tail)) / slots;
+        uint32_t count = room < BARE_BURST ? room : BARE_BURST;
+        for (uint32_t i = 0; i < count * slots; i++)
+            prefetch_write(payload_at(ring, head + i));
+        for (uint32_t i = 0; i < count; i++, head += slots) {
+            ring->lens[head % BARE_SLOTS] = len;
+            write_frame(ring, head, len, number + i);
         }
-        uint32_t count = room < BARE_BURST ? (uint32_t)room : BARE_BURST;
-        for (uint32_t i = 0; i < count; i++)
-            prefetch_write(ring->slots[(head + i) % BARE_SLOTS] + BARE_HEADROOM);
-        for (uint32_t i = 0; i < count; i++) {
-            ring->lens[(head + i) % BARE_SLOTS] = len;
-            touch_write(ring->slots[(head + i) % BARE_SLOTS] + BARE_HEADROOM, len, head + i);
-        }
-        head += count;
+        number += count;
         __atomic_store_n(&ring->head, head, __ATOMIC_RELEASE);
         board_add(board, count, (uint64_t)count * len, 0);
         if (count == 0)
@@ -38,19 +62,20 @@ BENCH_CLONES void bench_bare_produce(void *memory, struct bench_board *board)
 BENCH_CLONES void bench_bare_consume(void *memory, struct bench_board *board)
 {
     struct bare_ring *ring = memory;
-    uint64_t tail = 0;
+    uint64_t tail = 0, number = 0;
     while (!__atomic_load_n(&board->stop, __ATOMIC_RELAXED)) {
         uint64_t there = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE) - tail;
-        uint32_t count = there < BARE_BURST ? (uint32_t)there : BARE_BURST;
         uint64_t wrong = 0, bytes = 0;
-        for (uint32_t i = 0; i < count; i++)
-            __builtin_prefetch(ring->slots[(tail + i) % BARE_SLOTS] + BARE_HEADROOM);
-        for (uint32_t i = 0; i < count; i++) {
-            uint32_t len = ring->lens[(tail + i) % BARE_SLOTS];
-            wrong += touch_check(ring->slots[(tail + i) % BARE_SLOTS] + BARE_HEADROOM, len, tail + i) != 0;
+        uint32_t count = 0;
+        for (uint32_t i = 0; i < there && i < BARE_BURST; i++)
+            __builtin_prefetch(payload_at(ring, tail + i));
+        for (uint64_t end = tail + there; tail != end && count < BARE_BURST; count++) {
+            uint32_t len = ring->lens[tail % BARE_SLOTS];
+            wrong += check_frame(ring, tail, len, number + count) != 0;
             bytes += len;
+            tail += slots_for(len);
         }
-        tail += count;
+        number += count;
         __atomic_store_n(&ring->tail, tail, __ATOMIC_RELEASE);
         board_add(board, count, bytes, wrong);
         if (count == 0)

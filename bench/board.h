@@ -6,10 +6,19 @@ struct bench_board {
     uint64_t frames; /* delivered and checked; writer: the worker */
     uint64_t bytes;
     uint64_t bad;      /* frames whose content or order was wrong */
-    uint64_t turns;    /* of the worker's loop, idle ones included */
-    uint64_t rtt_count; /* round trips measured since the last reset */
-    uint64_t pad0[3];
+    uint64_t turns; /* of the worker's loop, idle ones included */
+    uint64_t pad0[4];
     uint64_t len;  /* bytes per frame; writer: the bench */
-    uint64_t stop; /* not 0: end */
-    uint64_t pad1[6];
+    uint64_t stop;  /* not 0: end */
+    uint64_t flows; /* a power of two: of so many flows, scattered */
+    uint64_t pad1[5];
+};
+
+enum { BENCH_SAMPLES = 1 << 18 };
+
+/* Round trips, the newest over the oldest; writer: the worker that pings. */
+struct bench_samples {
+    uint64_t count; /* so far */
+    uint64_t pad[7];
+    uint32_t ns[262144]; /* BENCH_SAMPLES */
 };

@@ -1,4 +1,4 @@
-"""Boards: a few counters in shared memory that a worker writes and the bench reads at any moment."""
+"""Boards: counters and samples in shared memory that a worker writes and the bench reads at any moment."""
 
 from __future__ import annotations
 
@@ -9,14 +9,29 @@ from typing import Any
 from bench.native import ffi
 
 
-class Board:
-    """One `struct bench_board` in a memfd; `fd` goes to the worker."""
+class _Shared:
+    """A struct in a memfd; `fd` goes to the worker."""
+
+    STRUCT: str
 
     def __init__(self, fd: int | None = None) -> None:
-        size = ffi.sizeof("struct bench_board")
+        size = ffi.sizeof(self.STRUCT)
         if fd is None:
-            fd = os.memfd_create("bench board", 0)
+            fd = os.memfd_create(self.STRUCT, 0)
             os.truncate(fd, size)
         self.fd = fd
-        self._memory = mmap.mmap(fd, size)
-        self.native: Any = ffi.cast("struct bench_board *", ffi.from_buffer(self._memory))
+        self._memory = ffi.from_buffer(mmap.mmap(fd, size))  # mapped for as long as this object is there
+        self.native: Any = ffi.cast(f"{self.STRUCT} *", self._memory)
+
+
+class Board(_Shared):
+    STRUCT = "struct bench_board"
+
+
+class Samples(_Shared):
+    STRUCT = "struct bench_samples"
+
+    def between(self, first: int, last: int) -> list[int]:
+        """Round trips number first to last, in ns; the newest of them, if they are more than there is room for."""
+        room = len(self.native.ns)
+        return [self.native.ns[number % room] for number in range(max(first, last - room), last)]

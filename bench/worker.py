@@ -13,11 +13,14 @@ from ringway.agent import Agent
 
 
 def _agent_loop(loop: str, runtime: str, vm: str, board: Board) -> None:
+    """A loop that produces or consumes has one port, `p`; a hop goes out by `out` and comes back by `in`."""
     with Agent(vm, runtime, timeout=20) as agent:
-        region = agent.port("p").region
-        half = region.producers[0] if loop.endswith("produce") else region.consumers[0]
+        names = {"bench_link_produce": ("p",), "bench_link_consume": ("p",), "bench_hop": ("out", "in")}[loop]
+        regions = [agent.port(name, timeout=20).region for name in names]
+        halves = [region.producers[0] for region in regions[:1]] if loop != "bench_link_consume" else []
+        halves_in = [region.consumers[0] for region in regions[-1:]] if loop != "bench_link_produce" else []
         print("ready", flush=True)
-        getattr(lib, loop)(pointer(half.native), board.native)
+        getattr(lib, loop)(*(pointer(half.native) for half in (*halves, *halves_in)), board.native)
 
 
 def _bare_loop(loop: str, fd: int, board: Board) -> None:

@@ -1,0 +1,166 @@
+"""A fabric of the bench's own: a broker with its runtime directory, and worker processes at the ends of its links."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bench.board import Board
+from bench.form import BenchError, Reading, go_on, stop
+from bench.native import ROOT
+
+RINGWAY = str(Path(sys.executable).with_name("ringway"))
+
+
+def _log(name: str) -> Path:
+    folder = ROOT / "build" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.log"
+
+
+def start(name: str, command: Sequence[str], ready: str, fds: Sequence[int] = ()) -> subprocess.Popen[str]:
+    """Start a process and wait until it says that it is ready; what it says goes into a file besides."""
+    with _log(name).open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, pass_fds=fds
+        )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if ready in line:
+            return process
+    process.wait()
+    raise BenchError(f"{name} ended with {process.returncode}; see {_log(name).relative_to(ROOT)}")
+
+
+class Worker:
+    """A process that runs one loop of bench/ on one core."""
+
+    def __init__(self, loop: str, cpu: int, *options: str, fds: Sequence[int] = ()) -> None:
+        self.board = Board()
+        self.board.native.len, self.board.native.flows = 64, 1
+        command = [sys.executable, "-m", "bench.worker", loop, f"--cpu={cpu}", f"--board={self.board.fd}", *options]
+        self._process = start(f"worker-{loop}-{cpu}", command, "ready", fds=(self.board.fd, *fds))
+        self.pid = self._process.pid
+
+    def read(self) -> Reading:
+        board = self.board.native
+        if board.bad:
+            raise BenchError(f"{board.bad} frames came damaged or out of order: that is a bug of ours, please report it")
+        return Reading(time.monotonic_ns(), board.frames)
+
+    def close(self) -> None:
+        self.board.native.stop = 1
+        go_on(self.pid)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Workers:
+    """A contestant made of workers, the first of which delivers; other processes may belong to it."""
+
+    def __init__(self, name: str, workers: Sequence[Worker], others: Sequence[int] = ()) -> None:
+        self.name = name
+        self._workers = workers
+        self._pids = (*others, *(worker.pid for worker in workers))
+
+    def set_len(self, len_: int) -> None:
+        for worker in self._workers:
+            worker.board.native.len = len_
+
+    def resume(self) -> None:
+        go_on(*self._pids)
+
+    def pause(self) -> None:
+        stop(*self._pids)
+
+    def read(self) -> Reading:
+        return self._workers[0].read()
+
+
+class Fabric:
+    """A broker; use as a context manager, which ends all that was started through it."""
+
+    def __init__(self, text: str) -> None:
+        self._stack = contextlib.ExitStack()
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ringway-bench-")))
+        self.runtime = folder / "runtime"
+        file = folder / "fabric.toml"
+        file.write_text(text, encoding="utf-8")
+        self._run("broker", "broker ready", "broker", "--fabric", str(file))
+
+    def _run(self, name: str, ready: str, *arguments: str) -> subprocess.Popen[str]:
+        process = start(name, [RINGWAY, *arguments, "--runtime", str(self.runtime)], ready)
+        self._stack.callback(_end, process)
+        return process
+
+    def agent(self, vm: str, cpu: int, *options: str) -> subprocess.Popen[str]:
+        """`ringway agent`, as a user starts it, on one core."""
+        with _log(f"agent-{vm}").open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                ["taskset", "-c", str(cpu), RINGWAY, "agent", "--vm", vm, "--runtime", str(self.runtime), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert process.stderr is not None
+            self._stack.callback(_end, process)
+            for line in process.stderr:
+                log.write(line)
+                if f"agent {vm}: ready" in line:
+                    return process
+        raise BenchError(f"the agent of {vm} ended; see build/bench/agent-{vm}.log")
+
+    def worker(self, loop: str, cpu: int, vm: str, *options: str) -> Worker:
+        worker = Worker(loop, cpu, f"--runtime={self.runtime}", f"--vm={vm}", *options)
+        self._stack.callback(worker.close)
+        return worker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    go_on(process.pid)
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def bare_ring() -> Iterator[Workers]:
+    """The machine's own limit, see bare.h."""
+    from bench.native import lib
+
+    fd = os.memfd_create("bare ring", 0)
+    os.truncate(fd, lib.bench_bare_size())
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, fd)
+        sides = [
+            Worker(f"bench_bare_{half}", cpu, f"--memory={fd}", fds=(fd,))
+            for half, cpu in (("consume", 0), ("produce", 1))
+        ]
+        for side in sides:
+            stack.callback(side.close)
+        contestant = Workers("bare ring", sides)
+        contestant.pause()
+        yield contestant

@@ -1,0 +1,143 @@
+"""One hop: generator and sink on one core, a forwarder in a process of its own on the other; against memif.
+
+ringway: `ringway agent` with a stack; it parses all headers of each frame, judges it by a filter, and copies it once.
+The generator writes every byte, the sink compares every byte. memif: a testpmd that generates and frees (flowgen) with
+two clients, and one that moves buffers between two servers without looking at them (io).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import huge
+from bench.fabric import Fabric, Workers
+from bench.form import BenchError, Contestant, Reading, Report, Row, duel, rate_rows, window
+from bench.testpmd import HUGE_PAGES, Testpmd, TestpmdPair, memif_options
+
+LENS = (64, 256, 1500)
+FABRIC = """
+[vm.ends.port.out]
+kind = "local"
+[vm.ends.port.in]
+kind = "local"
+[vm.firewall.port.inside]
+kind = "local"
+[vm.firewall.port.outside]
+kind = "local"
+[vm.firewall.stack]
+forward = [["inside", "outside"]]
+default = "allow"
+{stack}
+[[vm.firewall.stack.rule]]
+name = "no-telnet"
+action = "deny"
+protocol = "tcp"
+destination_port = 23
+[link.first]
+ends = ["ends.out", "firewall.inside"]
+[link.second]
+ends = ["firewall.outside", "ends.in"]
+"""
+SPIN_US = 1_000_000  # both forwarders poll
+
+
+class _FlowgenPair(TestpmdPair):
+    """Counts what comes back to both of the generator's ports."""
+
+    check_sequence = 4  # flowgen makes frames without it
+
+    def _received(self) -> tuple[Reading, int]:
+        first, bytes_first = self._sink.received(0)
+        second, bytes_second = self._sink.received(1)
+        return Reading((first.time_ns + second.time_ns) // 2, first.frames + second.frames), bytes_first + bytes_second
+
+
+@contextlib.contextmanager
+def memif_hop(ring_log2: int, burst: int, zero_copy: bool) -> Iterator[TestpmdPair]:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringway-memif-")))
+        options = memif_options(ring_log2, burst)
+        extra = ",zero-copy=yes" if zero_copy else ""
+
+        def vdevs(role: str, more: str) -> list[str]:
+            return [
+                f"net_memif{number},role={role},id={number},socket={folder}/memif{number}.sock,socket-abstract=no,"
+                f"rsize={ring_log2}{more}"
+                for number in (0, 1)
+            ]
+
+        middle = Testpmd("forwarder", 1, vdevs("server", ""), [*options, "--forward-mode=io"])
+        stack.callback(middle.close)
+        middle.wait_ready()
+        ends = Testpmd("ends", 0, vdevs("client", extra), [*options, "--forward-mode=flowgen"])
+        stack.callback(ends.close)
+        ends.wait_ready()
+        note = f"memif at 2^{ring_log2} slots, bursts of {burst}" + (", zero-copy clients" if zero_copy else "")
+        pair = _FlowgenPair("memif", ends, middle, note)
+        pair.start()
+        pair.set_len(64)
+        pair.pause()
+        yield pair
+
+
+@contextlib.contextmanager
+def ringway_hop(stack: str = "") -> Iterator[Workers]:
+    """Generator and sink on CPU 0, the firewall's agent on CPU 1; `stack`: more keys of its stack."""
+    with Fabric(FABRIC.format(stack=stack)) as fabric:
+        agent = fabric.agent("firewall", 1, f"--spin-us={SPIN_US}")
+        ends = fabric.worker("bench_hop", 0, "ends")
+        contestant = Workers("ringway", [ends], [agent.pid])
+        contestant.pause()
+        yield contestant
+
+
+def _rate(pair: TestpmdPair, len_: int) -> float:
+    pair.resume()
+    pair.set_len(len_)
+    windows = [window(pair, 0.15) for _ in range(5)]
+    near = [one.rate for one in windows if one.near]
+    return statistics.median(near) if near else statistics.median([one.rate for one in windows]) / 1e3
+
+
+def _sweep(quick: bool) -> dict[int, tuple[int, int, bool]]:
+    if quick:
+        return dict.fromkeys(LENS, (11, 64, False))
+    best: dict[int, tuple[float, tuple[int, int, bool]]] = {}
+    for setting in itertools.product((10, 11, 12), (32, 64), (False, True)):
+        with memif_hop(*setting) as pair:
+            for len_ in LENS:
+                rate = _rate(pair, len_)
+                if len_ not in best or rate > best[len_][0]:
+                    best[len_] = (rate, setting)
+    return {len_: setting for len_, (_, setting) in best.items()}
+
+
+def run(quick: bool) -> Report:
+    rounds, seconds = (3, 0.1) if quick else (15, 0.25)
+    rows: list[Row] = []
+    with huge.reserved(HUGE_PAGES):
+        best = _sweep(quick)
+        with ringway_hop() as ours:
+            for setting in dict.fromkeys(best.values()):
+                with memif_hop(*setting) as peer:
+                    for len_ in (one for one in LENS if best[one] == setting):
+                        ours.set_len(len_)
+                        peer.resume()
+                        peer.set_len(len_)
+                        peer.pause()
+                        contestants: list[Contestant] = [ours, peer]
+                        played = duel(contestants, rounds, seconds)
+                        said = (
+                            "one hop; ours 1 copy, headers parsed and judged, every byte touched at the ends, no loss;"
+                            f" {peer.note}, io forwarding, payload untouched"
+                        )
+                        rows += rate_rows(f"{len_} B", "Mframes/s", 1e6, played, "ringway", "memif", said)
+    if not rows:
+        raise BenchError("no round had two windows of one class: the cores moved too often; run it again")
+    order = {f"{len_} B": number for number, len_ in enumerate(LENS)}
+    return Report("hop", sorted(rows, key=lambda row: (order[row.case.partition(",")[0]], row.case)))
