@@ -8,6 +8,8 @@
 
 #include "api.h"
 
+#include "race.h"
+
 /* The worker alone writes these, so a load and a store are enough; whoever reads wants whole words. */
 static inline void board_add(struct bench_board *board, uint64_t frames, uint64_t bytes, uint64_t bad)
 {

@@ -1,7 +1,7 @@
 """The C loops of bench/: compiled when they have changed, and joined to the installed library's public functions.
 
 This is what a user's own C code does: compile against the headers, and be loaded into a process whose
-`ringway.shm._native` was loaded with its symbols visible.
+`ringway.shm._native` is made visible to it.
 """
 
 from __future__ import annotations
@@ -9,24 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from cffi import FFI
 
+import ringway.shm
+from ringway.shm import _native
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-
-sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
-import ringway.shm  # noqa: E402 - with the flags just set
-from ringway.shm import _native  # noqa: E402
-
-sys.setdlopenflags(os.RTLD_NOW)
 
 COMMAND = ("gcc", "-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread")
 
 ffi = FFI()
+_library = ffi.dlopen(_native.__file__, ffi.RTLD_NOW | ffi.RTLD_GLOBAL)  # loaded already; held: its symbols are seen
 
 
 def include_dirs() -> list[Path]:
@@ -58,7 +55,7 @@ def _compiled() -> Path:
 
 
 def _load() -> Any:
-    ffi.cdef("\n".join((HERE / name).read_text(encoding="utf-8") for name in ("board.h", "api.h")))
+    ffi.cdef("\n".join((HERE / name).read_text(encoding="utf-8") for name in ("board.h", "api.h", "race.h")))
     return ffi.dlopen(str(_compiled()))
 
 

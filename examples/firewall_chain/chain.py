@@ -19,13 +19,13 @@ VMS = ("client", "firewall", "server")
 
 
 class Chain:
-    """Client, firewall and server, joined by two links."""
+    """Client, firewall and server, joined by two links; a fabric of one's own must have these three too."""
 
-    def __init__(self) -> None:
+    def __init__(self, fabric: Path = HERE / "fabric.toml") -> None:
         self.agents: dict[str, subprocess.Popen[str]] = {}
         make_management("switch", VMS)
         self.broker = self._start_ready("broker ready", "broker")
-        self.apply(HERE / "fabric.toml")
+        self.apply(fabric)
         for vm in VMS:
             self.start_agent(vm)
 
@@ -39,8 +39,10 @@ class Chain:
                 return process
         raise RuntimeError(f"ringway {' '.join(arguments)} ended:\n{said}")
 
-    def start_agent(self, vm: str) -> None:
-        self.agents[vm] = self._start_ready(f"agent {vm}: ready", "agent", "--vm", vm, namespace=vm)
+    def start_agent(self, vm: str, *options: str, namespace: str | None = None) -> None:
+        """In the namespace of the VM's name, unless another is named."""
+        arguments = ("agent", "--vm", vm, *options)
+        self.agents[vm] = self._start_ready(f"agent {vm}: ready", *arguments, namespace=namespace or vm)
 
     def stop_agent(self, vm: str) -> None:
         process = self.agents.pop(vm)

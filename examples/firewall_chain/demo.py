@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import changes
+import race
 import traffic
 from chain import Chain
 from namespaces import enter_private_namespaces
@@ -25,11 +26,12 @@ STEPS = (
     changes.blocked,
     changes.changed,
     changes.books,
+    race.race,
 )
 
 
 def main() -> int:
-    enter_private_namespaces()
+    enter_private_namespaces("demo", ("ping", "iperf3"))
     started = time.monotonic()
     print("Three namespaces stand for VMs: client, firewall, server; a bridge joins their management interfaces.\n")
     try:

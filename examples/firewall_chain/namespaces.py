@@ -12,33 +12,36 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-_INSIDE = "RINGWAY_DEMO_INSIDE"
 _UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 _AS_USER = ["--user", "--map-root-user"]
 
 
-def enter_private_namespaces() -> None:
+def enter_private_namespaces(program: str, tools: Sequence[str]) -> None:
     """Run this program again, inside. Returns only there; ends with a message where namespaces are not allowed."""
-    if os.environ.get(_INSIDE):
+    mark = f"RINGWAY_{program.upper()}_INSIDE"  # each program's own: one may start the other
+    if os.environ.get(mark):
         run("mount", "-t", "tmpfs", "tmpfs", "/run")
         run("ip", "link", "set", "lo", "up")
         return
-    missing = [tool for tool in ("unshare", "nsenter", "ip", "ping", "iperf3") if shutil.which(tool) is None]
+    missing = [tool for tool in ("unshare", "nsenter", "ip", *tools) if shutil.which(tool) is None]
     if missing:
-        sys.exit(f"demo: {', '.join(missing)} not found; `./run demo` installs them as root, or see README.md")
+        advice = f"`./run {program}` installs them as root, or see README.md"
+        sys.exit(f"{program}: {', '.join(missing)} not found; {advice}")
     command = _UNSHARE + ([] if os.geteuid() == 0 else _AS_USER)
     probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         sys.exit(
-            f"demo: namespaces of its own are not allowed here ({probe.stderr.strip()}).\n"
+            f"{program}: namespaces of its own are not allowed here ({probe.stderr.strip()}).\n"
             "Run it as root, or allow user namespaces: on Ubuntu 24.04\n"
             "  sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0\n"
             "in a container add the capability SYS_ADMIN."
         )
-    os.environ[_INSIDE] = "1"
+    os.environ[mark] = "1"
     # unshare ignores SIGINT and SIGTERM, so this process waits for them, and the kernel ends unshare with this process.
-    child = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command, sys.executable, *sys.argv])
+    again = [sys.executable, *sys.orig_argv[1:]]
+    child = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command, *again])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: child.kill())
     sys.exit(child.wait() % 256)
@@ -54,13 +57,17 @@ def run(*command: str, namespace: str | None = None, check: bool = True) -> subp
     return done
 
 
-def start(*command: str, namespace: str | None = None) -> subprocess.Popen[str]:
-    """Start a command that goes on; what it prints is a pipe, `stdout`."""
+def start(
+    *command: str, namespace: str | None = None, folder: Path | None = None, keep_fds: Sequence[int] = ()
+) -> subprocess.Popen[str]:
+    """Start a command that goes on, in a folder; what it prints is a pipe, `stdout`. It gets `keep_fds` as they are."""
     return subprocess.Popen(
         inside(namespace, command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        cwd=folder,
+        pass_fds=keep_fds,
         text=True,
     )
 
