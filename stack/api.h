@@ -286,13 +286,13 @@ struct rway_job;
  * Forward frames from in to out, past the filter of the loop, which it must have. in_port is what rules call the
  * port that in belongs to, out_port that of out. NULL without memory. Frames that go no further are counted: at in
  * when they are judged (offload, malformed, policy, flows), at out when it does not take them (full, oversize, down).
- * Frames leave with their flow hash. Where in's link has several queues, its producer is told what has passed.
+ * Where in's link has several queues, its producer is told what has passed.
  */
 struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,
                                   uint32_t out_port);
 
 /*
- * The same into all queues that the spread owns, each flow into its own. The spread stays the caller's, outlives the
+ * The same into all queues that the spread owns, each flow into its own, and with its flow hash. The spread stays the caller's, outlives the
  * job, and may be shared by jobs of one loop.
  */
 struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port,

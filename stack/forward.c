@@ -100,9 +100,8 @@ static struct rway_frame leaving_frame(const struct rway_passage *passage)
     return (struct rway_frame){.kind = RWAY_DESC_FRAME,
                                .len = passage->in->len,
                                .vlan = passage->in->vlan,
-                               /* That a checksum is good is the peer's word; the next VM is not to take it. */
-                               .flags = (passage->in->flags & RWAY_FLAG_VLAN) | RWAY_FLAG_HASH,
-                               .hash = rway_flow_hash(&passage->parsed)};
+                               /* A good checksum, a flow hash: the peer's words, which the next VM is not to take. */
+                               .flags = passage->in->flags & RWAY_FLAG_VLAN};
 }
 
 /* Find the way for a frame that may pass. One whose flow is held from its queue counts as if that were full. */
@@ -111,6 +110,8 @@ static void leave(struct forward *forward, const struct rway_passage *passage)
     struct rway_frame frame = leaving_frame(passage);
     uint32_t at = 0;
     if (forward->spread != NULL) {
+        frame.flags |= RWAY_FLAG_HASH;
+        frame.hash = rway_flow_hash(&passage->parsed);
         int32_t chosen = rway_spread_choose(forward->spread, frame.hash);
         at = forward->way_of[chosen < 0 ? RWAY_SPREAD_HELD - chosen : chosen];
         if (chosen < 0) {

@@ -1,18 +1,14 @@
 /* Copies of a frame's headers to be judged, and of a judged frame into its out-slot. */
 #include "passage.h"
+#include "short_copy.h"
 
 #include <string.h>
 
-static void copy_headers(const struct rway_consumer *in, struct rway_passage *passage)
+static __attribute__((noinline)) void gather_headers(const struct rway_consumer *in, struct rway_passage *passage)
 {
-    uint32_t left = passage->in->len < RWAY_HEADERS_MAX ? passage->in->len : RWAY_HEADERS_MAX;
-    uint8_t *to = passage->headers;
     struct rway_piece pieces[RWAY_PIECES_MAX];
-    passage->judged = left;
-    if (passage->in->slots == 1) {
-        memcpy(to, passage->in->data, left);
-        return;
-    }
+    uint32_t left = passage->judged;
+    uint8_t *to = passage->headers;
     rway_consumer_pieces(in, passage->in, pieces);
     for (uint32_t i = 0; left != 0; i++) {
         size_t here = pieces[i].len < left ? pieces[i].len : left;
@@ -20,6 +16,15 @@ static void copy_headers(const struct rway_consumer *in, struct rway_passage *pa
         to += here;
         left -= (uint32_t)here;
     }
+}
+
+static void copy_headers(const struct rway_consumer *in, struct rway_passage *passage)
+{
+    passage->judged = passage->in->len < RWAY_HEADERS_MAX ? passage->in->len : RWAY_HEADERS_MAX;
+    if (__builtin_expect(passage->in->slots == 1, 1))
+        rway_copy_short(passage->headers, passage->in->data, passage->judged);
+    else
+        gather_headers(in, passage);
 }
 
 /* Returns RWAY_PASSES, or the enum rway_drop that stops a frame which cannot be judged. */
@@ -84,21 +89,27 @@ static void copy_judged(const struct rway_passage *passage, const struct rway_pi
     }
 }
 
+static __attribute__((noinline)) void fill_pieces(const struct rway_passage *passage, const struct rway_consumer *in,
+                                                  const struct rway_producer *out, const struct rway_frame *to)
+{
+    struct rway_piece from_pieces[RWAY_PIECES_MAX], to_pieces[RWAY_PIECES_MAX];
+    rway_consumer_pieces(in, passage->in, from_pieces);
+    rway_producer_pieces(out, to, to_pieces);
+    copy_judged(passage, to_pieces);
+    copy_rest(from_pieces, to_pieces, passage->judged, passage->in->len - passage->judged);
+}
+
 void rway_passage_fill(const struct rway_passage *passage, const struct rway_consumer *in,
                        const struct rway_producer *out, struct rway_frame *to)
 {
     const struct rway_frame *from = passage->in;
     if (passage->offload.flags != 0)
         rway_frame_set_offload(out, to, &passage->offload);
-    if (from->slots == 1 && to->slots == 1) {
-        memcpy(to->data, passage->headers, passage->judged);
-        if (from->len > passage->judged)
-            memcpy(to->data + passage->judged, from->data + passage->judged, from->len - passage->judged);
+    if (__builtin_expect(from->slots != 1 || to->slots != 1, 0)) {
+        fill_pieces(passage, in, out, to);
         return;
     }
-    struct rway_piece from_pieces[RWAY_PIECES_MAX], to_pieces[RWAY_PIECES_MAX];
-    rway_consumer_pieces(in, from, from_pieces);
-    rway_producer_pieces(out, to, to_pieces);
-    copy_judged(passage, to_pieces);
-    copy_rest(from_pieces, to_pieces, passage->judged, from->len - passage->judged);
+    rway_copy_short(to->data, passage->headers, passage->judged);
+    if (from->len > passage->judged)
+        memcpy(to->data + passage->judged, from->data + passage->judged, from->len - passage->judged);
 }
