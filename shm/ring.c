@@ -118,7 +118,8 @@ static uint32_t slots_to_claim(const struct rway_producer *producer, const struc
 
 enum {
     DESCS_PER_LINE = RWAY_LINE / sizeof(struct rway_desc),
-    PREFETCH_MAX = 256 /* bytes of a frame; what lies behind, the processor's own prefetcher finds */
+    PREFETCH_MAX = 256, /* bytes of a frame; what lies behind, the processor's own prefetcher finds */
+    AHEAD = 16          /* slots beyond what is claimed, see below */
 };
 
 static inline const uint8_t *payload_at(const struct rway_ring *ring, uint64_t at)
@@ -127,16 +128,17 @@ static inline const uint8_t *payload_at(const struct rway_ring *ring, uint64_t a
 }
 
 /*
- * Bring the lines of a burst here to be written: of the next burst if its slots are free already, so that they come
- * while this one is filled. All of it before the first store: the store of head that went before is still waiting for
+ * Bring the lines of a burst here to be written, from some slots ahead on if those are free already, so that the first
+ * of the next burst come while this one is filled; a whole burst ahead, the other core's prefetcher takes some back
+ * before they are written. All of it before the first store: the store of head that went before is still waiting for
  * its line, stores leave a core in order, and behind it there is room for some sixty.
  */
 static void prefetch_for_writing(const struct rway_ring *ring, uint64_t at, const struct rway_frame *frames,
                                  uint32_t count, uint32_t room)
 {
-    if (room / 2 >= count) {
-        at += count;
-        room -= count;
+    if (room > count + AHEAD) {
+        at += AHEAD;
+        room -= AHEAD;
     }
     for (uint32_t i = 0; i < count && i < room; i++) {
         const uint8_t *data = payload_at(ring, at + i);
