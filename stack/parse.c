@@ -310,12 +310,55 @@ static int parse_ethernet(const struct view *view, struct rway_headers *headers)
     return RWAY_WELL_FORMED;
 }
 
+/*
+ * Most frames: no tag, IPv4 without options and no fragment, UDP or TCP, all of it here and well-formed. Says of them
+ * what the parsers above say, at a third of their cost; of any other frame it says nothing (false), and they decide.
+ */
+static bool parse_plain(const struct view *view, struct rway_headers *headers)
+{
+    enum { IP_AT = RWAY_ETHER_HEADER, L4_AT = IP_AT + IP4_HEADER, TCP_HEADER = 20 };
+    const uint8_t *ip = view->bytes + IP_AT, *l4 = view->bytes + L4_AT;
+    if (view->copied < L4_AT + TCP_HEADER || read16(ip - 2) != RWAY_ETHER_IP4 || ip[0] != 0x45 ||
+        read16(ip + 6) & 0x3fff)
+        return false;
+    uint32_t packet_len = read16(ip + 2), l4_len = 8;
+    if (packet_len < IP4_HEADER + l4_len || packet_len > view->end - IP_AT)
+        return false;
+    if (ip[9] == IPPROTO_UDP) {
+        uint32_t length = read16(l4 + 4);
+        if (length < l4_len || length > packet_len - IP4_HEADER)
+            return false;
+    } else if (ip[9] == IPPROTO_TCP) {
+        l4_len = (l4[12] >> 4) * 4u;
+        if (l4_len < TCP_HEADER || l4_len > packet_len - IP4_HEADER || L4_AT + l4_len > view->copied)
+            return false;
+        headers->tcp_flags = l4[13];
+    } else {
+        return false;
+    }
+    headers->ether = RWAY_ETHER_IP4;
+    headers->l3_offset = IP_AT;
+    headers->l4_offset = L4_AT;
+    headers->l4_len = (uint16_t)l4_len;
+    headers->payload_offset = (uint16_t)(L4_AT + l4_len);
+    headers->source_port = read16(l4);
+    headers->destination_port = read16(l4 + 2);
+    headers->ip_version = 4;
+    headers->protocol = ip[9];
+    headers->flags = RWAY_HEADERS_PORTS;
+    memcpy(headers->source, ip + 12, 4);
+    memcpy(headers->destination, ip + 16, 4);
+    return true;
+}
+
 int rway_parse(const uint8_t *bytes, uint32_t copied, uint32_t frame_len, struct rway_headers *out)
 {
     struct view view = {bytes, smaller(smaller(copied, frame_len), RWAY_HEADERS_MAX), frame_len};
     int cause;
 
     memset(out, 0, sizeof(*out));
+    if (parse_plain(&view, out))
+        return RWAY_WELL_FORMED;
     cause = parse_ethernet(&view, out);
     if (cause == RWAY_WELL_FORMED && out->ether == RWAY_ETHER_ARP)
         cause = parse_arp(&view, out);

@@ -18,9 +18,12 @@ static __attribute__((noinline)) void gather_headers(const struct rway_consumer 
     }
 }
 
-static void copy_headers(const struct rway_consumer *in, struct rway_passage *passage)
+/* Two lines hold the headers of nearly all frames; for others it is done again with all that may be judged. */
+enum { HEADERS_USUAL = 128, SHORT_MAX = 256 };
+
+static void copy_headers(const struct rway_consumer *in, struct rway_passage *passage, uint32_t most)
 {
-    passage->judged = passage->in->len < RWAY_HEADERS_MAX ? passage->in->len : RWAY_HEADERS_MAX;
+    passage->judged = passage->in->len < most ? passage->in->len : most;
     if (__builtin_expect(passage->in->slots == 1, 1))
         rway_copy_short(passage->headers, passage->in->data, passage->judged);
     else
@@ -31,10 +34,15 @@ static void copy_headers(const struct rway_consumer *in, struct rway_passage *pa
 static int parse(struct rway_passage *passage, const struct rway_consumer *in)
 {
     const struct rway_frame *frame = passage->in;
-    copy_headers(in, passage);
+    copy_headers(in, passage, HEADERS_USUAL);
     if (rway_frame_offload(in, frame, &passage->offload) != 0)
         return RWAY_DROP_OFFLOAD;
-    if (rway_parse(passage->headers, passage->judged, frame->len, &passage->parsed) != RWAY_WELL_FORMED)
+    int cause = rway_parse(passage->headers, passage->judged, frame->len, &passage->parsed);
+    if (__builtin_expect(cause == RWAY_MALFORMED_TOO_LONG && frame->len > passage->judged, 0)) {
+        copy_headers(in, passage, RWAY_HEADERS_MAX);
+        cause = rway_parse(passage->headers, passage->judged, frame->len, &passage->parsed);
+    }
+    if (cause != RWAY_WELL_FORMED)
         return RWAY_DROP_MALFORMED;
     /* A tag beside the frame is one more: rway_parse refuses three, which receivers read in different ways. */
     if (frame->flags & RWAY_FLAG_VLAN && passage->parsed.vlan_count > 1)
@@ -109,7 +117,10 @@ void rway_passage_fill(const struct rway_passage *passage, const struct rway_con
         fill_pieces(passage, in, out, to);
         return;
     }
+    uint32_t rest = from->len - passage->judged;
     rway_copy_short(to->data, passage->headers, passage->judged);
-    if (from->len > passage->judged)
-        memcpy(to->data + passage->judged, from->data + passage->judged, from->len - passage->judged);
+    if (rest <= SHORT_MAX)
+        rway_copy_short(to->data + passage->judged, from->data + passage->judged, rest);
+    else
+        memcpy(to->data + passage->judged, from->data + passage->judged, rest);
 }
