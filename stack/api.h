@@ -301,7 +301,10 @@ struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_s
 /* A thread that runs jobs and sleeps when there is nothing to do. */
 struct rway_loop;
 
-/* spin_us: microseconds without work before it sleeps. NULL without memory or descriptors. */
+/*
+ * spin_us: microseconds without work before it sleeps; a loop that has to share its processor sleeps at once. NULL
+ * without memory or descriptors.
+ */
 struct rway_loop *rway_loop_new(uint32_t spin_us);
 
 /* Before the start, each 0 or -1: add a job; judge by a filter; publish progress as that region's queue. */

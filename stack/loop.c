@@ -2,8 +2,11 @@
  * A loop: one thread that runs jobs until none has work, spins a little, and then sleeps until a bell rings.
  *
  *      enter the filter ─► run every job ─► work? ─yes─► again
- *            ▲                               │ no: for spin_us
+ *            ▲                               │ no: for spin_us, while nobody else wants the processor
  *            └─────────── sleep ◄────────────┘
+ *
+ * Somebody does when a spinning loop finds that it did not run for a while: with more pollers than processors each
+ * would otherwise take time from the one that it waits for. It sleeps at once then, and does not spin for a time.
  *
  * At the top of an iteration the loop holds nothing from the one before: no frame, no rule table. That is where it
  * stops, and where a new rule table takes effect.
@@ -20,6 +23,7 @@
 #include <unistd.h>
 
 enum { JOBS_MAX = 64, WATCHED_MAX = 64, BOUND_US = 1000 * 1000 };
+enum { GAP_US = 200, CROWDED_US = 20 * 1000 }; /* not running for so long is being preempted; then no spinning for so long */
 
 struct watched {
     struct rway_region *region;
@@ -34,6 +38,9 @@ struct rway_loop {
     struct rway_filter *filter;
     int reader; /* of the filter, or -1 */
     uint32_t spin_us;
+    uint64_t idle_since_us; /* 0: at work */
+    uint64_t looked_at_us;  /* the last turn of the spinning */
+    uint64_t crowded_until_us;
     bool stopping; /* written by rway_loop_stop */
     bool running;
     int stop_fd; /* an eventfd: wakes the loop to be stopped */
@@ -135,22 +142,33 @@ static uint32_t run_jobs(struct rway_loop *loop)
     return moved;
 }
 
+/* After a turn without work: may the loop go on without sleeping? */
+static bool may_spin(struct rway_loop *loop)
+{
+    if (loop->spin_us == 0)
+        return false;
+    uint64_t now = now_us();
+    if (loop->idle_since_us == 0)
+        loop->idle_since_us = loop->looked_at_us = now;
+    if (now - loop->looked_at_us > GAP_US)
+        loop->crowded_until_us = now + CROWDED_US;
+    loop->looked_at_us = now;
+    return now >= loop->crowded_until_us && now - loop->idle_since_us < loop->spin_us;
+}
+
 static void *run(void *argument)
 {
     struct rway_loop *loop = argument;
-    uint64_t idle_since = 0;
     /* Acquire: pairs with the release in rway_loop_stop. */
     while (!__atomic_load_n(&loop->stopping, __ATOMIC_ACQUIRE)) {
         uint32_t moved = run_jobs(loop);
         show_progress(loop);
         if (moved != 0) {
             rway_write_once(&loop->counts.frames, loop->counts.frames + moved);
-            idle_since = 0;
-        } else if (idle_since == 0 && loop->spin_us != 0) {
-            idle_since = now_us();
-        } else if (loop->spin_us == 0 || now_us() - idle_since >= loop->spin_us) {
+            loop->idle_since_us = 0;
+        } else if (!may_spin(loop)) {
             rest(loop);
-            idle_since = 0;
+            loop->idle_since_us = 0;
         }
     }
     if (loop->filter != NULL)
