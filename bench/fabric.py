@@ -78,6 +78,11 @@ class Workers:
         for worker in self._workers:
             worker.board.native.len = len_
 
+    def set_flows(self, flows: int) -> None:
+        """A power of two."""
+        for worker in self._workers:
+            worker.board.native.flows = flows
+
     def resume(self) -> None:
         go_on(*self._pids)
 
