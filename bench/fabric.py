@@ -78,6 +78,11 @@ class Workers:
         for worker in self._workers:
             worker.board.native.len = len_
 
+    def set_touched(self, touched: int) -> None:
+        """Bytes of each frame that the ends of a hop write and compare; 0: all."""
+        for worker in self._workers:
+            worker.board.native.touched = touched
+
     def set_flows(self, flows: int) -> None:
         """A power of two."""
         for worker in self._workers:

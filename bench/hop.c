@@ -6,6 +6,7 @@
 #include "bench.h"
 
 #include <arpa/inet.h>
+#include <stdbool.h>
 
 #include "touch.h"
 
@@ -89,6 +90,7 @@ struct hop {
     struct bench_board *board;
     struct template template;
     uint32_t len;
+    uint32_t touched;
     uint64_t flows;
     uint64_t sent;
     uint64_t expected; /* number of the next frame to come */
@@ -101,7 +103,7 @@ BENCH_INLINE void send_burst(struct hop *hop)
     uint64_t free = UNDER_WAY - (hop->sent - hop->expected);
     uint32_t claimed = rway_ring_claim(hop->out, hop->leaving, free < BURST ? (uint32_t)free : BURST);
     for (uint32_t i = 0; i < claimed; i++)
-        build(hop->leaving[i].data, &hop->template, hop->len, hop->sent + i,
+        build(hop->leaving[i].data, &hop->template, hop->touched, hop->sent + i,
               ports_of(flow_of(hop->sent + i, hop->flows)));
     rway_ring_publish_more(hop->out, hop->leaving, claimed);
     hop->sent += claimed;
@@ -112,7 +114,7 @@ BENCH_INLINE void take_burst(struct hop *hop)
     uint32_t taken = rway_ring_peek(hop->in, hop->coming, BURST);
     uint64_t bad = 0;
     for (uint32_t i = 0; i < taken; i++)
-        bad += hop->coming[i].len != hop->len || compare(hop->coming[i].data, &hop->template, hop->len,
+        bad += hop->coming[i].len != hop->len || compare(hop->coming[i].data, &hop->template, hop->touched,
                                                          hop->expected + i,
                                                          ports_of(flow_of(hop->expected + i, hop->flows))) != 0;
     rway_ring_release_more(hop->in);
@@ -126,15 +128,20 @@ BENCH_CLONES void bench_hop(void *out, void *in, struct bench_board *board)
     while (!__atomic_load_n(&board->stop, __ATOMIC_RELAXED)) {
         uint32_t len = (uint32_t)__atomic_load_n(&board->len, __ATOMIC_RELAXED);
         uint64_t flows = __atomic_load_n(&board->flows, __ATOMIC_RELAXED);
-        /* Another length or number of flows begins when nothing of the one before is under way. */
-        if ((len != hop.len || flows != hop.flows) && hop.sent == hop.expected) {
+        uint64_t asked = __atomic_load_n(&board->touched, __ATOMIC_RELAXED);
+        uint32_t touched = asked == 0 || asked > len ? len : (uint32_t)asked;
+        bool same = len == hop.len && flows == hop.flows && touched == hop.touched;
+        /* Something else begins when nothing of what was before is under way. */
+        if (!same && hop.sent == hop.expected) {
+            same = true;
             hop.len = len;
+            hop.touched = touched;
             hop.flows = flows;
             hop.template = make_template(len);
             for (uint32_t i = 0; i < BURST; i++)
                 hop.leaving[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len};
         }
-        if (len == hop.len && flows == hop.flows)
+        if (same)
             send_burst(&hop);
         take_burst(&hop);
     }

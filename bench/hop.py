@@ -1,8 +1,9 @@
 """One hop: generator and sink on one core, a forwarder in a process of its own on the other; against memif.
 
 ringway: `ringway agent` with a stack; it parses all headers of each frame, judges it by a filter, and copies it once.
-The generator writes every byte, the sink compares every byte. memif: a testpmd that generates and frees (flowgen) with
-two clients, and one that moves buffers between two servers without looking at them (io).
+memif: a testpmd that generates and frees (flowgen) with two clients, and one that moves buffers between two servers
+without looking at them (io). Its frames go both ways at once and are counted together; flowgen writes the headers of a
+frame and nothing reads the rest. So there are two rows: the ends touch 64 bytes of each frame, as the peer's do, or all.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ ends = ["ends.out", "firewall.inside"]
 [link.second]
 ends = ["firewall.outside", "ends.in"]
 """
+TOUCHED_BY_PEER = 64
 SPIN_US = 1_000_000  # both forwarders poll
 
 
@@ -131,13 +133,12 @@ def run(quick: bool) -> Report:
                         peer.set_len(len_)
                         peer.pause()
                         contestants: list[Contestant] = [ours, peer]
-                        played = duel(contestants, rounds, seconds)
-                        said = (
-                            "one hop; ours 1 copy, headers parsed and judged, every byte touched at the ends, no loss;"
-                            f" {peer.note}, io forwarding, payload untouched"
-                        )
-                        rows += rate_rows(f"{len_} B", "Mframes/s", 1e6, played, "ringway", "memif", said)
+                        for touched in (TOUCHED_BY_PEER,) if len_ <= TOUCHED_BY_PEER else (TOUCHED_BY_PEER, 0):
+                            ours.set_touched(touched)
+                            played = duel(contestants, rounds, seconds)
+                            said = f"one hop, ours 1 copy, headers parsed and judged, no loss; {peer.note}, io"
+                            case = f"{len_} B" + ("" if touched else " all touched")
+                            rows += rate_rows(case, "Mframes/s", 1e6, played, "ringway", "memif", said)
     if not rows:
         raise BenchError("no round had two windows of one class: the cores moved too often; run it again")
-    order = {f"{len_} B": number for number, len_ in enumerate(LENS)}
-    return Report("hop", sorted(rows, key=lambda row: (order[row.case.partition(",")[0]], row.case)))
+    return Report("hop", sorted(rows, key=lambda row: (int(row.case.partition(" ")[0]), row.case)))
