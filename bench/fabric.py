@@ -53,7 +53,7 @@ class Worker:
     def read(self) -> Reading:
         board = self.board.native
         if board.bad:
-            raise BenchError(f"{board.bad} frames came damaged or out of order: that is a bug of ours, please report it")
+            raise BenchError(f"{board.bad} frames came damaged or out of order: a bug of ours, please report it")
         return Reading(time.monotonic_ns(), board.frames)
 
     def close(self) -> None:

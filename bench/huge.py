@@ -25,11 +25,13 @@ def reserved(pages: int) -> Iterator[None]:
     try:
         _COUNT.write_text(str(wanted), encoding="ascii")
     except OSError as error:
-        raise BenchError(f"DPDK needs {pages} free huge pages and there are {free} ({error.strerror}); {remedy}") from None
+        missing = f"DPDK needs {pages} free huge pages and there are {free}"
+        raise BenchError(f"{missing} ({error.strerror}); {remedy}") from None
     print(f"bench: {_COUNT} set from {total} to {wanted} for DPDK, and set back at the end", file=sys.stderr)
     try:
-        if huge_pages()[1] < pages:
-            raise BenchError(f"the kernel found memory for only {huge_pages()[1]} huge pages of {pages}: free some memory")
+        found = huge_pages()[1]
+        if found < pages:
+            raise BenchError(f"the kernel found memory for only {found} huge pages of {pages}: free some memory")
         yield
     finally:
         _COUNT.write_text(str(total), encoding="ascii")

@@ -22,7 +22,8 @@ GAP_US = 5000
 
 def _cpu_ns(pid: int) -> int:
     """Time on a processor of all threads, to the nanosecond: the first number of schedstat."""
-    return sum(int(task.read_text(encoding="ascii").split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks)
 
 
 def _fabric(queues: int) -> str:
@@ -81,7 +82,8 @@ def run(quick: bool) -> Report:
     wakes = _wake_up_us(2 if quick else 10, 1.0 if quick else 3.0)
     for index, label in enumerate(("p50", "p99")):
         values = [one[index] for one in wakes]
+        case = f"wake-up through a sleeping firewall, {label}"
         note = f"one frame every {GAP_US // 1000} ms, two links and a forwarder, two wake-ups"
         limits = [WAKE_LIMIT_US] * len(values)
-        rows.append(less_is_better(f"wake-up through a sleeping firewall, {label}", "us", values, limits, "limit", note))
+        rows.append(less_is_better(case, "us", values, limits, "limit", note))
     return Report("idle", rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import socket
 import statistics
@@ -91,8 +92,8 @@ def _rows(case: str, ours: PingPong, peers: Sequence[PingPong], rounds: int, sec
 @contextlib.contextmanager
 def _link(name: str, kind: str) -> Iterator[PingPong]:
     with Fabric(FABRIC) as fabric:
-        ends = [[f"--runtime={fabric.runtime}", f"--vm={vm}"] for vm in ("left", "right")]
-        with contextlib.closing(PingPong(name, kind, *ends)) as contestant:
+        ping, pong = ([f"--runtime={fabric.runtime}", f"--vm={vm}"] for vm in ("left", "right"))
+        with contextlib.closing(PingPong(name, kind, ping, pong)) as contestant:
             yield contestant
 
 
@@ -113,13 +114,15 @@ def _pipes() -> Iterator[PingPong]:
 def _datagrams() -> Iterator[PingPong]:
     with contextlib.ExitStack() as stack:
         left, right = (stack.enter_context(one) for one in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
-        ends = [["--fds", str(one.fileno()), str(one.fileno())] for one in (left, right)]
         fds = (left.fileno(), right.fileno())
-        yield stack.enter_context(contextlib.closing(PingPong("unix datagram", "kernel", *ends, fds)))
+        ping, pong = (["--fds", str(fd), str(fd)] for fd in fds)
+        yield stack.enter_context(contextlib.closing(PingPong("unix datagram", "kernel", ping, pong, fds)))
 
 
 @contextlib.contextmanager
 def _iceoryx2() -> Iterator[PingPong]:
+    if importlib.util.find_spec("iceoryx2") is None:
+        raise BenchError("iceoryx2 is not installed: ./run bench installs it once there is network; start it again")
     named = [f"--name=ringway-bench-{os.getpid()}"]
     with contextlib.closing(PingPong("iceoryx2", "iceoryx2", named, named)) as contestant:
         yield contestant
