@@ -2,8 +2,8 @@
 
 ringway: `ringway agent` with a stack; it parses all headers of each frame, judges it by a filter, and copies it once.
 memif: a testpmd that generates and frees (flowgen) with two clients, and one that moves buffers between two servers
-without looking at them (io). Its frames go both ways at once and are counted together; flowgen writes the headers of a
-frame and nothing reads the rest. So there are two rows: the ends touch 64 bytes of each frame, as the peer's do, or all.
+without looking at them (io). Its frames go both ways at once and are counted together; flowgen writes a frame's headers
+and nothing reads the rest. So there are two rows: the ends touch 64 bytes of each frame, as the peer's do, or all.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Testpmd:
         return answer[command.partition(",")[0]]
 
     def received(self, port: int = 0) -> tuple[Reading, int]:
-        """Frames that came in by a port, and their bytes. The time is the middle of the question, a fraction of a ms."""
+        """Frames that came in by a port, and their bytes. The time is the middle of the question."""
         before = time.monotonic_ns()
         stats = self.ask(f"/ethdev/stats,{port}")
         return Reading((before + time.monotonic_ns()) // 2, int(stats["ipackets"])), int(stats["ibytes"])

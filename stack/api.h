@@ -292,8 +292,8 @@ struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer
                                   uint32_t out_port);
 
 /*
- * The same into all queues that the spread owns, each flow into its own, and with its flow hash. The spread stays the caller's, outlives the
- * job, and may be shared by jobs of one loop.
+ * The same into all queues that the spread owns, each flow into its own, and with its flow hash. The spread stays the
+ * caller's, outlives the job, and may be shared by jobs of one loop.
  */
 struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port,
                                          uint32_t out_port);

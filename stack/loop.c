@@ -23,7 +23,10 @@
 #include <unistd.h>
 
 enum { JOBS_MAX = 64, WATCHED_MAX = 64, BOUND_US = 1000 * 1000 };
-enum { GAP_US = 200, CROWDED_US = 20 * 1000 }; /* not running for so long is being preempted; then no spinning for so long */
+enum {
+    GAP_US = 200,          /* not to have run for so long is to have been preempted */
+    CROWDED_US = 20 * 1000 /* and for so long there is no spinning then */
+};
 
 struct watched {
     struct rway_region *region;
