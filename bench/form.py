@@ -12,13 +12,14 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from bench.native import lib
 
 NEAR_NS = 200.0  # a cache line there and back: below it two cores share a cache (85-110 seen), above they do not
+PATIENCE_S = 1.0  # that a window without a result is longer, at most: on a busy machine a process waits for its core
 SETTLE_S = 0.05  # from SIGCONT until rings and caches are as they are in the long run
 
 
@@ -96,8 +97,15 @@ def distance_ns() -> float:
     return float(lib.bench_core_distance(0, 1))
 
 
+def await_result(there: Callable[[], bool], seconds: float) -> None:
+    """Return when it is there, or after so long: who needs it looks himself."""
+    deadline = time.monotonic() + seconds
+    while not there() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def window(contestant: Contestant, seconds: float) -> Window:
-    """Let it run for a while, alone."""
+    """Let it run for a while, alone; one that delivers nothing has a little longer, which its rate shows."""
     distance = distance_ns()
     contestant.resume()
     try:
@@ -105,6 +113,9 @@ def window(contestant: Contestant, seconds: float) -> Window:
         before = contestant.read()
         time.sleep(seconds)
         after = contestant.read()
+        if after.frames == before.frames:
+            await_result(lambda: contestant.read().frames > before.frames, PATIENCE_S)
+            after = contestant.read()
     finally:
         contestant.pause()
     return Window(

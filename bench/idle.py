@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.board import Board, Samples
 from bench.fabric import Fabric, start
-from bench.form import BenchError, Report, Row, less_is_better
+from bench.form import BenchError, Report, Row, await_result, less_is_better
 from bench.hop import FABRIC
 
 QUEUES = (1, 16)
@@ -36,12 +36,14 @@ def _idle_percent(queues: int, windows: int, seconds: float, settle: float) -> l
         ends = fabric.agent("ends", 0)
         assert ends.pid
         time.sleep(settle)
-        found = []
-        for _ in range(windows):
-            before, since = _cpu_ns(agent.pid), time.monotonic_ns()
-            time.sleep(seconds)
-            found.append((_cpu_ns(agent.pid) - before) / (time.monotonic_ns() - since) * 100)
-        return found
+        return [_used_percent(agent.pid, seconds) for _ in range(windows)]
+
+
+def _used_percent(pid: int, seconds: float) -> float:
+    before, since = _cpu_ns(pid), time.monotonic_ns()
+    time.sleep(seconds)
+    await_result(lambda: _cpu_ns(pid) > before, 10)
+    return (_cpu_ns(pid) - before) / (time.monotonic_ns() - since) * 100
 
 
 def _wake_up_us(windows: int, seconds: float) -> list[list[float]]:
@@ -55,15 +57,17 @@ def _wake_up_us(windows: int, seconds: float) -> list[list[float]]:
         command += [f"--runtime={fabric.runtime}", "--vm=ends"]
         ends = start("idle-ends", command, "ready", (board.fd, samples.fd))
         stack.callback(_kill, ends)
-        found = []
-        for _ in range(windows):
-            first = samples.native.count
-            time.sleep(seconds)
-            trips = sorted(samples.between(first, samples.native.count))
-            if not trips:
-                raise BenchError("no frame came through the sleeping firewall; see build/bench/")
-            found.append([trips[int(len(trips) * share)] / 1e3 for share in (0.5, 0.99)])
-        return found
+        return [_percentiles_us(samples, seconds) for _ in range(windows)]
+
+
+def _percentiles_us(samples: Samples, seconds: float) -> list[float]:
+    first = samples.native.count
+    time.sleep(seconds)
+    await_result(lambda: samples.native.count > first, 10)
+    trips = sorted(samples.between(first, samples.native.count))
+    if not trips:
+        raise BenchError("no frame came through the sleeping firewall; see build/bench/")
+    return [trips[int(len(trips) * share)] / 1e3 for share in (0.5, 0.99)]
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

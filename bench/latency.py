@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 
 from bench.board import Board, Samples
 from bench.fabric import Fabric, start
-from bench.form import BenchError, Reading, Report, Row, distance_ns, go_on, less_is_better, stop
+from bench.form import BenchError, Reading, Report, Row, await_result, distance_ns, go_on, less_is_better, stop
 from bench.link import FABRIC
 
 PERCENTILES = (0.5, 0.99, 0.999)
+ENOUGH = 100  # round trips in a window; some thousands are usual
 
 
 class PingPong:
@@ -60,12 +61,13 @@ def _window(contestant: PingPong, seconds: float) -> tuple[float, list[float]]:
         time.sleep(0.02)
         first = contestant.read().frames
         time.sleep(seconds)
+        await_result(lambda: contestant.read().frames >= first + ENOUGH, 10)
         last = contestant.read().frames
     finally:
         contestant.pause()
     trips = sorted(contestant.samples.between(first, last))
-    if len(trips) < 100:
-        raise BenchError(f"{contestant.name}: {len(trips)} round trips in {seconds} s; see build/bench/")
+    if len(trips) < ENOUGH:
+        raise BenchError(f"{contestant.name}: {len(trips)} round trips in 10 s; see build/bench/")
     return distance, [trips[min(len(trips) - 1, int(len(trips) * share))] / 1e3 for share in PERCENTILES]
 
 

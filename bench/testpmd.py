@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.form import BenchError, Reading, go_on, stop
+from bench.form import BenchError, Reading, await_result, go_on, stop
 from bench.native import ROOT
 
 _TIMEOUT_S = 20.0
@@ -113,19 +113,31 @@ class TestpmdPair:
         self._both = (sink, other)
         self._pids = (sink.pid, other.pid)
         self._len = 0
-        self._checked: tuple[int, int] | None = None  # frames and bytes at the window's first edge
+        self._before: tuple[int, int] | None = None  # frames and bytes when they were read last, of this length
 
     def start(self) -> None:
         for one in self._both:
             one.say("start")
 
     def set_len(self, len_: int) -> None:
-        """Send frames of another length; one longer than a buffer in several. Running; checked in `read`."""
+        """Send frames of another length; one longer than a buffer in several. Running; when it returns they arrive."""
         asked = len_ + self.check_sequence
         segments = [SEGMENT] * (asked // SEGMENT) + ([asked % SEGMENT] if asked % SEGMENT else [])
         for one in self._both:
             one.say("stop", f"set txpkts {','.join(map(str, segments))}", "start")
-        self._len = len_
+        self._len, self._before = len_, None
+        await_result(lambda: self._is_right(self._mean_now()), _TIMEOUT_S)
+
+    def _mean_now(self) -> float:
+        """Bytes of a frame that arrives; 0 where none does."""
+        before, bytes_before = self._received()
+        time.sleep(0.02)
+        after, bytes_after = self._received()
+        return (bytes_after - bytes_before) / max(after.frames - before.frames, 1)
+
+    def _is_right(self, mean: float) -> bool:
+        """Frames and bytes are not read in one instant."""
+        return abs(mean - self._len) <= self._len / 50
 
     def resume(self) -> None:
         go_on(*self._pids)
@@ -138,11 +150,11 @@ class TestpmdPair:
 
     def read(self) -> Reading:
         reading, bytes_ = self._received()
-        if self._checked is not None and reading.frames > self._checked[0]:
-            mean = (bytes_ - self._checked[1]) / (reading.frames - self._checked[0])
-            if abs(mean - self._len) > self._len / 50:
+        if self._before is not None and reading.frames > self._before[0]:
+            mean = (bytes_ - self._before[1]) / (reading.frames - self._before[0])
+            if not self._is_right(mean):
                 raise BenchError(f"{self.name} was to carry {self._len} bytes a frame and carries {mean:.0f}")
-        self._checked = None if self._checked else (reading.frames, bytes_)
+        self._before = (reading.frames, bytes_)
         return reading
 
     def close(self) -> None:

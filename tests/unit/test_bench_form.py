@@ -21,6 +21,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cores are measured, and nothing has to settle."""
     monkeypatch.setattr(form, "distance_ns", lambda: NEAR)
     monkeypatch.setattr(form, "SETTLE_S", 0.0)
+    monkeypatch.setattr(form, "PATIENCE_S", 0.0)
 
 
 class Scripted:
@@ -31,19 +32,21 @@ class Scripted:
         self.log = [] if log is None else log
         self._delivers = iter(delivers)
         self._now = Reading(0, 0)
-        self._at_an_end = True
+        self._begun = False
 
     def resume(self) -> None:
         self.log.append(f"{self.name} goes on")
+        self._begun = False
+        self._left = next(self._delivers, 0)
 
     def pause(self) -> None:
         self.log.append(f"{self.name} stops")
 
     def read(self) -> Reading:
-        self._at_an_end = not self._at_an_end
-        if self._at_an_end:
-            frames = self._now.frames + next(self._delivers)
+        if self._begun:
+            frames, self._left = self._now.frames + self._left, 0
             self._now = Reading(self._now.time_ns + 2 * SECOND_NS, frames, lost=frames * 2, cpu_ns=frames * 3)
+        self._begun = True
         return self._now
 
 
@@ -109,6 +112,23 @@ def test_a_contestant_is_stopped_when_its_counters_cannot_be_read() -> None:
     with pytest.raises(BenchError, match="damaged"):
         duel([broken], rounds=1, seconds=0.0)
     assert broken.log == ["ours goes on", "ours stops"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_window_without_a_result_goes_on_until_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Scripted):
+        """Its first frame comes with the fifth look."""
+
+        looks = 0
+
+        def read(self) -> Reading:
+            self.looks += 1
+            return Reading(self.looks * SECOND_NS, frames=int(self.looks >= 5))
+
+    monkeypatch.setattr(form, "PATIENCE_S", 60.0)
+    (only,) = duel([Late("ours", [])], rounds=1, seconds=0.0)
+    assert only["ours"].frames == 1
+    assert only["ours"].seconds >= 4, "and its rate is that of the whole time"
 
 
 def test_only_windows_of_one_class_and_one_round_are_paired() -> None:
