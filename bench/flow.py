@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from bench.fabric import Workers
-from bench.form import Reading, Report, Round, Row, duel, less_is_better, rate_rows
+from bench.form import BenchError, Reading, Report, Round, Row, duel, less_is_better, rate_rows
 from bench.hop import ringway_hop
 from bench.native import lib
 
@@ -37,11 +37,18 @@ class _Flows:
         return self._chain.read()
 
 
+def _judging_ns(flows: int) -> float:
+    found = float(lib.bench_flow_ns(flows, flows))
+    if found <= 0:
+        raise BenchError(f"a filter with {flows} connections could not be made or asked: is there memory for it?")
+    return found
+
+
 def _judging(rounds: int) -> list[Row]:
     few, many = [], []
     for _ in range(rounds):
-        few.append(float(lib.bench_flow_ns(FEW, FEW)))
-        many.append(float(lib.bench_flow_ns(MANY, MANY)))
+        few.append(_judging_ns(FEW))
+        many.append(_judging_ns(MANY))
     limits = [LIMIT * one for one in few]
     note = f"{FEW} flows: {sorted(few)[len(few) // 2]:.0f} ns; the limit is {LIMIT:.0f} times that"
     return [less_is_better(f"judging a frame, {MANY} flows", "ns", many, limits, "limit", note)]
