@@ -1,0 +1,199 @@
+/* The consuming half of a ring: peek and release. See ring.c for the whole. */
+#include "slot.h"
+
+void rway_consumer_vanished(struct rway_consumer *consumer)
+{
+    rway_region_break(consumer->ring.region, RWAY_BROKEN_VANISHED);
+}
+
+/* A descriptor is loaded once; a peer that rewrites it later changes nothing here. */
+static inline struct rway_desc fetch_desc(const struct rway_ring *ring, uint64_t at)
+{
+    union rway_desc_words fetched;
+    const uint64_t *shared = (const uint64_t *)&ring->descs[(uint32_t)at & ring->mask];
+    fetched.words[0] = rway_read_once(&shared[0]);
+    fetched.words[1] = rway_read_once(&shared[1]);
+    return fetched.desc;
+}
+
+/* What a bad peer would gain without each check: a read past the slots, a frame of somebody's old bytes, a loop. */
+static inline int check_desc(const struct rway_ring *ring, const struct rway_desc *desc, uint64_t at,
+                             uint64_t available)
+{
+    bool plain = desc->kind == RWAY_DESC_FRAME && desc->slots == 1 && desc->pushed == 0 && desc->len <= ring->payload;
+    if (__builtin_expect(plain, 1) && !(desc->flags & ~RWAY_FLAGS_KNOWN) && desc->len >= RWAY_FRAME_MIN &&
+        desc->len <= ring->frame_max)
+        return RWAY_WHOLE;
+    if (desc->flags & ~RWAY_FLAGS_KNOWN)
+        return RWAY_BROKEN_FLAGS;
+    if (desc->kind == RWAY_DESC_MARK)
+        return desc->slots != 1 ? RWAY_BROKEN_SLOTS : desc->len ? RWAY_BROKEN_LENGTH
+                                                   : desc->pushed ? RWAY_BROKEN_PUSHED : RWAY_WHOLE;
+    if (desc->kind != RWAY_DESC_FRAME)
+        return RWAY_BROKEN_KIND;
+    if (desc->len < RWAY_FRAME_MIN || desc->len > ring->frame_max)
+        return RWAY_BROKEN_LENGTH;
+    if (!rway_pushed_fits(ring, desc->len, desc->pushed))
+        return RWAY_BROKEN_PUSHED;
+    if (desc->slots != rway_slots_for(ring, desc->len, desc->pushed))
+        return RWAY_BROKEN_SLOTS;
+    if (desc->slots > available)
+        return RWAY_BROKEN_INCOMPLETE;
+    for (uint32_t i = 1; i < desc->slots; i++)
+        if (fetch_desc(ring, at + i).kind != RWAY_DESC_CONTINUATION)
+            return RWAY_BROKEN_KIND;
+    return RWAY_WHOLE;
+}
+
+/* Fetch the peer's head. One that went back or past the free slots would make us read what was never published. */
+static bool refresh_head(struct rway_consumer *consumer)
+{
+    /* Acquire: pairs with the release of head in rway_ring_publish. */
+    uint64_t peer_x = rway_load_acquire(&consumer->ring.control->head);
+    if (peer_x - consumer->peer_head > consumer->tail + consumer->ring.slot_count - consumer->peer_head) {
+        rway_region_break(consumer->ring.region, RWAY_BROKEN_HEAD);
+        return false;
+    }
+    consumer->peer_head = peer_x;
+    return true;
+}
+
+/* The same for reading; how long the frames are is guessed from the one before. */
+static void prefetch_for_reading(const struct rway_consumer *consumer, uint64_t at, uint32_t count, uint64_t available)
+{
+    const struct rway_ring *ring = &consumer->ring;
+    for (uint64_t i = 0; i < available && i < 2 * (uint64_t)count; i += RWAY_DESCS_PER_LINE)
+        __builtin_prefetch(&ring->descs[(uint32_t)(at + i) & ring->mask]);
+    if (available / 2 >= count) {
+        at += count;
+        available -= count;
+    }
+    for (uint32_t i = 0; i < count && i < available; i++) {
+        const uint8_t *data = rway_payload_at(ring, at + i);
+        for (uint32_t line = 0; line < consumer->usual_len; line += RWAY_LINE)
+            __builtin_prefetch(data + line);
+    }
+}
+
+uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frames, uint32_t count)
+{
+    const struct rway_ring ring = consumer->ring; /* a copy: nothing that is stored below can change it */
+    uint64_t cursor = consumer->cursor, taken_frames = 0, taken_bytes = 0;
+    uint32_t taken = 0;
+    if (!rway_ring_whole(&ring))
+        return 0;
+    if (cursor == consumer->peer_head && !refresh_head(consumer))
+        return 0;
+    uint64_t available = consumer->peer_head - cursor;
+    prefetch_for_reading(consumer, cursor, count, available);
+    for (; taken < count && cursor != consumer->peer_head; taken++) {
+        struct rway_desc desc = fetch_desc(&ring, cursor);
+        int cause = check_desc(&ring, &desc, cursor, consumer->peer_head - cursor);
+        if (__builtin_expect(cause != RWAY_WHOLE, 0)) {
+            rway_region_break(ring.region, cause);
+            break;
+        }
+        uint32_t index = (uint32_t)cursor & ring.mask;
+        frames[taken] = (struct rway_frame){
+            .data = rway_slot(&ring, index) + ring.headroom - desc.pushed,
+            .len = desc.len,
+            .index = index,
+            .slots = desc.slots,
+            .pushed = desc.pushed,
+            .vlan = desc.vlan,
+            .kind = desc.kind,
+            .flags = desc.flags,
+            .hash = desc.hash,
+        };
+        cursor += desc.slots;
+        taken_frames += desc.kind == RWAY_DESC_FRAME;
+        taken_bytes += desc.len;
+    }
+    if (taken != 0)
+        consumer->usual_len = frames[taken - 1].len < RWAY_PREFETCH_MAX ? frames[taken - 1].len : RWAY_PREFETCH_MAX;
+    consumer->cursor = cursor;
+    consumer->taken_frames += taken_frames;
+    consumer->taken_bytes += taken_bytes;
+    return taken;
+}
+
+/* Show the producer what was taken. Returns whether tail moved. */
+static bool release(struct rway_consumer *consumer)
+{
+    struct rway_ring_control *control = consumer->ring.control;
+    /* What was taken before the ring broke was delivered, and is to be accounted for. */
+    if (rway_read_once(&consumer->ring.region->broken) == RWAY_BROKEN_VANISHED)
+        return false;
+    consumer->counts.frames += consumer->taken_frames;
+    consumer->counts.bytes += consumer->taken_bytes;
+    consumer->taken_frames = consumer->taken_bytes = 0;
+    if (consumer->counts_dirty) {
+        rway_counts_store(&control->consumed, &consumer->counts);
+        consumer->counts_dirty = false;
+    }
+    if (consumer->cursor == consumer->tail)
+        return false;
+    consumer->tail = consumer->cursor;
+    rway_write_once(&control->consumed.frames, consumer->counts.frames);
+    rway_write_once(&control->consumed.bytes, consumer->counts.bytes);
+    /* Release: pairs with the acquire of tail in refresh_tail; we have read the slots before it. */
+    rway_store_release(&control->tail, consumer->tail);
+    return true;
+}
+
+static void ring_producer(struct rway_consumer *consumer)
+{
+    uint64_t wake = rway_read_once(&consumer->ring.control->wake_producer);
+    if (!rway_step_wakes(consumer->looked_at, consumer->tail, wake))
+        return;
+    consumer->looked_at = consumer->tail;
+    rway_bell_ring(&consumer->bell, &consumer->counts, &consumer->counts_dirty);
+}
+
+void rway_consumer_settle(struct rway_consumer *consumer)
+{
+    if (consumer->looked_at == consumer->tail)
+        return;
+    /* Pairs with the fence in rway_waiter_wait, as in rway_producer_settle. */
+    rway_full_fence();
+    ring_producer(consumer);
+    consumer->looked_at = consumer->tail;
+}
+
+void rway_ring_release(struct rway_consumer *consumer)
+{
+    release(consumer);
+    rway_consumer_settle(consumer);
+}
+
+void rway_ring_release_more(struct rway_consumer *consumer)
+{
+    if (release(consumer))
+        ring_producer(consumer);
+    else
+        rway_consumer_settle(consumer);
+}
+
+uint64_t rway_consumer_position(const struct rway_consumer *consumer)
+{
+    return consumer->cursor;
+}
+
+uint32_t rway_consumer_queues(const struct rway_consumer *consumer)
+{
+    return consumer->ring.region->geometry.queues;
+}
+
+void rway_consumer_pass(struct rway_consumer *consumer, uint64_t position)
+{
+    /* Release: pairs with the acquire in rway_producer_passed. */
+    rway_store_release(&consumer->ring.control->passed, position);
+}
+
+void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t frames)
+{
+    if (cause < RWAY_DROPS) {
+        consumer->counts.drops[cause] += frames;
+        consumer->counts_dirty = true;
+    }
+}
