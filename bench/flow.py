@@ -15,6 +15,7 @@ from bench.native import lib
 
 FEW, MANY = 1 << 10, 1 << 20
 ROOM = 2 * MANY  # connections that the table has places for
+WARM_UP_S = 60.0
 LIMIT = 2.0  # how many times the cost of few flows many of them may have
 
 
@@ -60,7 +61,10 @@ def _hop(rounds: int, seconds: float) -> list[Row]:
         # The first frame of each flow makes its connection known, which is not what is measured.
         many.resume()
         before = many.read().frames
+        deadline = time.monotonic() + WARM_UP_S
         while many.read().frames - before < 8 * MANY:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{8 * MANY} frames were not through the firewall in {WARM_UP_S:.0f} s; see build/bench/")
             time.sleep(0.05)
         many.pause()
         played: list[Round] = duel([many, few], rounds, seconds)
