@@ -64,7 +64,7 @@ def _hop(rounds: int, seconds: float) -> list[Row]:
         deadline = time.monotonic() + WARM_UP_S
         while many.read().frames - before < 8 * MANY:
             if time.monotonic() > deadline:
-                raise BenchError(f"{8 * MANY} frames were not through the firewall in {WARM_UP_S:.0f} s; see build/bench/")
+                raise BenchError(f"{8 * MANY} frames were not through in {WARM_UP_S:.0f} s; see build/bench/")
             time.sleep(0.05)
         many.pause()
         played: list[Round] = duel([many, few], rounds, seconds)
