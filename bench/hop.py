@@ -9,15 +9,13 @@ and nothing reads the rest. So there are two rows: the ends touch 64 bytes of ea
 from __future__ import annotations
 
 import contextlib
-import itertools
-import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import huge
+from bench import huge, sweep
 from bench.fabric import Fabric, Workers
-from bench.form import BenchError, Contestant, Reading, Report, Row, duel, rate_rows, window
+from bench.form import BenchError, Contestant, Reading, Report, Row, duel, rate_rows
 from bench.testpmd import HUGE_PAGES, Testpmd, TestpmdPair, memif_options
 
 LENS = (64, 256, 1500)
@@ -98,32 +96,11 @@ def ringway_hop(stack: str = "") -> Iterator[Workers]:
         yield contestant
 
 
-def _rate(pair: TestpmdPair, len_: int) -> float:
-    pair.resume()
-    pair.set_len(len_)
-    windows = [window(pair, 0.15) for _ in range(5)]
-    near = [one.rate for one in windows if one.near]
-    return statistics.median(near) if near else statistics.median([one.rate for one in windows]) / 1e3
-
-
-def _sweep(quick: bool) -> dict[int, tuple[int, int, bool]]:
-    if quick:
-        return dict.fromkeys(LENS, (11, 64, False))
-    best: dict[int, tuple[float, tuple[int, int, bool]]] = {}
-    for setting in itertools.product((10, 11, 12), (32, 64), (False, True)):
-        with memif_hop(*setting) as pair:
-            for len_ in LENS:
-                rate = _rate(pair, len_)
-                if len_ not in best or rate > best[len_][0]:
-                    best[len_] = (rate, setting)
-    return {len_: setting for len_, (_, setting) in best.items()}
-
-
 def run(quick: bool) -> Report:
     rounds, seconds = (3, 0.1) if quick else (15, 0.25)
     rows: list[Row] = []
     with huge.reserved(HUGE_PAGES):
-        best = _sweep(quick)
+        best = sweep.best(memif_hop, LENS, quick)
         with ringway_hop() as ours:
             for setting in dict.fromkeys(best.values()):
                 with memif_hop(*setting) as peer:

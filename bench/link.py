@@ -9,15 +9,14 @@ touches every byte where it copies, and its applications touch none beyond the h
 from __future__ import annotations
 
 import contextlib
-import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import huge
+from bench import huge, sweep
 from bench.fabric import Fabric, Workers, bare_ring
-from bench.form import BenchError, Contestant, Report, Row, Window, duel, rate_rows, window
+from bench.form import BenchError, Contestant, Report, Row, Window, duel, rate_rows
 from bench.testpmd import HUGE_PAGES, Testpmd, TestpmdPair, memif_options
 
 LENS = (64, 256, 1500, 9000)
@@ -29,8 +28,6 @@ kind = "local"
 [link.wire]
 ends = ["left.p", "right.p"]
 """
-
-RING_LOG2, BURSTS, ZERO_COPY = (10, 11, 12), (32, 64), (False, True)
 
 
 @contextlib.contextmanager
@@ -55,30 +52,6 @@ def memif(ring_log2: int, burst: int, zero_copy: bool) -> Iterator[TestpmdPair]:
         yield pair
 
 
-def _sweep(quick: bool) -> dict[int, tuple[int, int, bool]]:
-    """memif's best setting for each length, by the median of a few windows each."""
-    settings = [(12, 64, False)] if quick else [*itertools.product(RING_LOG2, BURSTS, ZERO_COPY)]
-    if len(settings) == 1:
-        return dict.fromkeys(LENS, settings[0])
-    best: dict[int, tuple[float, tuple[int, int, bool]]] = {}
-    for setting in settings:
-        with memif(*setting) as pair:
-            for len_ in LENS:
-                rate = _median_rate(pair, len_)
-                if len_ not in best or rate > best[len_][0]:
-                    best[len_] = (rate, setting)
-    return {len_: setting for len_, (_, setting) in best.items()}
-
-
-def _median_rate(pair: TestpmdPair, len_: int) -> float:
-    pair.resume()
-    pair.set_len(len_)
-    windows = [window(pair, 0.15) for _ in range(5)]
-    # Near windows count for more than far ones: the best of a class stands for it, near before far.
-    near = [one.rate for one in windows if one.near]
-    return statistics.median(near) if near else statistics.median([one.rate for one in windows]) / 1e3
-
-
 def _lowest_notes(name: str, len_: int, windows: Sequence[Window]) -> list[str]:
     notes = []
     for near in (True, False):
@@ -94,7 +67,7 @@ def run(quick: bool) -> Report:
     rows: list[Row] = []
     notes: list[str] = []
     with huge.reserved(HUGE_PAGES):
-        best = _sweep(quick)
+        best = sweep.best(memif, LENS, quick)
         with Fabric(FABRIC) as fabric, bare_ring() as bare:
             sides = [
                 fabric.worker("bench_link_consume", 0, "right"),
