@@ -209,6 +209,7 @@ uint64_t rway_consumer_position(const struct rway_consumer *consumer);
 
 /* Queues that this ring's link has in each direction. */
 uint32_t rway_consumer_queues(const struct rway_consumer *consumer);
+uint32_t rway_producer_queues(const struct rway_producer *producer);
 
 /*
  * Say that frames up to position have passed: whatever the peer sends from now on, in whichever queue, can overtake

@@ -221,7 +221,7 @@ int rway_waiter_wait(struct rway_waiter *waiter, uint64_t bound_us)
 {
     for (uint32_t i = 0; i < waiter->sleeper_count; i++)
         arm(&waiter->sleepers[i]);
-    /* Pairs with the fences in rway_ring_publish and rway_ring_release. */
+    /* Pairs with the fences in rway_producer_settle and rway_consumer_settle. */
     rway_full_fence();
     for (uint32_t i = 0; i < waiter->sleeper_count; i++)
         if (has_work(&waiter->sleepers[i])) {

@@ -186,6 +186,9 @@ uint32_t rway_consumer_queues(const struct rway_consumer *consumer)
 
 void rway_consumer_pass(struct rway_consumer *consumer, uint64_t position)
 {
+    if (consumer->passed == position)
+        return; /* the line is tail's, which the producer may be looking at */
+    consumer->passed = position;
     /* Release: pairs with the acquire in rway_producer_passed. */
     rway_store_release(&consumer->ring.control->passed, position);
 }

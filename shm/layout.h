@@ -120,6 +120,9 @@
  *      counter reached? then no sleep   wake word in (old, new]? then write one byte
  *      sleep, bounded
  *
+ * A ringer that goes on at once may put off its fence: it looks without one, and fences and looks at all steps since the
+ * last such look as soon as it has nothing to publish or release.
+ *
  * The comparison is of 64 bits without sign: wake - old - 1 < new - old. A value that was passed rings no second time,
  * so nobody takes it back, and the 0 of a new ring rings never. One of the two always sees the other; a sleep ends by
  * its bound all the same, because a peer need not ring. A bell may ring without need.
@@ -273,7 +276,7 @@ struct rway_counts {
     uint64_t drops[10];  /* RWAY_DROPS; by enum rway_drop */
 };
 
-/* The start of a queue. Writers: the producer and the consumer, as named; each word a line of its own. */
+/* The start of a queue. Writers: the producer and the consumer, as named; no line has two of them. */
 struct rway_ring_control {
     uint64_t head; /* producer: slots published so far */
     uint8_t pad0[120];

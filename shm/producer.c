@@ -45,6 +45,11 @@ uint32_t rway_producer_room(struct rway_producer *producer)
     return producer->ring.slot_count - (uint32_t)(producer->claimed - producer->peer_tail);
 }
 
+uint32_t rway_producer_queues(const struct rway_producer *producer)
+{
+    return producer->ring.region->geometry.queues;
+}
+
 uint64_t rway_producer_position(const struct rway_producer *producer)
 {
     return producer->claimed;

@@ -83,6 +83,7 @@ static int continue_consumer(struct rway_consumer *consumer, struct rway_ring ri
                                        .cursor = tail,
                                        .peer_head = tail,
                                        .looked_at = tail,
+                                       .passed = UINT64_MAX,
                                        .counts = read_counts(&ring.control->consumed),
                                        .bell = {.wait_fd = -1, .ring_fd = -1}};
     return 0;

@@ -148,6 +148,12 @@ class Consumers(_Half):
         frames: list[bytes] = []
         first, self._next = self._next, (self._next + 1) % len(self._consumers)
         for consumer in self._consumers[first:] + self._consumers[:first]:
-            if len(frames) < count:
+            if len(frames) == count:
+                break
+            try:
                 frames += consumer.receive(count - len(frames))
+            except RegionBrokenError:
+                if not frames:
+                    raise
+                break  # what has been taken is the caller's; the next call finds the same
         return frames

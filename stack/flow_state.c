@@ -120,7 +120,12 @@ uint8_t rway_flow_advance(struct rway_flow *flow, uint8_t state, const struct rw
 bool rway_flow_begins_anew(const struct rway_flow *flow, uint8_t state, const struct rway_judged *frame,
                            bool from_opener)
 {
-    bool over = state & (RWAY_FLOW_RSTS | RWAY_FLOW_DENIED) || (state & RWAY_FLOW_FINS) == RWAY_FLOW_FINS;
+    /*
+     * Not by the opener's SYN over a RST: both may be forged, and the connection would be one that gives way. Should it
+     * be a real one, it passes as a frame of the flow, and the ACKs that follow take the RST back.
+     */
+    bool over = state & RWAY_FLOW_DENIED || (state & RWAY_FLOW_FINS) == RWAY_FLOW_FINS ||
+                (state & RWAY_FLOW_RSTS && !from_opener);
 
     if (frame->headers->protocol != IPPROTO_TCP || rway_flow_opens_tcp(frame->headers->tcp_flags) != RWAY_FLOW_OPENS)
         return false;

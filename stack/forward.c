@@ -35,6 +35,7 @@ struct forward {
     uint32_t in_port;
     uint32_t out_port;
     bool traced;   /* in's producer may spread: it is told what has passed */
+    bool in_line;  /* out is one queue: whatever comes later goes behind what is there, so that it has passed */
     uint32_t runs; /* since the trail was looked at */
     struct rway_trail trail;
     struct rway_frame taken[RWAY_BURST];
@@ -99,7 +100,7 @@ static struct rway_frame leaving_frame(const struct rway_passage *passage)
 {
     return (struct rway_frame){.kind = RWAY_DESC_FRAME,
                                .len = passage->in->len,
-                               .vlan = passage->in->vlan,
+                               .vlan = passage->in->flags & RWAY_FLAG_VLAN ? passage->in->vlan : 0,
                                /* A good checksum, a flow hash: the peer's words, which the next VM is not to take. */
                                .flags = passage->in->flags & RWAY_FLAG_VLAN};
 }
@@ -177,6 +178,10 @@ static void publish(struct forward *forward)
 static void trace(struct forward *forward, uint32_t taken)
 {
     enum { RUNS_MAX = 16 };
+    if (forward->traced && forward->in_line) {
+        rway_consumer_pass(forward->in, rway_consumer_position(forward->in));
+        return;
+    }
     if (!forward->traced || (taken != 0 && ++forward->runs < RUNS_MAX))
         return;
     forward->runs = 0;
@@ -243,6 +248,7 @@ struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer
     if (forward == NULL)
         return NULL;
     forward->out[0] = out;
+    forward->in_line = rway_producer_queues(out) == 1;
     return &forward->job;
 }
 

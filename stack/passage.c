@@ -30,6 +30,13 @@ static void copy_headers(const struct rway_consumer *in, struct rway_passage *pa
         gather_headers(in, passage);
 }
 
+/* Headers that go on; an ICMP error, whose embedded packet tells which connection it is about. */
+static bool wants_more(int cause, const struct rway_headers *parsed)
+{
+    return cause == RWAY_MALFORMED_TOO_LONG ||
+           (parsed->ip_version != 0 && (parsed->protocol == IPPROTO_ICMP || parsed->protocol == IPPROTO_ICMPV6));
+}
+
 /* Returns RWAY_PASSES, or the enum rway_drop that stops a frame which cannot be judged. */
 static int parse(struct rway_passage *passage, const struct rway_consumer *in)
 {
@@ -38,7 +45,7 @@ static int parse(struct rway_passage *passage, const struct rway_consumer *in)
     if (rway_frame_offload(in, frame, &passage->offload) != 0)
         return RWAY_DROP_OFFLOAD;
     int cause = rway_parse(passage->headers, passage->judged, frame->len, &passage->parsed);
-    if (__builtin_expect(cause == RWAY_MALFORMED_TOO_LONG && frame->len > passage->judged, 0)) {
+    if (__builtin_expect(frame->len > passage->judged && wants_more(cause, &passage->parsed), 0)) {
         copy_headers(in, passage, RWAY_HEADERS_MAX);
         cause = rway_parse(passage->headers, passage->judged, frame->len, &passage->parsed);
     }
