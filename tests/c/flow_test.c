@@ -355,6 +355,21 @@ static void a_reset_that_the_other_end_does_not_believe_changes_nothing(void)
     close_bench(&bench);
 }
 
+/* RFC 5961 4.2: the other end answers such a SYN with an ACK of the connection as it is. */
+static void a_forged_reset_and_opening_of_the_opener_do_not_unseat_a_connection(void)
+{
+    struct bench bench = bench_of(IPPROTO_TCP);
+
+    EXPECT(connect_tcp(&bench, 1));
+    EXPECT(sent(&bench, tcp(1, RST, 7, 0)) == RWAY_PASSES);
+    EXPECT(sent(&bench, tcp(1, SYN, 7000, 0)) == RWAY_PASSES);
+    EXPECT(came(&bench, tcp_back(1, ACK, 501, 101)) == RWAY_PASSES);
+    EXPECT(sent(&bench, tcp(1, ACK, 101, 501)) == RWAY_PASSES);
+    bench.now += TIMEOUTS.tcp_established;
+    EXPECT(is_open(&bench, 1));
+    close_bench(&bench);
+}
+
 static void only_who_sees_the_answer_completes_a_handshake(void)
 {
     struct bench bench = bench_of(IPPROTO_TCP);
@@ -579,6 +594,7 @@ int main(void)
     an_answer_lets_udp_last_longer();
     the_sweep_frees_what_is_over();
     a_reset_that_the_other_end_does_not_believe_changes_nothing();
+    a_forged_reset_and_opening_of_the_opener_do_not_unseat_a_connection();
     only_who_sees_the_answer_completes_a_handshake();
     the_ports_of_a_closed_connection_can_be_used_again_by_who_may_open_one();
     rules_that_change_decide_anew_over_who_opened();

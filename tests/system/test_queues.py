@@ -166,6 +166,24 @@ def test_one_loop_forwards_into_all_queues_that_the_next_one_wants(fabric: Fabri
     fabric.quiet("far")
 
 
+def test_flows_follow_a_forwarder_whose_way_out_has_one_queue(fabric: Fabric) -> None:
+    near, far = CHAIN.rsplit("[link.far]", 1)
+    fabric.apply(f"{near}[link.far]{far.replace(f'queues = {QUEUES}', 'queues = 1')}")
+    port = fabric.port("right")
+    start_middle(fabric, 4)  # one loop: it has one queue to send into
+    sender = fabric.peer("slow-flows", "left")
+    flows = Flows(port, lossless=False)
+
+    def all_follow() -> bool:
+        before = published(fabric, "near")
+        flows.receive(3000)
+        return used_since(fabric, "near", before) == {0}
+
+    until(all_follow, "only the queue that the forwarder wants is used")
+    stop_sending(sender, flows)
+    fabric.quiet("near")
+
+
 @pytest.fixture
 def both(fabric: Fabric) -> tuple[Port, Port]:
     fabric.apply(PAIR)
