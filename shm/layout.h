@@ -120,8 +120,8 @@
  *      counter reached? then no sleep   wake word in (old, new]? then write one byte
  *      sleep, bounded
  *
- * A ringer that goes on at once may put off its fence: it looks without one, and fences and looks at all steps since the
- * last such look as soon as it has nothing to publish or release.
+ * A ringer that goes on at once may put off its fence: it looks without one, and fences and looks at all steps since
+ * the last such look as soon as it has nothing to publish or release.
  *
  * The comparison is of 64 bits without sign: wake - old - 1 < new - old. A value that was passed rings no second time,
  * so nobody takes it back, and the 0 of a new ring rings never. One of the two always sees the other; a sleep ends by
