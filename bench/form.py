@@ -20,6 +20,7 @@ from bench.native import lib
 
 NEAR_NS = 200.0  # a cache line there and back: below it two cores share a cache (85-110 seen), above they do not
 PATIENCE_S = 1.0  # that a window without a result is longer, at most: on a busy machine a process waits for its core
+EXTRA_ROUNDS = 12  # at most, to find one in which the cores kept their distance
 SETTLE_S = 0.05  # from SIGCONT until rings and caches are as they are in the long run
 
 
@@ -128,19 +129,32 @@ def window(contestant: Contestant, seconds: float) -> Window:
 
 
 def duel(contestants: Sequence[Contestant], rounds: int, seconds: float = 0.25) -> list[Round]:
-    """Alternate their windows; who begins changes with each round. BenchError when one of them delivers nothing."""
+    """Alternate their windows; who begins changes with each round. BenchError when one of them delivers nothing.
+
+    Where the cores changed their distance within each round, rounds are added until one can be compared: a short run
+    on a restless machine would lose its rows silently. BenchError when there is still none.
+    """
     played: list[Round] = []
-    for number in range(rounds):
-        at = number % len(contestants)
+    while len(played) < rounds or not any(map(_is_of_one_distance, played)):
+        if len(played) == rounds + EXTRA_ROUNDS:
+            raise BenchError(
+                f"the two cores changed their distance within each of {len(played)} rounds: nothing can be compared;"
+                " run it again when the machine is quieter"
+            )
+        at = len(played) % len(contestants)
         order = [*contestants[at:], *contestants[:at]]
         played.append({contestant.name: window(contestant, seconds) for contestant in order})
     for contestant in contestants:
         if not any(turn[contestant.name].frames for turn in played):
             raise BenchError(
-                f"{contestant.name} delivered nothing in {rounds} windows: that is an error and not a victory;"
+                f"{contestant.name} delivered nothing in {len(played)} windows: that is an error and not a victory;"
                 " look at its output in build/bench/"
             )
     return played
+
+
+def _is_of_one_distance(turn: Round) -> bool:
+    return len({played.near for played in turn.values()}) == 1
 
 
 def quartiles(values: Sequence[float]) -> list[float]:

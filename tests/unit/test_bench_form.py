@@ -102,6 +102,27 @@ def test_windows_in_which_ours_delivers_nothing_count_against_it() -> None:
     assert row.windows == 3
 
 
+def distances(monkeypatch: pytest.MonkeyPatch, *said: float) -> None:
+    """The cores' distances of the coming windows; the last one stays."""
+    left = list(said)
+    monkeypatch.setattr(form, "distance_ns", lambda: left.pop(0) if len(left) > 1 else left[0])
+
+
+@pytest.mark.usefixtures("at_once")
+def test_rounds_are_added_until_one_kept_its_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    distances(monkeypatch, NEAR, FAR, FAR, NEAR, NEAR, FAR, FAR)
+    played = play({"ours": [8] * 9, "peer": [4] * 9}, rounds=2)
+    assert len(played) == 4
+    assert [row.case for row in rate_rows("64 B", "frames/s", 1, played, "ours", "peer")] == ["64 B, far"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_cores_that_never_keep_their_distance_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    distances(monkeypatch, *[NEAR, FAR, FAR, NEAR] * 20)
+    with pytest.raises(BenchError, match="within each of 14 rounds: nothing can be compared; run it again"):
+        play({"ours": [8] * 40, "peer": [4] * 40}, rounds=2)
+
+
 @pytest.mark.usefixtures("at_once")
 def test_a_contestant_is_stopped_when_its_counters_cannot_be_read() -> None:
     class Broken(Scripted):
