@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -176,16 +177,17 @@ class Agent:
     # The agent's own thread from here on. It outlives whatever goes wrong: an agent that is deaf cannot be mended.
 
     def _serve(self, session: AgentSession) -> None:
-        poller = zmq.Poller()
-        for source in (session.socket, session.monitor, self._stop_read):
-            poller.register(source, zmq.POLLIN)
         tended = time.monotonic()
         while True:
             self._guarded(self._answer_all, session)
+            poller = zmq.Poller()
+            for source in (session.socket, session.monitor, self._stop_read, *self._member.descriptors()):
+                poller.register(source, zmq.POLLIN)
             left = max(0.0, tended + _TEND_S - time.monotonic())
             ready = dict(poller.poll(int(left * 1000) + 1))
             if self._stop_read in ready:
                 return
+            self._guarded(partial(self._hear_ends, {key for key in ready if isinstance(key, int)}), session)
             if session.monitor in ready and session.rejoined():
                 self._hello_due = True
             if self._hello_due:
@@ -199,6 +201,10 @@ class Agent:
             step(session)
         except Exception as error:  # noqa: BLE001 - logged, and the next message is served
             self._log(f"failed: {error}")
+
+    def _hear_ends(self, readable: set[int], session: AgentSession) -> None:
+        for notice in self._member.on_readable(readable):
+            session.notify(notice)
 
     def _answer_all(self, session: AgentSession) -> None:
         try:
@@ -226,9 +232,9 @@ class Agent:
             return ErrorReply(cause=Cause.FAILED, message=str(error))
 
     def _hello_again(self, session: AgentSession) -> None:
-        """To a broker that has come back. It may have no fabric yet: links go on, and hello is said until it has."""
+        """To a broker that has come back; links go on meanwhile. It may have no fabric: hello is said until it has."""
         try:
-            welcome = session.hello()
+            welcome = session.hello(attached=self._member.link_ids())
         except ControlError as error:
             if error.cause in _WORTH_WAITING:
                 self._interrupted(_RETRY_S)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.lifeline import PeerEvent
 from ringway.agent.port import Port
 from ringway.agent.runner import ForwardRunner, Runner, TapRunner
 from ringway.control.messages import Connections, LoopTold, Notice, Offer, PortTold, RuleCount, Told
@@ -117,6 +118,34 @@ class Member:
             found = ("broken", port.broken.name.lower())
         link = port.offer.link
         return PortTold(port.name, link, *found) if found else PortTold(port.name, link, "attached")
+
+    def link_ids(self) -> list[int]:
+        """The links that this VM's ends are attached to."""
+        with self._changed:
+            return [port.offer.link_id for port in self._ports.values()]
+
+    def descriptors(self) -> list[int]:
+        """What to poll for reading, for `on_readable`."""
+        with self._changed:
+            return [fd for port in self._ports.values() for fd in port.lifeline.descriptors()]
+
+    def on_readable(self, readable: Collection[int]) -> list[Notice]:
+        """Look after other ends that came or left. Descriptors that are none of the ports' are left alone."""
+        with self._changed:
+            notices = []
+            for port in self._ports.values():
+                for fd in port.lifeline.descriptors():
+                    event = port.lifeline.on_readable(fd) if fd in readable else None
+                    if event is not None:
+                        notices.append(self._peer_notice(port, event))
+            return notices
+
+    def _peer_notice(self, port: Port, event: PeerEvent) -> Notice:
+        what = "attached" if event.attached else "left"
+        self._log(f"the other end of link {port.offer.link} {what} (incarnation {event.incarnation})")
+        return Notice(
+            port=port.name, link=port.offer.link, event=f"peer {what}", cause=f"incarnation {event.incarnation}"
+        )
 
     def lacks_ports(self) -> bool:
         with self._changed:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.lifeline import Lifeline
 from ringway.control.handover import take
 from ringway.control.messages import Offer, Take
 from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Geometry, Producer, QueueBells, Region
@@ -57,11 +58,13 @@ class Port:
     """
 
     def __init__(self, vm: str, offer: Offer) -> None:
-        handover = take(Path(offer.handover), Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket))
+        claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket, lifeline=offer.lifeline)
+        handover = take(Path(offer.handover), claim)
         self.vm = vm
         self.offer = offer
         self.name = offer.port
-        self._connection = handover.connection  # open as long as the end is attached: that is how the broker knows
+        self.lifeline = Lifeline(handover)  # open as long as the end is attached: that is how others know
+        self.incarnation = handover.incarnation
         self._life = threading.Lock()  # over the region's mapping, for those who only look
         self._run_by_agent = False
         self._sending = _Locks(len(handover.bells))
@@ -78,7 +81,7 @@ class Port:
                 [QueueBells(*bells) for bells in handover.bells],
             )
         except BaseException:
-            self._connection.close()
+            self.lifeline.close()
             raise
         finally:
             os.close(handover.region_fd)
@@ -93,6 +96,14 @@ class Port:
         """WHOLE while the link can be used, and when the port is detached."""
         with self._life:
             return self.region.broken if self.attached else BreakCause.WHOLE
+
+    @property
+    def peer_attached(self) -> bool | None:
+        """Does somebody hold the other end? Known without the broker once it was there; None: the broker says nothing.
+
+        Frames sent while nobody does wait in the ring for the next one to attach.
+        """
+        return self.lifeline.peer_attached if self.lifeline.known else None
 
     def check_free(self) -> None:
         """AgentError (NOT_LOCAL) when the agent itself runs the port."""
@@ -212,7 +223,7 @@ class Port:
         """Give the end back. Waits for calls under way, which take up to a tenth of a second. Safe to call twice."""
         with self._all(), self._life:
             self.region.detach()
-        self._connection.close()
+        self.lifeline.close()
 
 
 def _list_of_frames(frames: Sequence[bytes]) -> Sequence[bytes]:

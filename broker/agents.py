@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from ringway.broker.fabric import Holder
 from ringway.control.messages import Hello, Told, VmShown
 
 ANSWER_TIME: Final = 1.0  # seconds an agent has for an answer that somebody waits for
@@ -18,6 +19,12 @@ class Agent:
     pid: int
     version: str
     problem: str = ""  # what it last failed to do
+    revision: int = 0
+
+    @property
+    def holder(self) -> Holder:
+        """What it is as one who takes ends."""
+        return Holder(self.identity, self.pid, lifeline=self.revision >= 1)
 
 
 @dataclass
@@ -46,7 +53,7 @@ class Agents:
         for previous in (self._by_vm.get(hello.vm), self._by_identity.get(identity)):
             if previous is not None:
                 self.forget(previous)
-        agent = Agent(hello.vm, identity, hello.pid, hello.version)
+        agent = Agent(hello.vm, identity, hello.pid, hello.version, revision=hello.revision)
         self._by_vm[agent.vm] = self._by_identity[identity] = agent
         return agent
 

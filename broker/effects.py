@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from ringway.broker.config import MIB, LinkConfig
 from ringway.broker.fabric import Effect, MakeLink, RemoveLink
+from ringway.broker.keeping import Keeping, close_all, link_key
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.shm import RefusalCause, RegionError, create_region, make_bell
 
+HUGE_PAGE: Final = 2 << 20  # bytes; st_blksize of memory that has them
 RESERVE: Final = 256  # descriptors for sockets, agents and the interpreter
 CONNECTIONS: Final = 2  # descriptors by which a link's ends are held
+LIFELINES: Final = 2
 
 
 @dataclass
@@ -34,9 +37,17 @@ class Held:
     config: LinkConfig
     region_fd: int = -1
     huge: bool = False
-    note: str = ""
     bells: tuple[list[RingBells], list[RingBells]] = field(default_factory=lambda: ([], []))  # by producing side, queue
-    owned: list[int] = field(default_factory=list)
+    owned: list[int] = field(default_factory=list)  # region; per direction and queue the pipes as in RingBells
+
+    @property
+    def note(self) -> str:
+        if self.huge or not self.config.huge_pages:
+            return ""
+        return (
+            f"link {self.config.name!r} has ordinary pages: huge pages were asked for and there are not enough; "
+            "raise /proc/sys/vm/nr_hugepages, remove the link and apply again"
+        )
 
     def statement(self) -> str:
         """What the link's users have to know of its size."""
@@ -60,7 +71,7 @@ class Held:
 
 
 def descriptors_of(link: LinkConfig) -> int:
-    return 1 + 8 * link.geometry.queues + CONNECTIONS
+    return 1 + 8 * link.geometry.queues + CONNECTIONS + LIFELINES
 
 
 def raise_descriptor_limit() -> int:
@@ -71,39 +82,66 @@ def raise_descriptor_limit() -> int:
 
 
 class Resources:
-    def __init__(self, descriptors_max: int) -> None:
-        self._descriptors_max = descriptors_max
-        self.links: dict[int, Held] = {}  # by link id
+    """What it makes is put into the keeper too, before anybody can be handed it."""
 
-    def carry_out(self, effects: Sequence[Effect]) -> list[str]:
-        """All effects in order, or ControlError and everything as before. Returns notes for the user."""
+    def __init__(self, descriptors_max: int, keeping: Keeping) -> None:
+        self._descriptors_max = descriptors_max
+        self._keeping = keeping
+        self.links: dict[int, Held] = {}  # by link id; lost ones are not there
+
+    def carry_out(self, effects: Sequence[Effect], settle: Callable[[], None]) -> list[str]:
+        """Make, `settle`, and only then remove. ControlError and everything as before when one of the first two fails.
+
+        Returns notes for the user.
+        """
         self._check_descriptors(effects)
         made: list[int] = []
         notes: list[str] = []
-        for effect in effects:
-            match effect:
-                case MakeLink(link_id, config):
-                    try:
-                        held = self._make(link_id, config)
-                    except ControlError:
-                        for undone in reversed(made):
-                            self._drop(undone)
-                        raise
-                    made.append(link_id)
+        try:
+            for effect in effects:
+                if isinstance(effect, MakeLink):
+                    held = self._make(effect)
+                    made.append(effect.link_id)
                     notes += [held.note] if held.note else []
                     notes.append(held.statement())
-                case RemoveLink(link_id):  # cannot fail, and comes after all that can: nothing to undo
-                    self._drop(link_id)
+            settle()
+        except BaseException:
+            for undone in reversed(made):
+                self._drop(undone)
+            raise
+        for effect in effects:
+            if isinstance(effect, RemoveLink):
+                self._drop(effect.link_id)
         return notes
 
-    def close(self) -> None:
-        for link_id in list(self.links):
-            self._drop(link_id)
+    def adopt(self, link_id: int, config: LinkConfig, descriptors: Sequence[int]) -> bool:
+        """Take over what a broker before this one has made. False, and all closed, when it is not what it should be."""
+        queues = config.geometry.queues
+        if len(descriptors) != 1 + 8 * queues:
+            close_all(descriptors)
+            self._keeping.drop(link_key(link_id))
+            return False
+        pairs = list(zip(descriptors[1::2], descriptors[2::2], strict=True))
+        rings = [RingBells(*pairs[at : at + 2]) for at in range(0, len(pairs), 2)]
+        huge = os.fstat(descriptors[0]).st_blksize >= HUGE_PAGE
+        self._keep(link_id, Held(config, descriptors[0], huge, (rings[:queues], rings[queues:]), list(descriptors)))
+        return True
 
-    def _make(self, link_id: int, config: LinkConfig) -> Held:
+    def close(self) -> None:
+        """Leave what the keeper holds to the next broker."""
+        for held in self.links.values():
+            close_all(held.owned)
+        self.links.clear()
+
+    def _keep(self, link_id: int, held: Held) -> None:
+        self.links[link_id] = held
+        self._keeping.put(link_key(link_id), b"", held.owned)
+
+    def _make(self, effect: MakeLink) -> Held:
+        config = effect.config
         held = Held(config)
         try:
-            self._allocate(held, link_id)
+            self._allocate(held, effect)
             for direction in held.bells:
                 for _ in range(config.geometry.queues):
                     pipes = []
@@ -112,31 +150,30 @@ class Resources:
                         held.owned += pipes[-1]
                     direction.append(RingBells(*pipes))
         except (RegionError, OSError) as error:
-            _close(held)
+            close_all(held.owned)
             message = f"link {config.name!r} cannot be made: {error}; nothing has been changed"
             raise ControlError(Cause.SYSTEM, message) from None
-        self.links[link_id] = held
+        self._keep(effect.link_id, held)
         return held
 
-    def _allocate(self, held: Held, link_id: int) -> None:
-        config = held.config
-        if config.huge_pages:
+    def _allocate(self, held: Held, effect: MakeLink) -> None:
+        geometry = effect.config.geometry
+        if effect.config.huge_pages:
             try:
-                held.region_fd = create_region(config.geometry, link_id, huge=True)
+                held.region_fd = create_region(geometry, effect.link_id, huge=True)
                 held.huge = True
             except RegionError as error:
                 if error.cause is not RefusalCause.NO_HUGE:
                     raise
-                held.note = (
-                    f"link {config.name!r} has ordinary pages: huge pages were asked for and there are not enough; "
-                    "raise /proc/sys/vm/nr_hugepages, remove the link and apply again"
-                )
         if not held.huge:
-            held.region_fd = create_region(config.geometry, link_id)
+            held.region_fd = create_region(geometry, effect.link_id)
         held.owned.append(held.region_fd)
 
     def _drop(self, link_id: int) -> None:
-        _close(self.links.pop(link_id))
+        self._keeping.forget_link(link_id)
+        held = self.links.pop(link_id, None)  # a lost one is not there
+        if held is not None:
+            close_all(held.owned)
 
     def _check_descriptors(self, effects: Sequence[Effect]) -> None:
         wanted = sum(descriptors_of(effect.config) for effect in effects if isinstance(effect, MakeLink))
@@ -148,8 +185,3 @@ class Resources:
             )
             raise ControlError(Cause.LIMIT, message)
 
-
-def _close(held: Held) -> None:
-    for fd in held.owned:
-        os.close(fd)
-    held.owned.clear()

@@ -1,5 +1,7 @@
 """The state of the fabric and what may happen to it: plans, offers, tickets, holders. Pure: no system calls.
 
+A link's memory can be lost, with broker and keeper at once: the two ends go on, and nobody can be handed it any more.
+
 A link's end, seen from its ticket and its holder:
 
     state       event              next
@@ -15,9 +17,10 @@ A link's end, seen from its ticket and its holder:
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from hmac import compare_digest
+from types import MappingProxyType
 from typing import Final
 
 from ringway.broker.config import FabricConfig, LinkConfig, PortConfig
@@ -35,6 +38,7 @@ SIDE_NAMES: Final = ("a", "b")
 class MakeLink:
     link_id: int
     config: LinkConfig
+    instead_of: int | None = None  # the link whose counts it goes on from
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,28 @@ class Plan:
     effects: list[Effect]
     made: list[str]
     removed: list[str]
-    replaced: list[str]
+    replaced: dict[str, str]  # with the reasons
     kept: list[str]
+
+    @property
+    def makes(self) -> list[MakeLink]:
+        return [effect for effect in self.effects if isinstance(effect, MakeLink)]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who an end was offered to, or is held by."""
+
+    identity: bytes  # of the agent's connection, which stays the same over reconnects
+    pid: int
+    lifeline: bool = False  # it knows what that is
 
 
 @dataclass
 class Ticket:
     text: str
     expires: float
+    to: Holder
 
 
 @dataclass
@@ -74,6 +92,7 @@ class EndState:
     ticket: Ticket | None = None
     used: str = ""  # the ticket its last holder came with
     holder: int | None = None  # the connection at the desk
+    held_by: Holder | None = None  # of that connection; of a lost link, who says that he is attached
 
 
 @dataclass
@@ -81,9 +100,24 @@ class LinkState:
     link_id: int
     config: LinkConfig
     ends: tuple[EndState, EndState]
+    lost: bool = False
 
-    def differs(self, config: LinkConfig, ports: tuple[PortConfig, PortConfig]) -> bool:
-        return self.config != config or (self.ends[0].port, self.ends[1].port) != ports
+    def difference(self, config: LinkConfig, ports: tuple[PortConfig, PortConfig]) -> str:
+        """Why the link cannot stay when it is to be like this; empty when it can."""
+        if self.config.ends != config.ends:
+            return "it joins other ports"
+        for end, port in zip(self.ends, ports, strict=True):
+            if end.port != port:
+                return f"port {end.vm}.{port.name} has other settings"
+        if self.config.huge_pages != config.huge_pages:
+            return f"huge_pages becomes {str(config.huge_pages).lower()}"
+        old, new = self.config.geometry, config.geometry
+        changed = [
+            f"{key} {getattr(old, key)} → {getattr(new, key)}"
+            for key in ("queues", "slot_count", "slot_payload", "headroom")
+            if getattr(old, key) != getattr(new, key)
+        ]
+        return ", ".join(changed)
 
 
 @dataclass
@@ -105,21 +139,23 @@ class Fabric:
         self.config: FabricConfig | None = None
         self.links: dict[str, LinkState] = {}
 
-    def plan(self, config: FabricConfig, broken: Collection[str] = ()) -> Plan:
-        """`broken` names links that carry nothing any more: they are made anew though nothing else changed."""
-        plan = Plan(config, [], [], [], [], [])
+    def plan(self, config: FabricConfig, broken: Mapping[str, str] = MappingProxyType({})) -> Plan:
+        """`broken` names links that are made anew though nothing asks for it, and says why."""
+        plan = Plan(config, [], [], [], {}, [])
         removals: list[Effect] = []
         for name, link in config.links.items():
             old = self.links.get(name)
-            if old is not None and name not in broken and not old.differs(link, _ports(config, link)):
+            reason = broken.get(name) or (old.difference(link, _ports(config, link)) if old is not None else "")
+            if old is not None and not reason:
                 plan.kept.append(name)
                 continue
             if old is None:
                 plan.made.append(name)
             else:
-                plan.replaced.append(name)
+                plan.replaced[name] = reason
                 removals.append(RemoveLink(old.link_id, name))
-            plan.effects.append(MakeLink(secrets.randbelow(2**63 - 1) + 1, link))
+            link_id = secrets.randbelow(2**63 - 1) + 1
+            plan.effects.append(MakeLink(link_id, link, old.link_id if old is not None else None))
         for name, old in self.links.items():
             if name not in config.links:
                 plan.removed.append(name)
@@ -130,22 +166,37 @@ class Fabric:
     def commit(self, plan: Plan) -> Changes:
         """Take over a plan whose effects have been carried out."""
         changes = Changes()
-        old_vms = self.config.vms if self.config else {}
         for effect in plan.effects:
             if isinstance(effect, RemoveLink):
                 self._forget(self.links.pop(effect.name), changes)
-        for effect in plan.effects:
-            if isinstance(effect, MakeLink):
-                link = effect.config
-                ends = [EndState(end.vm, plan.config.port(end)) for end in link.ends]
-                self.links[link.name] = LinkState(effect.link_id, link, (ends[0], ends[1]))
-                changes.offered.extend((end.vm, link.name, side) for side, end in enumerate(ends))
-        for name in old_vms.keys() | plan.config.vms.keys():
-            old, new = (vms[name].stack if name in vms else None for vms in (old_vms, plan.config.vms))
-            if old != new:
-                changes.stacks.append((name, new))
+        for effect in plan.makes:
+            state = _new_state(plan.config, effect.config, effect.link_id)
+            self.links[effect.config.name] = state
+            changes.offered.extend((end.vm, effect.config.name, side) for side, end in enumerate(state.ends))
+        changes.stacks = self.stacks_changed(plan.config)
         self.config = plan.config
         return changes
+
+    def stacks_changed(self, config: FabricConfig) -> list[tuple[str, Stack | None]]:
+        """The VMs whose stack is another one in `config`, with that."""
+        changed: list[tuple[str, Stack | None]] = []
+        old_vms = self.config.vms if self.config else {}
+        for name in old_vms.keys() | config.vms.keys():
+            old, new = (vms[name].stack if name in vms else None for vms in (old_vms, config.vms))
+            if old != new:
+                changed.append((name, new))
+        return changed
+
+    def adopt(self, config: FabricConfig, link_ids: Mapping[str, int]) -> None:
+        """Take over the fabric of a broker before this one; nobody holds an end until `adopt_end` says so."""
+        assert self.config is None
+        self.config = config
+        for name, link_id in link_ids.items():
+            if name in config.links:
+                self.links[name] = _new_state(config, config.links[name], link_id)
+
+    def adopt_end(self, end: EndState, holder: int, held_by: Holder, ticket: str) -> None:
+        end.used, end.holder, end.held_by = ticket, holder, held_by
 
     def stack(self, vm: str) -> Stack | None:
         return self.config.vms[vm].stack if self.config and vm in self.config.vms else None
@@ -156,16 +207,27 @@ class Fabric:
                 if end.vm == vm:
                     yield name, side
 
-    def holders(self, vm: str) -> list[int]:
-        """The connections by which the VM's ends are held now."""
+    def holders(self, vm: str) -> list[tuple[int, Holder]]:
+        """The connections by which the VM's ends are held now, and by whom."""
         ends = (self.links[name].ends[side] for name, side in self.ends_of(vm))
-        return [end.holder for end in ends if end.holder is not None]
+        return [(end.holder, end.held_by) for end in ends if end.holder is not None and end.held_by is not None]
 
-    def offer(self, name: str, side: int, now: float) -> Offer:
+    def note_attached(self, vm: str, who: Holder, attached: Collection[int]) -> dict[str, str]:
+        """Who says hello has these links. The lost ones of the VM that he has not are to be made anew, and why."""
+        anew: dict[str, str] = {}
+        for name, side in self.ends_of(vm):
+            link = self.links[name]
+            if link.lost and link.link_id in attached:
+                link.ends[side].held_by = who
+            elif link.lost:
+                anew[name] = f"{vm} needs it, and its memory was lost with broker and keeper"
+        return anew
+
+    def offer(self, name: str, side: int, now: float, to: Holder) -> Offer:
         """Offer an end to its VM, with a fresh ticket; the one before it is void."""
         link = self.links[name]
         end = link.ends[side]
-        end.ticket = Ticket(self._new_ticket(), now + TICKET_LIFE)
+        end.ticket = Ticket(self._new_ticket(), now + TICKET_LIFE, to)
         port = end.port
         return Offer(
             link=name,
@@ -182,10 +244,11 @@ class Fabric:
             offload=port.offload,
             mac=port.mac,
             address=list(port.address),
+            lifeline=to.lifeline,
         )
 
-    def redeem(self, take: Take, holder: int, now: float) -> tuple[int, Granted]:
-        """Let a connection hold an end against its ticket. A refusal changes nothing."""
+    def redeem(self, take: Take, holder: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:
+        """Let a connection, of process `pid`, hold an end against its ticket. A refusal changes nothing."""
         link = self.links.get(take.link)
         end = link.ends[take.side] if link else None
         if link is None or end is None or end.vm != take.vm or end.ticket is None:
@@ -199,20 +262,34 @@ class Fabric:
             message = f"side {SIDE_NAMES[take.side]} of link {take.link!r} is attached: detach it first, then say hello"
             raise ControlError(Cause.ALREADY_ATTACHED, message)
         end.used = end.ticket.text
+        end.held_by = Holder(end.ticket.to.identity, pid, take.lifeline)
         end.ticket = None
         end.holder = holder
         end.incarnation += 1
-        geometry = geometry_message(link.config.geometry)
-        return link.link_id, Granted(link_id=link.link_id, geometry=geometry, incarnation=end.incarnation)
+        return link, self.granted(link, take.side)
 
-    def released(self, holder: int) -> tuple[str, int] | None:
-        """The connection has closed: its end can be taken again. Which one it was."""
-        for name, link in self.links.items():
+    def granted(self, link: LinkState, side: int) -> Granted:
+        """What the end's holder is told."""
+        end = link.ends[side]
+        lifeline = end.held_by is not None and end.held_by.lifeline
+        geometry = geometry_message(link.config.geometry)
+        return Granted(link_id=link.link_id, geometry=geometry, incarnation=end.incarnation, lifeline=lifeline)
+
+    def held_at(self, holder: int) -> tuple[LinkState, int] | None:
+        """The end that is held by this connection."""
+        for link in self.links.values():
             for side, end in enumerate(link.ends):
                 if end.holder == holder:
-                    end.holder = None
-                    return name, side
+                    return link, side
         return None
+
+    def released(self, holder: int) -> tuple[LinkState, int] | None:
+        """The connection has closed: its end can be taken again. Which one it was."""
+        found = self.held_at(holder)
+        if found is not None:
+            end = found[0].ends[found[1]]
+            end.holder = end.held_by = None
+        return found
 
     def _refusal(self, take: Take, end: EndState | None) -> ControlError:
         if end is not None and end.vm == take.vm and end.used and compare_digest(end.used, take.ticket):
@@ -245,6 +322,11 @@ def geometry_message(geometry: Geometry) -> messages.Geometry:
         slot_payload=geometry.slot_payload,
         headroom=geometry.headroom,
     )
+
+
+def _new_state(config: FabricConfig, link: LinkConfig, link_id: int) -> LinkState:
+    ends = [EndState(end.vm, config.port(end)) for end in link.ends]
+    return LinkState(link_id, link, (ends[0], ends[1]))
 
 
 def _ports(config: FabricConfig, link: LinkConfig) -> tuple[PortConfig, PortConfig]:

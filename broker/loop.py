@@ -7,23 +7,29 @@ second is over.
 from __future__ import annotations
 
 import os
+import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import zmq
+from msgspec.structs import replace
 
 from ringway.broker import watch
+from ringway.broker.adoption import adopt_desk, adopt_ends, adopt_fabric, adopt_links, holder_of, kept_end
 from ringway.broker.agents import Agent, Agents
 from ringway.broker.answers import Answers
 from ringway.broker.checks import parse_config
-from ringway.broker.config import FabricConfig
 from ringway.broker.desk import Desk, Grant
+from ringway.broker.directory import Directory, remove_leftovers
 from ringway.broker.effects import Resources, raise_descriptor_limit
-from ringway.broker.fabric import Fabric
+from ringway.broker.fabric import Fabric, LinkState
+from ringway.broker.fabric import Plan as FabricPlan
 from ringway.broker.fabric_file import FabricError
+from ringway.broker.journal import Journal, new_journal, read_journal, write_journal
+from ringway.broker.keeping import KeptEnd, Keeping, close_all
 from ringway.broker.runtime import claim
 from ringway.control import wire
 from ringway.control.errors import ControlError
@@ -35,10 +41,15 @@ from ringway.control.messages import (
     Cause,
     Done,
     ErrorReply,
+    Granted,
     Hello,
     Message,
     Notice,
     Offered,
+    Peer,
+    Plan,
+    Planned,
+    Replacement,
     SetStack,
     Show,
     Shown,
@@ -65,28 +76,57 @@ class Loop:
             raise ControlError(Cause.SYSTEM, f"libzmq {zmq.zmq_version()} is too old: 4.3.3 or newer is needed")
         self._say = say
         self._runtime = runtime
-        self._lock_fd = claim(runtime)
-        self._resources = Resources(raise_descriptor_limit())
-        self._fabric = Fabric(str(handover_path(runtime)))
+        self._events = select.epoll()
         self._agents = Agents()
         self._answers = Answers()
-        self._desk = Desk(handover_path(runtime), self._redeem, self._released)
+        self._fabric = Fabric(str(handover_path(runtime)))
+        self._lives: dict[int, int] = {}  # the lifelines of held ends, by connection
+        self._lock_fd = claim(runtime)
+        journal = read_journal(runtime)
+        self._journal = journal or new_journal()
+        adopt_fabric(self._journal, self._fabric, runtime)
+        self._keeping = Keeping(runtime, say)
+        found = self._keeping.recover()
+        self._resources = Resources(raise_descriptor_limit(), self._keeping)
+        lost = adopt_links(found, self._fabric, self._resources, self._keeping)
+        listener = adopt_desk(found, handover_path(runtime), self._keeping)
+        self._desk = Desk(listener, self._events, self._redeem, self._released)
+        adopt_ends(found, self._fabric, self._keeping, self._take_over)
+        if journal is None:
+            write_journal(runtime, self._journal)
+        elif self._fabric.links:
+            self._say(f"adopted {len(self._fabric.links) - len(lost)} of {len(self._fabric.links)} links")
+        for name in lost:
+            self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
+        self._directory = self._open_directory()
+        self._listed = False  # does the directory say what is?
         self._context = zmq.Context()
         self._router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 200)  # ms: a reply before stopping still gets out
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tells of peers that are gone
+        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an agent that reconnects comes with the identity it had
         self._router.setsockopt(zmq.MAXMSGSIZE, wire.MESSAGE_SIZE)
         self._router.setsockopt(zmq.SNDHWM, HIGH_WATER)
         self._router.setsockopt(zmq.RCVHWM, HIGH_WATER)
         self._router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._router.bind(f"ipc://{control_path(runtime)}")
         self._bound = {path: _identity(path) for path in (control_path(runtime), handover_path(runtime))}
+        self._events.register(self._router.getsockopt(zmq.FD), select.EPOLLIN)
+        self._watch_keeper()
 
     def close(self) -> None:
+        """Leave links to their ends; leave them to the next broker too if the keeper is not only there for this one."""
+        stays = self._keeping.close()
+        if self._directory is not None:
+            self._directory.close(unlink=not stays)
         self._desk.close()
+        close_all(list(self._lives.values()))
         self._router.close()
         self._context.term()
         self._resources.close()
+        self._events.close()
+        if stays:
+            del self._bound[handover_path(self._runtime)]
         for path, ours in self._bound.items():
             if _identity(path) == ours:  # not those of a broker that runs in a directory of the same name by now
                 path.unlink(missing_ok=True)
@@ -94,26 +134,21 @@ class Loop:
 
     def run(self, stop_fd: int) -> None:
         """Until stop_fd is readable."""
+        self._events.register(stop_fd, select.EPOLLIN)
         while True:
-            poller = zmq.Poller()
-            poller.register(self._router, zmq.POLLIN)
-            for fd in (stop_fd, *self._desk.descriptors()):
-                poller.register(fd, zmq.POLLIN)
-            ready = poller.poll(self._patience())
+            self._list_links()
+            ready = [fd for fd, _ in self._events.poll(self._patience())]
+            if stop_fd in ready:
+                return
             now = time.monotonic()
-            messages = False
-            for which, _ in ready:
-                if which == stop_fd:
-                    return
-                if which is self._router:
-                    messages = True
-                else:
-                    # First the desk: an agent's end closes before its successor says hello.
-                    self._at_desk(which, now)
-            if messages:
-                self._read_messages()
+            for fd in ready:
+                # First the desk: an agent's end closes before its successor says hello.
+                if self._desk.is_ours(fd):
+                    self._at_desk(fd, now)
+            self._read_messages()
             self._desk.expire(now)
             self._agents.expire(now)
+            self._mend_keeper(now)
 
     def _at_desk(self, fd: int, now: float) -> None:
         try:
@@ -145,16 +180,65 @@ class Loop:
         elif self._answers.open(request_id, identity):
             self._on_request(identity, request_id, message)
 
-    def apply(self, config: FabricConfig) -> Applied:
-        """Make the fabric so, or ControlError and nothing changed. Tells the agents concerned."""
-        broken = [
-            name for name, link in self._fabric.links.items() if watch.is_broken(self._resources.links[link.link_id])
-        ]
-        plan = self._fabric.plan(config, broken)
-        notes = self._resources.carry_out(plan.effects)
+    def apply(self, text: str, name: str) -> Applied:
+        """Make the fabric as the text says, or FabricError or ControlError and nothing changed. Tells the agents."""
+        config = parse_config(text, name)
+        plan = self._fabric.plan(config, self._troubles())
+        notes = self._carry_out(plan, replace(self._journal, name=name, text=text))
+        self._say(
+            f"applied {config.name!r}: {len(plan.made)} made, {len(plan.removed)} removed, "
+            f"{len(plan.replaced)} replaced, {len(plan.kept)} kept"
+        )
+        for note in notes:
+            self._say(note)
+        return Applied(made=plan.made, removed=plan.removed, replaced=list(plan.replaced), kept=plan.kept, notes=notes)
+
+    def _troubles(self) -> dict[str, str]:
+        """The links that have to be made anew, and why."""
+        found = {
+            name: watch.trouble(link, self._resources.links.get(link.link_id))
+            for name, link in self._fabric.links.items()
+        }
+        return {name: trouble for name, trouble in found.items() if trouble}
+
+    def _planned(self, request: Plan) -> Planned:
+        config = parse_config(request.text, request.name)
+        plan = self._fabric.plan(config, self._troubles())
+        held = {name: self._resources.links.get(link.link_id) for name, link in self._fabric.links.items()}
+        gone = sum(lost.memory for name in (*plan.removed, *plan.replaced) if (lost := held[name]) is not None)
+        return Planned(
+            made=plan.made,
+            removed=plan.removed,
+            replaced=[
+                Replacement(link=name, reason=reason, in_flight=watch.in_flight(held[name]))
+                for name, reason in plan.replaced.items()
+            ],
+            kept=plan.kept,
+            stacks=[vm for vm, _ in self._fabric.stacks_changed(config)],
+            memory=sum(effect.config.memory() for effect in plan.makes) - gone,
+        )
+
+    def _make_anew(self, troubles: Mapping[str, str]) -> None:
+        """Replace links that no end can be handed any more, and tell both ends of each."""
+        config = self._fabric.config
+        if not troubles or config is None:
+            return
+        for name, trouble in troubles.items():
+            self._say(f"link {name!r} is made anew: {trouble}")
+        self._carry_out(self._fabric.plan(config, troubles), self._journal)
+
+    def _carry_out(self, plan: FabricPlan, journal: Journal) -> list[str]:
+        """Memory first, then the journal, which is when it has happened, then the rest. Notes for the user."""
+        ids = {name: self._fabric.links[name].link_id for name in plan.kept}
+        ids |= {effect.config.name: effect.link_id for effect in plan.makes}
+        journal = replace(journal, links=ids)
+        notes = self._resources.carry_out(plan.effects, lambda: write_journal(self._runtime, journal))
+        self._journal = journal
         changes = self._fabric.commit(plan)
+        self._listed = False
         for connection in changes.dropped:
             self._desk.drop(connection)
+            self._end_life(connection)
         for vm, withdrawn in changes.withdrawn:
             self._push(vm, withdrawn)
         # Rules before links: no frame of a new link is to be judged by the old ones.
@@ -162,16 +246,12 @@ class Loop:
             self._push(vm, SetStack(stack=stack))
         now = time.monotonic()
         for vm, link, side in changes.offered:
-            if self._agents.of(vm) is not None:
-                self._push(vm, Offered(offer=self._fabric.offer(link, side, now)))
-        self._say(
-            f"applied {config.name!r}: {len(plan.made)} made, {len(plan.removed)} removed, "
-            f"{len(plan.replaced)} replaced, {len(plan.kept)} kept"
-        )
-        notes += [_memory_note(vm, stack) for vm, stack in changes.stacks if stack is not None and stack.connections]
-        for note in notes:
-            self._say(note)
-        return Applied(made=plan.made, removed=plan.removed, replaced=plan.replaced, kept=plan.kept, notes=notes)
+            agent = self._agents.of(vm)
+            if agent is not None:
+                self._push(vm, Offered(offer=self._fabric.offer(link, side, now, agent.holder)))
+        return notes + [
+            _memory_note(vm, stack) for vm, stack in changes.stacks if stack is not None and stack.connections
+        ]
 
     # -- requests
 
@@ -181,7 +261,9 @@ class Loop:
                 case Hello():
                     self._on_hello(identity, request_id, message)
                 case Apply():
-                    self._answer(request_id, self.apply(parse_config(message.text, message.name)))
+                    self._answer(request_id, self.apply(message.text, message.name))
+                case Plan():
+                    self._answer(request_id, self._planned(message))
                 case Show():
                     self._on_show(request_id)
         except FabricError as error:
@@ -196,20 +278,34 @@ class Loop:
             hint = f"known are: {names}" if known else "the fabric is empty: `ringway apply FILE`"
             raise ControlError(Cause.UNKNOWN_VM, f"the fabric has no VM {hello.vm!r}; {hint}")
         current = self._agents.of(hello.vm)
-        if current is None or current.identity == identity:
+        stranger = self._stranger(identity, hello)
+        if stranger is not None:
+            raise _agent_exists(hello.vm, stranger)
+        if current is None or current.identity == identity or self._holds_any(hello.vm):
             self._welcome(identity, request_id, hello)
-        elif any(self._is_held(connection) for connection in self._fabric.holders(hello.vm)):
-            raise _agent_exists(current)
         else:
             # It holds nothing; only if it does not speak either, it is gone.
             judge = partial(self._on_rival_heard, current, identity, request_id, hello)
             if not self._ask(current, judge):
                 judge(None)
 
+    def _holds_any(self, vm: str) -> bool:
+        return any(self._is_held(connection) for connection, _ in self._fabric.holders(vm))
+
+    def _stranger(self, identity: bytes, hello: Hello) -> int | None:
+        """The process of somebody else that holds an end of the VM: one agent per side, also over a broker's restart."""
+        known = self._agents.of(hello.vm) is not None
+        for connection, holder in self._fabric.holders(hello.vm):
+            # Agents of the first release come with another identity each time; they are told by their process then.
+            same = holder.identity == identity or (not hello.revision and not known and holder.pid == hello.pid)
+            if not same and self._is_held(connection):
+                return holder.pid
+        return None
+
     def _on_rival_heard(self, rival: Agent, identity: bytes, request_id: str, hello: Hello, told: Told | None) -> None:
         current = self._agents.of(hello.vm)
         if current is not None and (told is not None or current is not rival):
-            self._answer(request_id, _agent_exists(current).reply())
+            self._answer(request_id, _agent_exists(current.vm, current.pid).reply())
         else:
             self._welcome(identity, request_id, hello)
 
@@ -220,8 +316,11 @@ class Loop:
             self._say(f"agent of VM {hello.vm!r} is here (pid {hello.pid})")
         else:
             known.problem = ""
+        agent = self._agents.of(hello.vm)
+        assert agent is not None
+        self._make_anew(self._fabric.note_attached(hello.vm, agent.holder, hello.attached))
         now = time.monotonic()
-        offers = [self._fabric.offer(link, side, now) for link, side in self._fabric.ends_of(hello.vm)]
+        offers = [self._fabric.offer(link, side, now, agent.holder) for link, side in self._fabric.ends_of(hello.vm)]
         self._answer(request_id, Welcome(vm=hello.vm, offers=offers, stack=self._fabric.stack(hello.vm)))
 
     def _on_show(self, request_id: str) -> None:
@@ -242,7 +341,8 @@ class Loop:
             self._answer_show(request_id, [])
 
     def _answer_show(self, request_id: str, vms: list[VmShown]) -> None:
-        links = [watch.show_link(link, self._resources.links[link.link_id]) for link in self._fabric.links.values()]
+        held = self._resources.links
+        links = [watch.show_link(link, held.get(link.link_id)) for link in self._fabric.links.values()]
         self._answer(request_id, Shown(links=links, vms=vms))
 
     def _on_told(self, identity: bytes, request_id: str, message: Done | Told | ErrorReply | Notice) -> None:
@@ -268,8 +368,53 @@ class Loop:
     # -- the desk's questions
 
     def _redeem(self, take: Take, connection: int, now: float) -> Grant:
-        link_id, granted = self._fabric.redeem(take, connection, now)
-        return Grant(granted, self._resources.links[link_id].descriptors(take.side))
+        held = self._fabric.held_at(connection)
+        if held is not None:
+            return self._grant_again(take, connection, *held)
+        link, granted = self._fabric.redeem(take, connection, now, self._desk.pid_of(connection))
+        trouble = watch.trouble(link, self._resources.links.get(link.link_id))
+        if trouble:
+            self._fabric.released(connection)
+            self._make_anew({take.link: trouble})
+            message = f"link {take.link!r} was made anew, because {trouble}: say hello for a ticket of the new one"
+            raise ControlError(Cause.TICKET_EXPIRED, message)
+        return self._grant(link, take.side, connection, granted)
+
+    def _grant_again(self, take: Take, connection: int, link: LinkState, side: int) -> Grant:
+        """To an end that may have had no answer, because the broker died. ControlError for another claim than its own."""
+        if (take.link, take.side, take.ticket) != (link.config.name, side, link.ends[side].used):
+            raise ControlError(Cause.ALREADY_ATTACHED, "the connection holds an end already")
+        self._end_life(connection)
+        return self._grant(link, side, connection, self._fabric.granted(link, side))
+
+    def _grant(self, link: LinkState, side: int, connection: int, granted: Granted) -> Grant:
+        """Saved before it is said."""
+        given: list[int] = []
+        lives: list[int] = []
+        if granted.lifeline:
+            life_fd, own_fd = os.pipe2(os.O_CLOEXEC)
+            self._lives[connection] = life_fd
+            given, lives = [own_fd], [life_fd]
+        self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [connection, *lives])
+        self._listed = False
+        descriptors = [*self._resources.links[link.link_id].descriptors(side), *given]
+        return Grant(granted, descriptors, given, partial(self._introduce, link, side))
+
+    def _introduce(self, link: LinkState, side: int) -> None:
+        """Give the new holder of an end and that of the other end each other's lifeline."""
+        for told, other in ((link.ends[1 - side], link.ends[side]), (link.ends[side], link.ends[1 - side])):
+            wants = told.holder is not None and told.held_by is not None and told.held_by.lifeline
+            if wants and told.holder is not None and other.holder in self._lives:
+                self._desk.say(told.holder, Peer(incarnation=other.incarnation), [self._lives[other.holder]])
+
+    def _take_over(self, link: LinkState, side: int, kept: KeptEnd, descriptors: list[int]) -> None:
+        """An end that has been held since before this broker."""
+        connection, *lives = descriptors
+        self._fabric.adopt_end(link.ends[side], connection, holder_of(kept), kept.ticket)
+        if lives:
+            self._lives[connection] = lives[0]
+        self._keeping.put_end(link.link_id, side, kept, descriptors)
+        self._desk.adopt(connection)
 
     def _is_held(self, connection: int) -> bool:
         """Asks the socket: its closing may not have been noticed yet."""
@@ -280,8 +425,48 @@ class Loop:
 
     def _released(self, connection: int) -> None:
         gone = self._fabric.released(connection)
+        self._end_life(connection)
         if gone is not None:
-            self._say(f"link {gone[0]!r}: side {'ab'[gone[1]]} has let go")
+            link, side = gone
+            self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [])
+            self._listed = False
+            self._say(f"link {link.config.name!r}: side {'ab'[side]} has let go")
+
+    def _end_life(self, connection: int) -> None:
+        life_fd = self._lives.pop(connection, None)
+        if life_fd is not None:
+            os.close(life_fd)
+
+    # -- keeper and directory
+
+    def _watch_keeper(self) -> None:
+        if self._keeping.fileno() >= 0:
+            self._events.register(self._keeping.fileno(), select.EPOLLIN)
+
+    def _mend_keeper(self, now: float) -> None:
+        if self._keeping.mend(now):
+            self._watch_keeper()
+
+    def _open_directory(self) -> Directory | None:
+        """None where there can be none: links do not need it."""
+        try:
+            directory = Directory(self._journal.fabric_id, self._runtime)
+        except ControlError as error:
+            self._say(str(error))
+            return None
+        for name in remove_leftovers():
+            self._say(f"removed {name}, the directory of a fabric that is gone")
+        return directory
+
+    def _list_links(self) -> None:
+        """Say in the fabric's directory what has changed."""
+        if self._listed or self._directory is None:
+            return
+        self._listed = True
+        try:
+            self._directory.write([watch.listed(link) for link in self._fabric.links.values()])
+        except ControlError as error:
+            self._say(str(error))
 
     # -- sending
 
@@ -332,10 +517,13 @@ class Loop:
             error = ControlError(Cause.BAD_MESSAGE, "a message is one frame: {v, id, kind, body} as msgpack")
             self._send(identity, wire.NO_ID, error.reply())
 
-    def _patience(self) -> int | None:
-        """Milliseconds until something expires."""
-        deadlines = [at for at in (self._desk.deadline(), self._agents.deadline()) if at is not None]
-        return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1) if deadlines else None
+    def _patience(self) -> float | None:
+        """Seconds until something expires; none while ZeroMQ has messages that its descriptor tells of only once."""
+        if self._router.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            return 0.0
+        expiries = (self._desk.deadline(), self._agents.deadline(), self._keeping.deadline())
+        deadlines = [at for at in expiries if at is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
 
 def _memory_note(vm: str, stack: Stack) -> str:
@@ -351,6 +539,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _agent_exists(agent: Agent) -> ControlError:
-    message = f"VM {agent.vm!r} has an agent, pid {agent.pid}: stop that one first"
+def _agent_exists(vm: str, pid: int) -> ControlError:
+    message = f"VM {vm!r} has an agent, pid {pid}: stop that one first"
     return ControlError(Cause.AGENT_EXISTS, message)

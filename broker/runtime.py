@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
-from ringway.control.runtime import control_path, handover_path
+from ringway.control.runtime import control_path
 
 
 def claim(runtime: Path) -> int:
     """Make the directory if need be, lock it, clear away what a killed broker left. Returns the lock, to be kept."""
-    sockets = (control_path(runtime), handover_path(runtime))
+    control = control_path(runtime)
     try:
         runtime.mkdir(mode=0o700, exist_ok=True)
         _check_private(runtime)
@@ -24,8 +24,7 @@ def claim(runtime: Path) -> int:
         raise ControlError(Cause.RUNTIME, message) from None
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for path in sockets:
-            path.unlink(missing_ok=True)
+        control.unlink(missing_ok=True)
     except BlockingIOError:
         os.close(lock_fd)
         message = f"a broker is already running on {runtime}: use it, stop it, or choose another --runtime"

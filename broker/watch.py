@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from ringway.broker.effects import Held
 from ringway.broker.fabric import LinkState, geometry_message
+from ringway.control.directory import ListedEnd, ListedLink
 from ringway.control.messages import EndShown, LinkShown, RingShown
 from ringway.shm import Counts, RegionError, RingReading, SideReading, SideState, read_region, read_sides
 
@@ -20,38 +21,66 @@ END_STATES: Final[dict[SideState, Literal["detached", "attached", "broken"]]] = 
 }
 
 
-def is_broken(held: Held) -> bool:
-    """Does the link carry nothing any more, so that only a new region helps?"""
+LOST: Final = "its memory was lost with broker and keeper, and only its two ends have it"
+
+
+def trouble(link: LinkState, held: Held | None) -> str:
+    """Why the link carries nothing any more, or cannot be handed to an end again; empty when it does and can."""
+    if held is None:
+        return LOST
     try:
         reading = read_region(held.region_fd)
+    except RegionError as error:
+        return f"its memory is damaged ({error})"
+    if reading.geometry != link.config.geometry:
+        return "its memory has another geometry than the fabric asks for"
+    for name, side in zip("ab", reading.sides, strict=True):
+        if side.state is SideState.BROKEN:
+            return f"side {name} found it broken ({side.cause.name.lower()})"
+    return ""
+
+
+def in_flight(held: Held | None) -> int:
+    """Frames that would be lost with the memory, as far as it can be read."""
+    try:
+        return sum(ring.in_flight for ring in read_region(held.region_fd).rings) if held is not None else 0
     except RegionError:
-        return True
-    return any(side.state is SideState.BROKEN for side in reading.sides)
+        return 0
 
 
-def show_link(link: LinkState, held: Held) -> LinkShown:
+def show_link(link: LinkState, held: Held | None) -> LinkShown:
     rings: list[RingReading] = []
     sides: tuple[SideReading, SideReading] | None = None
-    note = held.note
+    note = held.note if held is not None else f"link {link.config.name!r}: {LOST}: apply the fabric again to replace it"
     try:
-        sides = read_sides(held.region_fd)
-        rings = read_region(held.region_fd).rings
+        if held is not None:
+            sides = read_sides(held.region_fd)
+            rings = read_region(held.region_fd).rings
     except RegionError as error:
         note = "; ".join(filter(None, (note, f"the region is damaged ({error}): apply the fabric again")))
-    shape = held.config.geometry.shape()
+    shape = link.config.geometry.shape()
     ends = [_end(link, side, sides[side] if sides else None) for side in (0, 1)]
     return LinkShown(
         name=link.config.name,
         link_id=link.link_id,
-        state=_state(ends, readable=bool(rings)),
+        state="lost" if held is None else _state(ends, readable=bool(rings)),
         ends=ends,
-        geometry=geometry_message(held.config.geometry),
+        geometry=geometry_message(link.config.geometry),
         frame_max=shape.frame_max,
-        memory=held.memory,
-        pages="huge" if held.huge else "ordinary",
+        memory=held.memory if held is not None else shape.memory,
+        pages="huge" if held is not None and held.huge else "ordinary",
         note=note,
         rings=[_ring(ring) for ring in rings],
     )
+
+
+def listed(link: LinkState) -> ListedLink:
+    """What the fabric's directory says of a link."""
+    first, second = (
+        ListedEnd(end.vm, end.port.name, end.held_by.pid if end.held_by is not None else 0, end.incarnation)
+        for end in link.ends
+    )
+    return ListedLink(link.config.name, link.link_id, (first, second))
 
 
 def _state(ends: list[EndShown], readable: bool) -> Literal["up", "half", "down", "broken"]:
@@ -71,7 +100,8 @@ def _end(link: LinkState, side: int, reading: SideReading | None) -> EndShown:
         cause=reading.cause.name.lower() if reading and reading.state is SideState.BROKEN else "",
         incarnation=end.incarnation,
         queues_served=reading.queues_served if reading else 0,
-        held=end.holder is not None,
+        held=end.held_by is not None,
+        pid=end.held_by.pid if end.held_by is not None else 0,
     )
 
 

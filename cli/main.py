@@ -13,7 +13,7 @@ import click
 
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
-from ringway.control.messages import Applied, Apply, Show, Shown
+from ringway.control.messages import Applied, Apply, Plan, Planned, Show, Shown
 from ringway.control.names import printable
 from ringway.control.rules import connections_size
 from ringway.control.runtime import runtime_directory
@@ -39,7 +39,6 @@ def commands() -> None:
 )
 def broker(runtime: Path | None, fabric: Path | None) -> None:
     """Run the broker, which makes links, until SIGTERM or SIGINT."""
-    from ringway.broker.checks import read_config
     from ringway.broker.loop import Loop
 
     stop_fd, wakeup_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -47,17 +46,27 @@ def broker(runtime: Path | None, fabric: Path | None) -> None:
     signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    config = read_config(fabric) if fabric else None
+    text = _fabric_text(fabric) if fabric else ""
     directory = runtime_directory(runtime)
     loop = Loop(directory, _log)
     try:
-        if config is not None:
-            loop.apply(config)
+        if fabric:
+            loop.apply(text, printable(str(fabric)))
         click.echo(f"broker ready on {directory}")
         sys.stdout.flush()
         loop.run(stop_fd)
     finally:
         loop.close()
+
+
+def _fabric_text(file: Path) -> str:
+    """A fabric that was found good, or FabricError before anything else is done."""
+    from ringway.broker.checks import parse_config
+    from ringway.broker.fabric_file import read_text
+
+    text = read_text(file)
+    parse_config(text, str(file))
+    return text
 
 
 def _log(line: str) -> None:
@@ -81,6 +90,28 @@ def apply(file: Path, runtime: Path | None) -> None:
             click.echo(f"{verb}: {', '.join(names)}")
     for note in applied.notes:
         click.echo(f"note: {note}")
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
+@RUNTIME_OPTION
+def plan(file: Path, runtime: Path | None) -> None:
+    """Show what `apply FILE` would do, and do nothing."""
+    from ringway.broker.fabric_file import read_text
+
+    request = Plan(name=printable(str(file)), text=read_text(file))
+    with Client(runtime_directory(runtime)) as client:
+        planned = client.call(request, Planned, timeout=10.0)
+    for verb in ("made", "removed"):
+        for name in getattr(planned, verb):
+            click.echo(f"{verb}: {name}")
+    for link in planned.replaced:
+        lost = f"the frames in its rings are lost, {link.in_flight} at the moment"
+        click.echo(f"replaced: {link.link} ({link.reason}): {lost}")
+    for vm in planned.stacks:
+        click.echo(f"stack of {vm}: changed, no frame is lost by it")
+    click.echo(f"kept: {len(planned.kept)} links, which lose nothing")
+    click.echo(f"memory: {planned.memory / (1 << 20):+.1f} MiB")
 
 
 @commands.command()

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -16,7 +17,19 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ringway.control import wire
 from ringway.control.errors import ControlError
-from ringway.control.messages import FROM_BROKER, PUSHED, Ask, Cause, ErrorReply, Hello, Message, Notice, Welcome
+from ringway.control.messages import (
+    ENDS_MAX,
+    FROM_BROKER,
+    PUSHED,
+    REVISION,
+    Ask,
+    Cause,
+    ErrorReply,
+    Hello,
+    Message,
+    Notice,
+    Welcome,
+)
 from ringway.control.runtime import control_path
 
 CALL_TIMEOUT: Final = 5.0  # seconds
@@ -27,9 +40,9 @@ Reply = TypeVar("Reply", bound=Message)
 
 
 class Connection:
-    """A DEALER socket to the broker's control socket."""
+    """A DEALER socket to the broker's control socket; `identity` is what the broker knows the peer by."""
 
-    def __init__(self, runtime: Path) -> None:
+    def __init__(self, runtime: Path, identity: bytes = b"") -> None:
         self._path = control_path(runtime)
         self._context = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
@@ -39,6 +52,8 @@ class Connection:
         self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        if identity:
+            self.socket.setsockopt(zmq.ROUTING_ID, identity)
         self.socket.connect(f"ipc://{self._path}")
 
     def close(self) -> None:
@@ -111,12 +126,14 @@ class AgentSession(Connection):
     """An agent's conversation with its broker; `socket` and `monitor` are for the agent's own zmq.Poller.
 
     The broker forgets its agents when it restarts and ZeroMQ reconnects silently, so `monitor` becomes readable when
-    the connection changes, and `rejoined` then says whether it is time for another hello.
+    the connection changes, and `rejoined` then says whether it is time for another hello. It is known by a random
+    identity that stays the same over all its connections: a new broker sees by it who has held the ends before.
     """
 
     def __init__(self, runtime: Path, vm: str, version: str = "") -> None:
-        super().__init__(runtime)
+        super().__init__(runtime, b"a" + os.urandom(15))  # one that begins with 0 is ZeroMQ's own
         self.vm = vm
+        self._revision = REVISION
         self._version = version
         self._pushed: deque[wire.Received] = deque()
         # A pair of its own: events of the first connection may come in late, after the first hello.
@@ -130,11 +147,26 @@ class AgentSession(Connection):
         self.monitor.close(linger=0)  # or the context waits for it
         super().close()
 
-    def hello(self, timeout: float = CALL_TIMEOUT) -> Welcome:
-        """Make oneself known, again whenever a fresh ticket is needed. Pushes that come in meanwhile are kept."""
+    def hello(self, timeout: float = CALL_TIMEOUT, attached: Sequence[int] = ()) -> Welcome:
+        """Make oneself known, again whenever a fresh ticket is needed. Pushes that come in meanwhile are kept.
+
+        `attached`: the links that this agent has ends of, by their ids.
+        """
+        try:
+            return self._hello(timeout, attached)
+        except ControlError as error:
+            if error.cause is not Cause.BAD_MESSAGE or self._revision == 0:
+                raise
+            self._revision = 0  # a broker of the first release, which knows no revisions
+            return self._hello(timeout, ())
+
+    def _hello(self, timeout: float, attached: Sequence[int]) -> Welcome:
         request_id = wire.new_id()
         deadline = time.monotonic() + timeout
-        self._send(request_id, Hello(vm=self.vm, pid=os.getpid(), version=self._version), timeout)
+        hello = Hello(vm=self.vm, pid=os.getpid(), version=self._version, revision=self._revision)
+        if self._revision:
+            hello.attached = list(attached[:ENDS_MAX])
+        self._send(request_id, hello, timeout)
         while (received := self._receive(deadline - time.monotonic())) is not None:
             if isinstance(received.message, PUSHED):
                 self._keep(received)
@@ -176,6 +208,7 @@ class AgentSession(Connection):
             event = recv_monitor_message(self.monitor)["event"]
             if event == zmq.EVENT_DISCONNECTED:
                 self._lost = True
+                self._revision = REVISION  # the next broker may be of another release
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._lost:
                 self._lost = False
                 returned = True

@@ -3,8 +3,12 @@
     agent                        broker
     connect                      check SO_PEERCRED
     Take{vm, link, side, ticket}
-                                 Granted{...} + region, then four bells per queue     or ErrorReply, and close
+                                 Granted{...} + region, four bells per queue, lifeline     or ErrorReply, and close
+                                 Peer{...} + the other end's lifeline, whenever somebody takes that end
     (the connection stays open)  its closing tells that the end has detached or died
+
+A lifeline is a pipe in which nothing is ever written. Its write end is held by an end of the link and by nobody else,
+its read end by the other end: that hangs up when the holder lets go or dies, whether there is a broker or not.
 
 Each ring has two pipes: one wakes its consumer, one its producer. Everybody gets the read end of what wakes them and
 the write end of what wakes the other (ARCHITECTURE, law 11).
@@ -22,12 +26,12 @@ from typing import Final, NamedTuple
 
 from ringway.control import wire
 from ringway.control.errors import ControlError
-from ringway.control.messages import FROM_HANDOVER, Cause, ErrorReply, Geometry, Granted, Take
+from ringway.control.messages import FROM_HANDOVER, Cause, ErrorReply, Geometry, Granted, Message, Peer, Take
 
 TAKE_SIZE: Final = 4096  # bytes of a message on this socket
 QUEUES_MAX: Final = 16
 BELLS: Final = 4  # descriptors per queue
-DESCRIPTORS_MAX: Final = 1 + BELLS * QUEUES_MAX
+DESCRIPTORS_MAX: Final = 1 + BELLS * QUEUES_MAX + 1
 TAKE_TIMEOUT: Final = 5.0  # seconds
 DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 
@@ -51,11 +55,20 @@ class Handover:
     link_id: int
     geometry: Geometry
     incarnation: int
+    life_fd: int = -1  # to be kept open while attached, and by nobody else; -1: this broker has none
 
     def discard(self) -> None:
         """Close all of it: for when none of the descriptors has been passed on."""
         self.connection.close()
-        _close_all([self.region_fd, *(fd for bells in self.bells for fd in bells)])
+        life = [self.life_fd] if self.life_fd >= 0 else []
+        _close_all([self.region_fd, *(fd for bells in self.bells for fd in bells), *life])
+
+
+class LaterWord(NamedTuple):
+    """What the broker says after the handover. The caller owns the descriptor."""
+
+    message: Peer | Granted
+    fd: int  # the other end's lifeline (Peer), or a new one of one's own (Granted); -1: none
 
 
 def take(path: Path, ticket: Take, timeout: float = TAKE_TIMEOUT) -> Handover:
@@ -76,14 +89,37 @@ def take(path: Path, ticket: Take, timeout: float = TAKE_TIMEOUT) -> Handover:
         connection.close()
         raise
     connection.settimeout(None)
+    life_fd = descriptors.pop() if granted.lifeline else -1
     bells = [Bells(*descriptors[at : at + BELLS]) for at in range(1, len(descriptors), BELLS)]
-    return Handover(connection, descriptors[0], bells, granted.link_id, granted.geometry, granted.incarnation)
+    return Handover(connection, descriptors[0], bells, granted.link_id, granted.geometry, granted.incarnation, life_fd)
+
+
+def hear(connection: socket.socket) -> LaterWord | None:
+    """What the broker says next to an attached end, without waiting; None when it has hung up.
+
+    BlockingIOError when there is nothing; ControlError (PROTOCOL, LIMIT) for what is no word of this release.
+    """
+    payload, descriptors, flags = _receive(connection, socket.MSG_DONTWAIT)
+    try:
+        if not payload:
+            return None
+        message = _check_answer(payload, descriptors, flags)
+        lifeline = isinstance(message, Peer) or (isinstance(message, Granted) and message.lifeline)
+        fd = descriptors.pop() if lifeline and descriptors else -1
+        assert isinstance(message, Peer | Granted)
+        return LaterWord(message, fd)
+    finally:
+        _close_all(descriptors)
+
+
+def _receive(connection: socket.socket, how: int = 0) -> tuple[bytes, list[int], int]:
+    room = socket.CMSG_SPACE(DESCRIPTORS_MAX * DESCRIPTOR_BYTES)
+    payload, ancillary, flags, _ = connection.recvmsg(TAKE_SIZE, room, socket.MSG_CMSG_CLOEXEC | how)
+    return payload, _descriptors(ancillary), flags
 
 
 def _receive_granted(connection: socket.socket) -> tuple[Granted, list[int]]:
-    room = socket.CMSG_SPACE(DESCRIPTORS_MAX * DESCRIPTOR_BYTES)
-    payload, ancillary, flags, _ = connection.recvmsg(TAKE_SIZE, room, socket.MSG_CMSG_CLOEXEC)
-    descriptors = _descriptors(ancillary)
+    payload, descriptors, flags = _receive(connection)
     try:
         return _check_granted(payload, descriptors, flags), descriptors
     except BaseException:
@@ -94,6 +130,17 @@ def _receive_granted(connection: socket.socket) -> tuple[Granted, list[int]]:
 def _check_granted(payload: bytes, descriptors: Sequence[int], flags: int) -> Granted:
     if not payload:
         raise ControlError(Cause.NO_BROKER, "the broker closed the connection: look at its log, then say hello again")
+    answer = _check_answer(payload, descriptors, flags)
+    if not isinstance(answer, Granted):
+        raise ControlError(Cause.PROTOCOL, f"the broker answered with a {type(answer).__name__}")
+    expected = 1 + BELLS * answer.geometry.queues + answer.lifeline
+    if len(descriptors) != expected:
+        message = f"the handover has {len(descriptors)} descriptors, and its {answer.geometry.queues} queues {expected}"
+        raise ControlError(Cause.PROTOCOL, message)
+    return answer
+
+
+def _check_answer(payload: bytes, descriptors: Sequence[int], flags: int) -> Message:
     if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
         # Also what happens when this process may not open so many descriptors.
         message = f"the handover arrived cut short, with {len(descriptors)} descriptors: raise this process's ulimit -n"
@@ -104,11 +151,6 @@ def _check_granted(payload: bytes, descriptors: Sequence[int], flags: int) -> Gr
         raise ControlError(Cause.PROTOCOL, f"the handover is not readable: {error.message}") from None
     if isinstance(answer, ErrorReply):
         raise ControlError(answer.cause, answer.message)
-    assert isinstance(answer, Granted)
-    expected = 1 + BELLS * answer.geometry.queues
-    if len(descriptors) != expected:
-        message = f"the handover has {len(descriptors)} descriptors, and its {answer.geometry.queues} queues {expected}"
-        raise ControlError(Cause.PROTOCOL, message)
     return answer
 
 

@@ -2,6 +2,7 @@
 
     who says it       message    answered with
     command line      Apply      Applied
+                      Plan       Planned
                       Show       Shown
     agent             Hello      Welcome
                       Notice     (nothing)
@@ -10,8 +11,12 @@
                       SetStack   Done
                       Ask        Told
     agent, handover   Take       Granted, with descriptors
+    broker, handover  Peer       (nothing), with a descriptor
 
 Any request may be answered with ErrorReply instead.
+
+Fields that were added since the first release have a default, and one that has its default is not sent; the broker
+sends the others only to agents whose revision knows them. So agents of an earlier release work with this broker.
 """
 
 from __future__ import annotations
@@ -31,6 +36,9 @@ Uint = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Side = Annotated[int, Meta(ge=0, le=1)]
 TicketText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Counters = dict[Word, int]
+
+REVISION: Final = 1  # of what an agent understands; 0, the first release: no lifelines
+ENDS_MAX: Final = 4096  # that an agent may say it is attached to
 
 
 class Cause(StrEnum):
@@ -56,11 +64,11 @@ class Cause(StrEnum):
     FAILED = "failed"  # an agent could not do what it was asked
 
 
-class Message(Struct, forbid_unknown_fields=True):
+class Message(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Base of everything in KINDS."""
 
 
-class Part(Struct, forbid_unknown_fields=True):
+class Part(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Base of what messages are made of."""
 
 
@@ -90,6 +98,7 @@ class Offer(Part):
     offload: bool = False
     mac: str | None = None
     address: list[str] = []
+    lifeline: bool = False  # this broker hands one over to who asks for it
 
 
 class PortTold(Part):
@@ -120,7 +129,7 @@ class Connections(Part):
     refused: int
 
 
-class EndShown(Part):
+class EndShown(Part, omit_defaults=False):
     vm: PlainName
     port: PlainName
     kind: Literal["tap", "local"]
@@ -129,6 +138,7 @@ class EndShown(Part):
     incarnation: int
     queues_served: int
     held: bool  # an agent holds the end's descriptors
+    pid: Uint = 0  # of its process, while it is held
 
 
 class RingShown(Part):
@@ -147,10 +157,10 @@ class RingShown(Part):
     consumed: Counters
 
 
-class LinkShown(Part):
+class LinkShown(Part, omit_defaults=False):
     name: Name
     link_id: Uint
-    state: Literal["up", "half", "down", "broken"]
+    state: Literal["up", "half", "down", "broken", "lost"]  # lost: its memory is not the broker's any more
     ends: list[EndShown]
     geometry: Geometry
     frame_max: Uint
@@ -160,7 +170,7 @@ class LinkShown(Part):
     rings: list[RingShown]
 
 
-class VmShown(Part):
+class VmShown(Part, omit_defaults=False):
     name: PlainName
     state: Literal["present", "silent", "away"]
     pid: int | None
@@ -176,6 +186,8 @@ class Hello(Message):
     vm: PlainName
     pid: Uint
     version: Word
+    revision: Uint = 0
+    attached: Annotated[list[Uint], Meta(max_length=ENDS_MAX)] = []  # link ids, when it is not its first hello
 
 
 class Welcome(Message):
@@ -235,6 +247,31 @@ class Applied(Message):
     notes: list[Text]
 
 
+class Plan(Message):
+    """What would Apply do with this text?"""
+
+    name: Text
+    text: str
+
+
+class Replacement(Part):
+    """A link that stays in name only: its frames in flight are lost."""
+
+    link: Name
+    reason: Text
+    in_flight: Uint  # frames in its rings at the moment
+
+
+class Planned(Message):
+    made: list[Name]
+    removed: list[Name]
+    replaced: list[Replacement]
+    kept: list[Name]
+    stacks: list[PlainName]  # VMs whose rules change, without a frame lost
+    memory: int  # bytes more than now
+    notes: list[Text] = []
+
+
 class Show(Message):
     pass
 
@@ -249,11 +286,21 @@ class Take(Message):
     link: Name
     side: Side
     ticket: TicketText
+    lifeline: bool = False  # the agent wants one
 
 
 class Granted(Message):
+    """A second one on the same connection: the broker died before it knew that the first one was sent."""
+
     link_id: Uint
     geometry: Geometry
+    incarnation: Uint
+    lifeline: bool = False  # one more descriptor: the end's own, to be kept open while it is attached
+
+
+class Peer(Message):
+    """The other end is held by this incarnation; the descriptor with it hangs up (POLLHUP) when that lets go or dies."""
+
     incarnation: Uint
 
 
@@ -262,14 +309,14 @@ class ErrorReply(Message):
     message: Text
 
 
-TO_BROKER: Final[tuple[type[Message], ...]] = (Hello, Notice, Apply, Show, Done, Told, ErrorReply)
+TO_BROKER: Final[tuple[type[Message], ...]] = (Hello, Notice, Apply, Plan, Show, Done, Told, ErrorReply)
 FROM_BROKER: Final[tuple[type[Message], ...]] = (
-    *(Welcome, Applied, Shown, ErrorReply),
+    *(Welcome, Applied, Planned, Shown, ErrorReply),
     *(Offered, Withdrawn, SetStack, Ask),
 )
 PUSHED: Final[tuple[type[Message], ...]] = (Offered, Withdrawn, SetStack, Ask)
 TO_HANDOVER: Final[tuple[type[Message], ...]] = (Take,)
-FROM_HANDOVER: Final[tuple[type[Message], ...]] = (Granted, ErrorReply)
+FROM_HANDOVER: Final[tuple[type[Message], ...]] = (Granted, Peer, ErrorReply)
 KINDS: Final[dict[str, type[Message]]] = {
     kind.__name__: kind for kind in (*TO_BROKER, *FROM_BROKER, *TO_HANDOVER, *FROM_HANDOVER)
 }

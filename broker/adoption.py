@@ -1,0 +1,92 @@
+"""What a new broker makes of what the one before it has left: the journal, and what the keeper holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from ringway.broker.checks import parse_config
+from ringway.broker.desk import listen
+from ringway.broker.effects import Resources
+from ringway.broker.fabric import EndState, Fabric, Holder, LinkState
+from ringway.broker.fabric_file import FabricError
+from ringway.broker.journal import Journal, journal_path
+from ringway.broker.keeping import DESK, Found, KeptEnd, Keeping, close_all, end_key, link_key
+from ringway.control.errors import ControlError
+from ringway.control.messages import Cause
+
+
+def adopt_fabric(journal: Journal, fabric: Fabric, runtime: Path) -> None:
+    """Make the fabric the journal's. ControlError (RUNTIME) for a text that this release does not accept."""
+    if not journal.text:
+        return
+    try:
+        fabric.adopt(parse_config(journal.text, journal.name), journal.links)
+    except FabricError as error:
+        message = (
+            f"the journal {journal_path(runtime)} holds a fabric that this release does not take ({error}): remove it, "
+            "start the broker and apply a fabric; links in use go on between their ends until then"
+        )
+        raise ControlError(Cause.RUNTIME, message) from None
+
+
+def adopt_links(found: Found, fabric: Fabric, resources: Resources, keeping: Keeping) -> list[str]:
+    """Take over the memory and bells of the fabric's links, and drop others. The names of links that have none."""
+    lost = []
+    for name, link in fabric.links.items():
+        descriptors = found.links.pop(link.link_id, None)
+        if descriptors is None or not resources.adopt(link.link_id, link.config, descriptors):
+            link.lost = True
+            lost.append(name)
+    for link_id, descriptors in found.links.items():  # of an apply that did not come to its end
+        close_all(descriptors)
+        keeping.drop(link_key(link_id))
+    return lost
+
+
+def adopt_ends(
+    found: Found, fabric: Fabric, keeping: Keeping, take_over: Callable[[LinkState, int, KeptEnd, list[int]], None]
+) -> None:
+    """Say of each end what is known; `take_over` gets those that somebody holds, with connection and lifeline."""
+    by_id = {link.link_id: link for link in fabric.links.values() if not link.lost}
+    for (link_id, side), (kept, descriptors) in found.ends.items():
+        link = by_id.get(link_id)
+        if link is None:
+            close_all(descriptors)
+            keeping.drop(end_key(link_id, side))
+            continue
+        link.ends[side].incarnation = kept.incarnation
+        if descriptors:
+            take_over(link, side, kept, descriptors)
+        else:
+            keeping.put_end(link_id, side, kept, [])
+
+
+def holder_of(kept: KeptEnd) -> Holder:
+    return Holder(kept.identity, kept.pid, kept.lifeline)
+
+
+def kept_end(end: EndState) -> KeptEnd:
+    """What the keeper is to know of an end."""
+    if end.holder is None or end.held_by is None:
+        return KeptEnd(end.incarnation)
+    return KeptEnd(end.incarnation, end.used, end.held_by.identity, end.held_by.pid, end.held_by.lifeline)
+
+
+def adopt_desk(found: Found, path: Path, keeping: Keeping) -> socket.socket:
+    """The socket that agents connect to: the one that they wait at already, if it can still be reached by its path."""
+    reachable = False
+    with contextlib.suppress(OSError):
+        reachable = stat.S_ISSOCK(os.lstat(path).st_mode)
+    if reachable and len(found.desk) == 1:
+        listener = socket.socket(fileno=found.desk[0])
+    else:
+        close_all(found.desk)
+        path.unlink(missing_ok=True)
+        listener = listen(path)
+    keeping.put(DESK, b"", [listener.fileno()])
+    return listener
