@@ -15,7 +15,7 @@ from ringway.broker.effects import Resources
 from ringway.broker.fabric import EndState, Fabric, Holder, LinkState
 from ringway.broker.fabric_file import FabricError
 from ringway.broker.journal import Journal, journal_path
-from ringway.broker.keeping import DESK, Found, KeptEnd, Keeping, close_all, end_key, link_key
+from ringway.broker.keeping import DESK, Found, Keeping, KeptEnd, close_all, end_key, link_key
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 

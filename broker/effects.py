@@ -184,4 +184,3 @@ class Resources:
                 f"may have {self._descriptors_max}: raise its hard limit (ulimit -Hn, LimitNOFILE) or make fewer links"
             )
             raise ControlError(Cause.LIMIT, message)
-

@@ -43,7 +43,7 @@ def read_journal(runtime: Path) -> Journal | None:
     """None where there is none. ControlError (RUNTIME) for one that this release did not write."""
     path = journal_path(runtime)
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
             content = file.read(SIZE_MAX + 1)
         if len(content) > SIZE_MAX:
             raise ValueError(f"it has more than {SIZE_MAX} bytes")
@@ -67,7 +67,7 @@ def write_journal(runtime: Path, journal: Journal) -> None:
     fresh = path.with_name("journal.new")
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(fd, "wb") as file:
+        with os.fdopen(fd, "wb") as file:
             file.write(msgspec.json.encode(journal))
             file.flush()
             os.fsync(fd)

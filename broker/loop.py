@@ -18,18 +18,18 @@ import zmq
 from msgspec.structs import replace
 
 from ringway.broker import watch
-from ringway.broker.adoption import adopt_desk, adopt_ends, adopt_fabric, adopt_links, holder_of, kept_end
+from ringway.broker.adoption import adopt_desk, adopt_ends, adopt_fabric, adopt_links
 from ringway.broker.agents import Agent, Agents
 from ringway.broker.answers import Answers
 from ringway.broker.checks import parse_config
-from ringway.broker.desk import Desk, Grant
 from ringway.broker.directory import Directory, remove_leftovers
 from ringway.broker.effects import Resources, raise_descriptor_limit
-from ringway.broker.fabric import Fabric, LinkState
+from ringway.broker.ends import Ends
+from ringway.broker.fabric import Fabric
 from ringway.broker.fabric import Plan as FabricPlan
 from ringway.broker.fabric_file import FabricError
 from ringway.broker.journal import Journal, new_journal, read_journal, write_journal
-from ringway.broker.keeping import KeptEnd, Keeping, close_all
+from ringway.broker.keeping import Keeping
 from ringway.broker.runtime import claim
 from ringway.control import wire
 from ringway.control.errors import ControlError
@@ -41,19 +41,16 @@ from ringway.control.messages import (
     Cause,
     Done,
     ErrorReply,
-    Granted,
     Hello,
     Message,
     Notice,
     Offered,
-    Peer,
     Plan,
     Planned,
     Replacement,
     SetStack,
     Show,
     Shown,
-    Take,
     Told,
     VmShown,
     Welcome,
@@ -80,7 +77,6 @@ class Loop:
         self._agents = Agents()
         self._answers = Answers()
         self._fabric = Fabric(str(handover_path(runtime)))
-        self._lives: dict[int, int] = {}  # the lifelines of held ends, by connection
         self._lock_fd = claim(runtime)
         journal = read_journal(runtime)
         self._journal = journal or new_journal()
@@ -90,8 +86,13 @@ class Loop:
         self._resources = Resources(raise_descriptor_limit(), self._keeping)
         lost = adopt_links(found, self._fabric, self._resources, self._keeping)
         listener = adopt_desk(found, handover_path(runtime), self._keeping)
-        self._desk = Desk(listener, self._events, self._redeem, self._released)
-        adopt_ends(found, self._fabric, self._keeping, self._take_over)
+        self._ends = Ends(
+            *(listener, self._events, self._fabric, self._resources, self._keeping),
+            make_anew=lambda link, trouble: self._make_anew({link: trouble}),
+            say=say,
+        )
+        self._desk = self._ends.desk
+        adopt_ends(found, self._fabric, self._keeping, self._ends.take_over)
         if journal is None:
             write_journal(runtime, self._journal)
         elif self._fabric.links:
@@ -99,7 +100,6 @@ class Loop:
         for name in lost:
             self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
         self._directory = self._open_directory()
-        self._listed = False  # does the directory say what is?
         self._context = zmq.Context()
         self._router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 200)  # ms: a reply before stopping still gets out
@@ -111,7 +111,7 @@ class Loop:
         self._router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._router.bind(f"ipc://{control_path(runtime)}")
         self._bound = {path: _identity(path) for path in (control_path(runtime), handover_path(runtime))}
-        self._events.register(self._router.getsockopt(zmq.FD), select.EPOLLIN)
+        self._events.register(int(self._router.getsockopt(zmq.FD)), select.EPOLLIN)
         self._watch_keeper()
 
     def close(self) -> None:
@@ -119,8 +119,7 @@ class Loop:
         stays = self._keeping.close()
         if self._directory is not None:
             self._directory.close(unlink=not stays)
-        self._desk.close()
-        close_all(list(self._lives.values()))
+        self._ends.close()
         self._router.close()
         self._context.term()
         self._resources.close()
@@ -235,10 +234,7 @@ class Loop:
         notes = self._resources.carry_out(plan.effects, lambda: write_journal(self._runtime, journal))
         self._journal = journal
         changes = self._fabric.commit(plan)
-        self._listed = False
-        for connection in changes.dropped:
-            self._desk.drop(connection)
-            self._end_life(connection)
+        self._ends.drop(changes.dropped)
         for vm, withdrawn in changes.withdrawn:
             self._push(vm, withdrawn)
         # Rules before links: no frame of a new link is to be judged by the old ones.
@@ -278,29 +274,16 @@ class Loop:
             hint = f"known are: {names}" if known else "the fabric is empty: `ringway apply FILE`"
             raise ControlError(Cause.UNKNOWN_VM, f"the fabric has no VM {hello.vm!r}; {hint}")
         current = self._agents.of(hello.vm)
-        stranger = self._stranger(identity, hello)
+        stranger = self._ends.stranger(identity, hello, known=current is not None)
         if stranger is not None:
             raise _agent_exists(hello.vm, stranger)
-        if current is None or current.identity == identity or self._holds_any(hello.vm):
+        if current is None or current.identity == identity or self._ends.any_held(hello.vm):
             self._welcome(identity, request_id, hello)
         else:
             # It holds nothing; only if it does not speak either, it is gone.
             judge = partial(self._on_rival_heard, current, identity, request_id, hello)
             if not self._ask(current, judge):
                 judge(None)
-
-    def _holds_any(self, vm: str) -> bool:
-        return any(self._is_held(connection) for connection, _ in self._fabric.holders(vm))
-
-    def _stranger(self, identity: bytes, hello: Hello) -> int | None:
-        """The process of somebody else that holds an end of the VM: one agent per side, also over a broker's restart."""
-        known = self._agents.of(hello.vm) is not None
-        for connection, holder in self._fabric.holders(hello.vm):
-            # Agents of the first release come with another identity each time; they are told by their process then.
-            same = holder.identity == identity or (not hello.revision and not known and holder.pid == hello.pid)
-            if not same and self._is_held(connection):
-                return holder.pid
-        return None
 
     def _on_rival_heard(self, rival: Agent, identity: bytes, request_id: str, hello: Hello, told: Told | None) -> None:
         current = self._agents.of(hello.vm)
@@ -365,78 +348,6 @@ class Loop:
                 cause = f" ({message.cause})" if message.cause else ""
                 self._say(f"VM {agent.vm!r}, port {message.port!r}, link {message.link!r}: {message.event}{cause}")
 
-    # -- the desk's questions
-
-    def _redeem(self, take: Take, connection: int, now: float) -> Grant:
-        held = self._fabric.held_at(connection)
-        if held is not None:
-            return self._grant_again(take, connection, *held)
-        link, granted = self._fabric.redeem(take, connection, now, self._desk.pid_of(connection))
-        trouble = watch.trouble(link, self._resources.links.get(link.link_id))
-        if trouble:
-            self._fabric.released(connection)
-            self._make_anew({take.link: trouble})
-            message = f"link {take.link!r} was made anew, because {trouble}: say hello for a ticket of the new one"
-            raise ControlError(Cause.TICKET_EXPIRED, message)
-        return self._grant(link, take.side, connection, granted)
-
-    def _grant_again(self, take: Take, connection: int, link: LinkState, side: int) -> Grant:
-        """To an end that may have had no answer, because the broker died. ControlError for another claim than its own."""
-        if (take.link, take.side, take.ticket) != (link.config.name, side, link.ends[side].used):
-            raise ControlError(Cause.ALREADY_ATTACHED, "the connection holds an end already")
-        self._end_life(connection)
-        return self._grant(link, side, connection, self._fabric.granted(link, side))
-
-    def _grant(self, link: LinkState, side: int, connection: int, granted: Granted) -> Grant:
-        """Saved before it is said."""
-        given: list[int] = []
-        lives: list[int] = []
-        if granted.lifeline:
-            life_fd, own_fd = os.pipe2(os.O_CLOEXEC)
-            self._lives[connection] = life_fd
-            given, lives = [own_fd], [life_fd]
-        self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [connection, *lives])
-        self._listed = False
-        descriptors = [*self._resources.links[link.link_id].descriptors(side), *given]
-        return Grant(granted, descriptors, given, partial(self._introduce, link, side))
-
-    def _introduce(self, link: LinkState, side: int) -> None:
-        """Give the new holder of an end and that of the other end each other's lifeline."""
-        for told, other in ((link.ends[1 - side], link.ends[side]), (link.ends[side], link.ends[1 - side])):
-            wants = told.holder is not None and told.held_by is not None and told.held_by.lifeline
-            if wants and told.holder is not None and other.holder in self._lives:
-                self._desk.say(told.holder, Peer(incarnation=other.incarnation), [self._lives[other.holder]])
-
-    def _take_over(self, link: LinkState, side: int, kept: KeptEnd, descriptors: list[int]) -> None:
-        """An end that has been held since before this broker."""
-        connection, *lives = descriptors
-        self._fabric.adopt_end(link.ends[side], connection, holder_of(kept), kept.ticket)
-        if lives:
-            self._lives[connection] = lives[0]
-        self._keeping.put_end(link.link_id, side, kept, descriptors)
-        self._desk.adopt(connection)
-
-    def _is_held(self, connection: int) -> bool:
-        """Asks the socket: its closing may not have been noticed yet."""
-        if self._desk.holds(connection):
-            return True
-        self._released(connection)
-        return False
-
-    def _released(self, connection: int) -> None:
-        gone = self._fabric.released(connection)
-        self._end_life(connection)
-        if gone is not None:
-            link, side = gone
-            self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [])
-            self._listed = False
-            self._say(f"link {link.config.name!r}: side {'ab'[side]} has let go")
-
-    def _end_life(self, connection: int) -> None:
-        life_fd = self._lives.pop(connection, None)
-        if life_fd is not None:
-            os.close(life_fd)
-
     # -- keeper and directory
 
     def _watch_keeper(self) -> None:
@@ -460,9 +371,9 @@ class Loop:
 
     def _list_links(self) -> None:
         """Say in the fabric's directory what has changed."""
-        if self._listed or self._directory is None:
+        if not self._ends.changed or self._directory is None:
             return
-        self._listed = True
+        self._ends.changed = False
         try:
             self._directory.write([watch.listed(link) for link in self._fabric.links.values()])
         except ControlError as error:
@@ -519,7 +430,7 @@ class Loop:
 
     def _patience(self) -> float | None:
         """Seconds until something expires; none while ZeroMQ has messages that its descriptor tells of only once."""
-        if self._router.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if int(self._router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return 0.0
         expiries = (self._desk.deadline(), self._agents.deadline(), self._keeping.deadline())
         deadlines = [at for at in expiries if at is not None]

@@ -299,7 +299,7 @@ class Granted(Message):
 
 
 class Peer(Message):
-    """The other end is held by this incarnation; the descriptor with it hangs up (POLLHUP) when that lets go or dies."""
+    """Who holds the other end; the descriptor with it hangs up (POLLHUP) when that incarnation lets go or dies."""
 
     incarnation: Uint
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ringway.broker.answers import KEPT_MAX, Answers
 from ringway.broker.checks import parse_config
 from ringway.broker.config import FabricConfig
-from ringway.broker.fabric import TICKET_LIFE, Fabric, MakeLink, RemoveLink
+from ringway.broker.fabric import TICKET_LIFE, Fabric, Holder, MakeLink, RemoveLink
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause, Offer, Take
 
@@ -27,6 +27,9 @@ kind = "local"
 """
 FIRST = '[link.first]\nends = ["a.one", "b.one"]\n'
 SECOND = '[link.second]\nends = ["a.two", "b.two"]\n'
+
+
+AGENT = Holder(b"agent", 4711)
 
 
 def config_of(text: str) -> FabricConfig:
@@ -54,7 +57,7 @@ def refused(fabric: Fabric, take: Take, now: float = 1.0) -> Cause:
 
 def test_a_first_fabric_is_all_made() -> None:
     plan = Fabric("handover").plan(config_of(FIRST + SECOND))
-    assert (plan.made, plan.removed, plan.replaced, plan.kept) == (["first", "second"], [], [], [])
+    assert (plan.made, plan.removed, plan.replaced, plan.kept) == (["first", "second"], [], {}, [])
 
 
 def test_planning_changes_nothing() -> None:
@@ -73,12 +76,19 @@ def test_a_link_that_is_not_asked_for_any_more_is_removed() -> None:
     assert (plan.removed, plan.kept) == (["first"], ["second"])
 
 
-@pytest.mark.parametrize("change", ["queues = 2\n", "slots = 64\n", "huge_pages = true\n"])
-def test_a_link_with_another_geometry_is_replaced(change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("queues = 2\n", "queues 1 → 2"),
+        ("slots = 64\n", "slot_count 1024 → 64"),
+        ("huge_pages = true\n", "huge_pages becomes true"),
+    ],
+)
+def test_a_link_with_another_geometry_is_replaced_and_the_plan_says_why(change: str, reason: str) -> None:
     fabric = fabric_with(FIRST)
     old = fabric.links["first"].link_id
     plan = fabric.plan(config_of(FIRST + change))
-    assert plan.replaced == ["first"]
+    assert plan.replaced == {"first": reason}
     fabric.commit(plan)
     assert fabric.links["first"].link_id != old
 
@@ -87,15 +97,18 @@ def test_a_link_whose_port_has_other_settings_is_replaced() -> None:
     plan = fabric_with(FIRST).plan(config_of(FIRST.replace("[link", "[vm.b.port.more]\nkind='local'\n[link")))
     assert plan.kept == ["first"]
     changed = parse_config(VMS.replace('"tap"', '"tap"\nmtu = 1400') + FIRST, "fabric.toml")
-    assert fabric_with(FIRST).plan(changed).replaced == ["first"]
+    assert fabric_with(FIRST).plan(changed).replaced == {"first": "port b.one has other settings"}
 
 
 def test_a_link_with_other_ends_is_replaced() -> None:
-    assert fabric_with(FIRST).plan(config_of(FIRST.replace("a.one", "a.two"))).replaced == ["first"]
+    replaced = fabric_with(FIRST).plan(config_of(FIRST.replace("a.one", "a.two"))).replaced
+    assert replaced == {"first": "it joins other ports"}
 
 
 def test_a_broken_link_is_replaced_though_nothing_else_changed() -> None:
-    assert fabric_with(FIRST + SECOND).plan(config_of(FIRST + SECOND), ["first"]).replaced == ["first"]
+    assert fabric_with(FIRST + SECOND).plan(config_of(FIRST + SECOND), {"first": "it is damaged"}).replaced == {
+        "first": "it is damaged"
+    }
 
 
 def test_all_makes_come_before_all_removes() -> None:
@@ -115,15 +128,15 @@ def test_agents_hear_of_what_changed_and_of_nothing_else() -> None:
 
 def test_an_offer_is_taken_with_its_ticket() -> None:
     fabric = fabric_with(FIRST)
-    offer = fabric.offer("first", 0, 0.0)
-    link_id, granted = fabric.redeem(take_of(offer), 5, 1.0)
-    assert (link_id, granted.link_id, granted.incarnation) == (offer.link_id, offer.link_id, offer.incarnation)
-    assert fabric.holders("a") == [5]
+    offer = fabric.offer("first", 0, 0.0, AGENT)
+    link, granted = fabric.redeem(take_of(offer), 5, 1.0, pid=4711)
+    assert (link.link_id, granted.link_id, granted.incarnation) == (offer.link_id, offer.link_id, offer.incarnation)
+    assert fabric.holders("a") == [(5, AGENT)]
 
 
 def test_a_ticket_is_good_once() -> None:
     fabric = fabric_with(FIRST)
-    take = take_of(fabric.offer("first", 0, 0.0))
+    take = take_of(fabric.offer("first", 0, 0.0, AGENT))
     fabric.redeem(take, 5, 1.0)
     assert refused(fabric, take) is Cause.TICKET_USED
     fabric.released(5)
@@ -132,21 +145,21 @@ def test_a_ticket_is_good_once() -> None:
 
 def test_a_ticket_expires() -> None:
     fabric = fabric_with(FIRST)
-    take = take_of(fabric.offer("first", 0, 0.0))
+    take = take_of(fabric.offer("first", 0, 0.0, AGENT))
     assert refused(fabric, take, TICKET_LIFE) is Cause.TICKET_EXPIRED
 
 
 def test_a_ticket_is_void_once_there_is_another() -> None:
     fabric = fabric_with(FIRST)
-    old = take_of(fabric.offer("first", 0, 0.0))
-    fabric.offer("first", 0, 1.0)
+    old = take_of(fabric.offer("first", 0, 0.0, AGENT))
+    fabric.offer("first", 0, 1.0, AGENT)
     assert refused(fabric, old) is Cause.TICKET_WRONG
 
 
 @pytest.mark.parametrize("change", [{"vm": "b"}, {"side": 1}, {"side": 1, "vm": "b"}, {"link": "second"}])
 def test_a_ticket_for_another_vm_link_or_side_is_a_mismatch(change: dict[str, object]) -> None:
     fabric = fabric_with(FIRST + SECOND)
-    offer = fabric.offer("first", 0, 0.0)
+    offer = fabric.offer("first", 0, 0.0, AGENT)
     take = msgspec.structs.replace(take_of(offer), **change)
     assert refused(fabric, take) is Cause.TICKET_MISMATCH
     fabric.redeem(take_of(offer), 5, 1.0)
@@ -154,39 +167,39 @@ def test_a_ticket_for_another_vm_link_or_side_is_a_mismatch(change: dict[str, ob
 
 def test_a_made_up_ticket_or_link_is_wrong() -> None:
     fabric = fabric_with(FIRST)
-    fabric.offer("first", 0, 0.0)
+    fabric.offer("first", 0, 0.0, AGENT)
     assert refused(fabric, Take(vm="a", link="first", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
     assert refused(fabric, Take(vm="a", link="none", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
 
 
 def test_a_second_holder_of_one_side_is_refused_and_the_ticket_stays_good() -> None:
     fabric = fabric_with(FIRST)
-    fabric.redeem(take_of(fabric.offer("first", 0, 0.0)), 5, 1.0)
-    again = take_of(fabric.offer("first", 0, 1.0))
+    fabric.redeem(take_of(fabric.offer("first", 0, 0.0, AGENT)), 5, 1.0)
+    again = take_of(fabric.offer("first", 0, 1.0, AGENT))
     assert refused(fabric, again) is Cause.ALREADY_ATTACHED
-    assert fabric.released(5) == ("first", 0)
+    assert fabric.released(5) == (fabric.links["first"], 0)
     _, granted = fabric.redeem(again, 6, 2.0)
     assert granted.incarnation == 2
 
 
 def test_both_sides_are_held_apart() -> None:
     fabric = fabric_with(FIRST)
-    fabric.redeem(take_of(fabric.offer("first", 0, 0.0)), 5, 1.0)
-    _, granted = fabric.redeem(take_of(fabric.offer("first", 1, 0.0), "b"), 6, 1.0)
+    fabric.redeem(take_of(fabric.offer("first", 0, 0.0, AGENT)), 5, 1.0)
+    _, granted = fabric.redeem(take_of(fabric.offer("first", 1, 0.0, AGENT), "b"), 6, 1.0)
     assert granted.incarnation == 1
-    assert (fabric.holders("a"), fabric.holders("b")) == ([5], [6])
+    assert [[holder for holder, _ in fabric.holders(vm)] for vm in "ab"] == [[5], [6]]
 
 
 def test_a_removed_link_drops_its_holders() -> None:
     fabric = fabric_with(FIRST)
-    fabric.redeem(take_of(fabric.offer("first", 0, 0.0)), 5, 1.0)
+    fabric.redeem(take_of(fabric.offer("first", 0, 0.0, AGENT)), 5, 1.0)
     assert fabric.commit(fabric.plan(config_of(""))).dropped == [5]
     assert fabric.released(5) is None
 
 
 def test_tickets_are_128_bits_of_chance() -> None:
     fabric = fabric_with(FIRST)
-    tickets = {fabric.offer("first", 0, 0.0).ticket for _ in range(100)}
+    tickets = {fabric.offer("first", 0, 0.0, AGENT).ticket for _ in range(100)}
     assert len(tickets) == 100
     assert all(len(ticket) == 32 for ticket in tickets)
 
@@ -222,7 +235,7 @@ class Holding(RuleBasedStateMachine):
     @rule(link=st.sampled_from(["first", "second"]), side=st.integers(0, 1))
     def offer(self, link: str, side: int) -> None:
         if link in self.fabric.links:
-            self.offers.append(self.fabric.offer(link, side, self.now))
+            self.offers.append(self.fabric.offer(link, side, self.now, AGENT))
 
     @rule(data=st.data(), vm=st.sampled_from("ab"))
     def claim(self, data: st.DataObject, vm: str) -> None:
@@ -230,10 +243,11 @@ class Holding(RuleBasedStateMachine):
             return
         offer = data.draw(st.sampled_from(self.offers))
         try:
-            link_id, granted = self.fabric.redeem(take_of(offer, vm), self.next_holder, self.now)
+            link_state, granted = self.fabric.redeem(take_of(offer, vm), self.next_holder, self.now)
         except ControlError:
             return
         assert vm == "ab"[offer.side]
+        link_id = link_state.link_id
         assert granted.incarnation > self.seen.get((link_id, offer.side), 0)
         self.seen[link_id, offer.side] = granted.incarnation
         self.open[self.next_holder] = (offer.link, offer.side, link_id)
@@ -244,7 +258,7 @@ class Holding(RuleBasedStateMachine):
         if self.open:
             holder = data.draw(st.sampled_from(sorted(self.open)))
             link, side, _ = self.open.pop(holder)
-            assert self.fabric.released(holder) == (link, side)
+            assert self.fabric.released(holder) == (self.fabric.links[link], side)
 
     @rule(text=st.sampled_from([FIRST, SECOND, FIRST + SECOND, FIRST + "queues = 2\n" + SECOND]))
     def apply(self, text: str) -> None:
