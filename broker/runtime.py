@@ -15,13 +15,11 @@ from ringway.control.runtime import control_path
 def claim(runtime: Path) -> int:
     """Make the directory if need be, lock it, clear away what a killed broker left. Returns the lock, to be kept."""
     control = control_path(runtime)
+    make_private(runtime)
     try:
-        runtime.mkdir(mode=0o700, exist_ok=True)
-        _check_private(runtime)
         lock_fd = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        message = f"{runtime} cannot be used ({error.strerror}): choose another directory with --runtime"
-        raise ControlError(Cause.RUNTIME, message) from None
+        raise _unusable(runtime, error) from None
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         control.unlink(missing_ok=True)
@@ -34,6 +32,20 @@ def claim(runtime: Path) -> int:
         message = f"{error.filename or runtime} cannot be removed ({error.strerror}): remove it by hand"
         raise ControlError(Cause.RUNTIME, message) from None
     return lock_fd
+
+
+def make_private(runtime: Path) -> None:
+    """Make the directory if need be; ControlError when it is not its owner's alone."""
+    try:
+        runtime.mkdir(mode=0o700, exist_ok=True)
+        _check_private(runtime)
+    except OSError as error:
+        raise _unusable(runtime, error) from None
+
+
+def _unusable(runtime: Path, error: OSError) -> ControlError:
+    message = f"{runtime} cannot be used ({error.strerror}): choose another directory with --runtime"
+    return ControlError(Cause.RUNTIME, message)
 
 
 def _check_private(runtime: Path) -> None:

@@ -75,6 +75,19 @@ def _log(line: str) -> None:
 
 
 @commands.command()
+@RUNTIME_OPTION
+def keeper(runtime: Path | None) -> NoReturn:
+    """Run a keeper, which holds the links' descriptors while no broker runs, until SIGTERM or SIGINT."""
+    from ringway.broker.keeper import command
+    from ringway.broker.runtime import make_private
+
+    directory = runtime_directory(runtime)
+    make_private(directory)
+    words = command(directory)
+    os.execv(words[0], words)  # in this process's place: it stays small, and is the one that systemd started
+
+
+@commands.command()
 @click.argument("file", type=click.Path(path_type=Path, readable=False))
 @RUNTIME_OPTION
 def apply(file: Path, runtime: Path | None) -> None:

@@ -25,14 +25,15 @@ def runtime_directory(chosen: str | Path | None = None) -> Path:
 
 
 def control_path(runtime: Path) -> Path:
-    return _socket_path(runtime, "control.sock")
+    return socket_path(runtime, "control.sock")
 
 
 def handover_path(runtime: Path) -> Path:
-    return _socket_path(runtime, "handover.sock")
+    return socket_path(runtime, "handover.sock")
 
 
-def _socket_path(runtime: Path, name: str) -> Path:
+def socket_path(runtime: Path, name: str) -> Path:
+    """Of a socket in the directory; ControlError if its name is one that the kernel does not take."""
     path = runtime / name
     try:
         str(path).encode()

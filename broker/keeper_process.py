@@ -1,0 +1,362 @@
+"""The keeper's process: holds descriptors under keys, so that a killed broker's successor can take them back.
+
+It is run by path and knows nothing else of ringway, so that it starts fast, stays small, and has nothing to fail over.
+
+    client                          keeper
+    connect                         SELF: version, pid, started for a broker
+    PUT key, value + descriptors    (none) replaces the entry
+    DROP key                        (none) forgets the entry
+    LIST                            ENTRY key, value + descriptors for each, then SELF
+    END                             (exits, if it was started for a broker)
+    anything else                   REFUSED reason, and hangs up
+
+Messages are SEQPACKET: op (1 byte), key (32 bytes, padded with zeros), value (opaque). Root and the keeper's own uid
+are served. What a client had put before it died comes into every list that is asked for afterwards.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+import time
+from collections import deque
+
+SOCKET_NAME = "keeper.sock"
+LOCK_NAME = "keeper.lock"
+VERSION = 1  # of the messages: a keeper may outlive the release that started it
+
+PUT, DROP, LIST, END, ENTRY, SELF, REFUSED = range(1, 8)
+HEAD = struct.Struct("<B32s")
+WHO = struct.Struct("<HI?")  # the value of SELF: version, pid, started for a broker
+VALUE_SIZE = 1 << 16  # bytes, at the most
+DESCRIPTORS_PER_ENTRY = 253  # the kernel's SCM_MAX_FD
+
+ENTRIES_MAX = 4096
+VALUES_SIZE = 64 << 20  # bytes of all values together, at the most
+CLIENTS_MAX = 64
+RESERVE = 32  # descriptors for the interpreter, the lock and the listener
+BACKLOG = 128
+MESSAGES = 16384  # per client and round: all that a queue of some MiB can hold, and an end to listening to one client
+LOOK_MS = 2000  # between looks whether the runtime directory is still there
+
+CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+DESCRIPTOR = array.array("i").itemsize
+ANCILLARY_SIZE = socket.CMSG_SPACE(DESCRIPTORS_PER_ENTRY * DESCRIPTOR)
+
+
+class Entry:
+    """Owns its descriptors."""
+
+    __slots__ = ("fds", "value")
+
+    def __init__(self, value: bytes, fds: array.array[int]) -> None:
+        self.value = value
+        self.fds = fds
+
+
+NOTHING = Entry(b"", array.array("i"))
+
+
+class Client:
+    __slots__ = ("asks", "connection", "unsent")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.asks = False  # for a list; until it has been answered, what the client says next waits in its queue
+        self.unsent: deque[bytes | None] = deque()  # keys of its list; the None at the end stands for SELF
+
+
+class Keeping:
+    """`directory_fd` is the runtime directory, in which `listener` is bound; both are taken over."""
+
+    def __init__(self, directory_fd: int, listener: socket.socket, for_broker: bool, descriptors_max: int) -> None:
+        self._directory_fd = directory_fd
+        self._listener = listener
+        self._bound = _identity(directory_fd)
+        self._for_broker = for_broker
+        self._descriptors_max = descriptors_max - RESERVE - CLIENTS_MAX - DESCRIPTORS_PER_ENTRY
+        self._entries: dict[bytes, Entry] = {}
+        self._descriptors = 0  # in all entries
+        self._size = 0  # bytes in all values
+        self._clients: dict[int, Client] = {}
+        self._room = bytearray(HEAD.size + VALUE_SIZE)
+        self._ended = False
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+
+    def run(self) -> None:
+        """Until a client ends it, or nobody can reach it any more."""
+        while not self._ended and (self._clients or _identity(self._directory_fd) == self._bound):
+            asking = any(client.asks for client in self._clients.values())
+            for fd, _ in self._poll.poll(0 if asking else LOOK_MS):
+                if fd == self._listener.fileno():
+                    self._accept()
+                elif fd in self._clients:
+                    self._attend(self._clients[fd])
+            self._answer_lists()
+        if _identity(self._directory_fd) == self._bound:
+            os.unlink(SOCKET_NAME, dir_fd=self._directory_fd)
+
+    def _accept(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                time.sleep(0.01)  # the host is out of descriptors or memory: the waiting client would wake us at once
+                return
+            connection.setblocking(False)
+            client = Client(connection)
+            self._clients[connection.fileno()] = client
+            self._poll.register(connection, select.POLLIN)
+            _, uid, _ = CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+            )
+            if uid not in (0, os.geteuid()):
+                self._hang_up(client, f"uid {uid} is neither root nor the keeper's ({os.geteuid()})")
+            elif len(self._clients) > CLIENTS_MAX:
+                self._hang_up(client, f"{CLIENTS_MAX} clients are connected, and more are not served")
+            else:
+                client.unsent.append(None)
+                self._flush(client)
+
+    def _hang_up(self, client: Client, reason: str = "") -> None:
+        """With a reason, the client and the log are told."""
+        if reason:
+            with contextlib.suppress(OSError):
+                client.connection.send(HEAD.pack(REFUSED, b"") + reason.encode())
+            _say(f"hung up on a client: {reason}")
+        del self._clients[client.connection.fileno()]
+        self._poll.unregister(client.connection)
+        client.connection.close()
+
+    # -- what clients say
+
+    def _attend(self, client: Client) -> None:
+        if self._flush(client):
+            self._hear(client)
+
+    def _hear(self, client: Client) -> None:
+        for _ in range(MESSAGES):
+            if client.asks:
+                return
+            try:
+                size, ancillary, flags, _ = client.connection.recvmsg_into(
+                    [self._room], ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                continue  # it died without reading all; the kernel says so once, ahead of what it had sent before
+            except OSError as error:
+                self._hang_up(client, f"it cannot be heard ({error.strerror})")
+                return
+            fds = _descriptors(ancillary)
+            if size == 0:
+                _close(fds)
+                self._hang_up(client)
+                return
+            fault = self._judge(size, flags, fds) or self._obey(client, size, fds)
+            if fault:
+                _close(fds)
+                self._hang_up(client, fault)
+            if fault or self._ended:
+                return
+
+    def _judge(self, size: int, flags: int, fds: array.array[int]) -> str:
+        """What is wrong with the form of the message in the room, or nothing."""
+        if flags & socket.MSG_TRUNC:
+            return f"a message has more than {len(self._room)} bytes"
+        if flags & socket.MSG_CTRUNC:
+            return "the descriptors of a message did not all arrive"
+        if size < HEAD.size:
+            return f"a message has {size} bytes, and its head alone {HEAD.size}"
+        op, _ = HEAD.unpack_from(self._room)
+        if op != PUT and (fds or size > HEAD.size):
+            return f"a message with op {op} has a value or descriptors, which only those with op {PUT} have"
+        return ""
+
+    def _obey(self, client: Client, size: int, fds: array.array[int]) -> str:
+        """Do what the message in the room says, or return why not."""
+        op, key = HEAD.unpack_from(self._room)
+        if op == PUT:
+            return self._put(key, Entry(bytes(self._room[HEAD.size : size]), fds))
+        if op == DROP:
+            self._account(self._entries.pop(key, NOTHING), NOTHING)
+        elif op == LIST:
+            client.asks = True
+        elif op == END and self._for_broker:
+            self._ended = True
+        elif op == END:
+            return "this keeper was not started for a broker: it ends by SIGTERM"
+        else:
+            return f"there is no op {op}"
+        return ""
+
+    def _put(self, key: bytes, entry: Entry) -> str:
+        old = self._entries.get(key, NOTHING)
+        if old is NOTHING and len(self._entries) >= ENTRIES_MAX:
+            return f"{ENTRIES_MAX} entries are kept, and no more can be"
+        if self._size - len(old.value) + len(entry.value) > VALUES_SIZE:
+            return f"all values together would have more than {VALUES_SIZE} bytes"
+        if self._descriptors - len(old.fds) + len(entry.fds) > self._descriptors_max:
+            return f"{self._descriptors} descriptors are kept, and {self._descriptors_max} may be: raise LimitNOFILE"
+        self._entries[key] = entry
+        self._account(old, entry)
+        return ""
+
+    def _account(self, old: Entry, new: Entry) -> None:
+        """`new` has come into the place of `old`, which is over."""
+        self._descriptors += len(new.fds) - len(old.fds)
+        self._size += len(new.value) - len(old.value)
+        _close(old.fds)
+
+    # -- what they are told
+
+    def _answer_lists(self) -> None:
+        asking = [client for client in self._clients.values() if client.asks]
+        if not asking or self._ended:
+            return
+        # A successor asks when its predecessor is dead: what that had put is in its queue at the latest. All queues are
+        # read once more, since poll may have looked at that one too early.
+        for client in list(self._clients.values()):
+            self._attend(client)
+        for client in asking:
+            client.asks = False
+            client.unsent.extend(self._entries)
+            client.unsent.append(None)
+            self._flush(client)
+
+    def _flush(self, client: Client) -> bool:
+        """Send what the client's queue has room for. May it be heard: is it there, and has it all been sent?"""
+        connection = client.connection
+        if not client.unsent:
+            return True
+        try:
+            while client.unsent:
+                self._send(connection, client.unsent[0])
+                client.unsent.popleft()
+        except BlockingIOError:
+            self._poll.modify(connection, select.POLLOUT)
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            client.unsent.clear()  # it is dead, and may have put something before
+        except OSError as error:
+            self._hang_up(client, f"its list could not be sent ({error.strerror})")
+            return False
+        self._poll.modify(connection, select.POLLIN)
+        return True
+
+    def _send(self, connection: socket.socket, key: bytes | None) -> None:
+        if key is None:
+            connection.send(HEAD.pack(SELF, b"") + WHO.pack(VERSION, os.getpid(), self._for_broker))
+            return
+        entry = self._entries.get(key)
+        if entry is None:
+            return  # dropped since the list was asked for
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, entry.fds)] if entry.fds else []
+        connection.sendmsg([HEAD.pack(ENTRY, key), entry.value], ancillary)
+
+
+def _identity(directory_fd: int) -> tuple[int, int] | None:
+    """Which file has the socket's name in that directory, wherever that is by now."""
+    try:
+        found = os.stat(SOCKET_NAME, dir_fd=directory_fd, follow_symlinks=False)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % DESCRIPTOR])
+    return found
+
+
+def _close(fds: array.array[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):  # what a file system says to the last close concerns its writer
+            os.close(fd)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"ringway keeper: {line}\n".encode(errors="replace"))
+
+
+def _begin(runtime: str) -> tuple[int, int, socket.socket]:
+    """The directory, the lock that says whose it is, and the listener in it. Leaves / as working directory."""
+    directory_fd = os.open(runtime, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    lock_fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=directory_fd)
+    fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if _identity(directory_fd) is not None:
+        os.unlink(SOCKET_NAME, dir_fd=directory_fd)
+    os.umask(0o177)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    os.fchdir(directory_fd)
+    listener.bind(SOCKET_NAME)  # by a relative name, which is never too long
+    listener.listen(BACKLOG)
+    os.chdir("/")
+    return directory_fd, lock_fd, listener
+
+
+def _detach() -> None:
+    """Into a process that shares nothing with the broker that started it. That sees its child end: it is ready."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null_fd, 0)
+    os.dup2(null_fd, 1)
+    if stat.S_ISFIFO(os.fstat(2).st_mode):
+        os.dup2(null_fd, 2)  # whoever reads the broker's log there waits for its end, which would not come
+    os.close(null_fd)
+
+
+def main() -> int:
+    for_broker = sys.argv[2:] == ["--for-broker"]
+    if len(sys.argv) != 2 + for_broker:
+        sys.stderr.write("usage: keeper_process.py RUNTIME [--for-broker]\n")
+        return 2
+    runtime = sys.argv[1]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        directory_fd, _lock_fd, listener = _begin(runtime)
+    except OSError as error:
+        taken = isinstance(error, BlockingIOError)
+        reason = "a keeper is already running there" if taken else f"it cannot be used ({error.strerror})"
+        # A broker reads the reason there, and passes it on.
+        (sys.stdout if for_broker else sys.stderr).write(f"ringway: no keeper for {runtime!r}: {reason}\n")
+        return 1
+    if for_broker:
+        _detach()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM does it: nothing has to be put away
+        sys.stdout.write(f"keeper ready on {runtime}\n")
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):  # for `ps`
+        name_fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(name_fd, b"ringway-keeper")
+        os.close(name_fd)
+    Keeping(directory_fd, listener, for_broker, hard if hard != resource.RLIM_INFINITY else sys.maxsize).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
