@@ -15,8 +15,8 @@
 
 Any request may be answered with ErrorReply instead.
 
-Fields that were added since the first release have a default, and one that has its default is not sent; the broker
-sends the others only to agents whose revision knows them. So agents of an earlier release work with this broker.
+Fields that were added since the first release have a default, and one that has its default is not sent (omit_defaults);
+the broker sends others only to agents whose revision knows them. So agents of an earlier release work with this broker.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class Cause(StrEnum):
     FAILED = "failed"  # an agent could not do what it was asked
 
 
-class Message(Struct, forbid_unknown_fields=True, omit_defaults=True):
+class Message(Struct, forbid_unknown_fields=True):
     """Base of everything in KINDS."""
 
 
-class Part(Struct, forbid_unknown_fields=True, omit_defaults=True):
+class Part(Struct, forbid_unknown_fields=True):
     """Base of what messages are made of."""
 
 
@@ -81,7 +81,7 @@ class Geometry(Part):
     headroom: Uint
 
 
-class Offer(Part):
+class Offer(Part, omit_defaults=True):
     """One end of a link, for its VM's agent to take with the ticket on the socket at `handover`."""
 
     link: Name
@@ -129,7 +129,7 @@ class Connections(Part):
     refused: int
 
 
-class EndShown(Part, omit_defaults=False):
+class EndShown(Part):
     vm: PlainName
     port: PlainName
     kind: Literal["tap", "local"]
@@ -157,7 +157,7 @@ class RingShown(Part):
     consumed: Counters
 
 
-class LinkShown(Part, omit_defaults=False):
+class LinkShown(Part):
     name: Name
     link_id: Uint
     state: Literal["up", "half", "down", "broken", "lost"]  # lost: its memory is not the broker's any more
@@ -170,7 +170,7 @@ class LinkShown(Part, omit_defaults=False):
     rings: list[RingShown]
 
 
-class VmShown(Part, omit_defaults=False):
+class VmShown(Part):
     name: PlainName
     state: Literal["present", "silent", "away"]
     pid: int | None
@@ -182,7 +182,7 @@ class VmShown(Part, omit_defaults=False):
     connections: Connections | None = None  # None: its filter judges each frame alone, or there is none
 
 
-class Hello(Message):
+class Hello(Message, omit_defaults=True):
     vm: PlainName
     pid: Uint
     version: Word
@@ -281,7 +281,7 @@ class Shown(Message):
     vms: list[VmShown]
 
 
-class Take(Message):
+class Take(Message, omit_defaults=True):
     vm: PlainName
     link: Name
     side: Side
@@ -289,7 +289,7 @@ class Take(Message):
     lifeline: bool = False  # the agent wants one
 
 
-class Granted(Message):
+class Granted(Message, omit_defaults=True):
     """A second one on the same connection: the broker died before it knew that the first one was sent."""
 
     link_id: Uint

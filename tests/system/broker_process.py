@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from ringway.broker.keeper import Keeper
 from ringway.control.client import AgentSession, Client
 from ringway.control.handover import Handover, take
 from ringway.control.messages import Applied, Apply, LinkShown, Offer, Show, Shown, Take, VmShown, Welcome
@@ -39,7 +42,29 @@ def short_directory() -> Iterator[Path]:
     try:
         yield path
     finally:
+        for keeper in path.rglob("keeper.sock"):
+            end_keeper(keeper.parent)
         shutil.rmtree(path)
+
+
+def keeper_pid(runtime: Path) -> int | None:
+    """The keeper's process, if one listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        if connection.connect_ex(str(runtime / "keeper.sock")) != 0:
+            return None
+        with contextlib.closing(Keeper.reach(runtime)) as keeper:
+            return keeper.pid
+
+
+def end_keeper(runtime: Path) -> None:
+    """Kill the keeper, which outlives a killed broker, and wait until it is gone."""
+    pid = keeper_pid(runtime)
+    if pid is not None:
+        gone = os.pidfd_open(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        select.select([gone], [], [], 20)
+        os.close(gone)
 
 
 class BrokerProcess:
