@@ -1,10 +1,10 @@
 """The fabric's entry in the host's list: writes its directory segment, and clears away what killed brokers left.
 
-    lock on the object       means                               may be removed by
-    held exclusively         its broker lives                    that broker
-    free, something written  its broker is dead                  the next broker of the fabric; anybody's of the same user
-                                                                 when the runtime directory is gone or another fabric's
-    free, nothing written    killed while it made it             any broker of the same user
+    lock on the object       means                     may be removed by
+    held exclusively         its broker lives          that broker
+    free, something written  its broker is dead        the fabric's next broker; any broker of the same user when the
+                                                       runtime directory is gone or is another fabric's
+    free, nothing written    killed while it made it   any broker of the same user
 
 Who removes an object holds it exclusively and has seen that the name still is this object's. So no two remove it, and
 a name that was given to a new one in between stays.

@@ -22,7 +22,7 @@ from ringway.control.names import Name, PlainName
 
 MAGIC: Final = b"RWAYLIST"
 VERSION: Final = 1
-# A fabric file of 1,000,000 bytes (broker/fabric_file.py) cannot describe more: a link takes 63 bytes of it at least.
+# More than a fabric file can describe: a link takes 63 of its 1,000,000 bytes at least.
 LINKS_MAX: Final = 1 << 14
 COPY_SIZE: Final = 6 << 20  # bytes from one copy to the other; pages that nobody has written take no memory
 OBJECT_SIZE: Final = 2 * COPY_SIZE
