@@ -162,6 +162,22 @@ def show(runtime: Path | None, as_json: bool) -> None:
         print_tables(shown)
 
 
+@commands.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+def list_all(as_json: bool) -> None:
+    """List the fabrics of this host and their links, without asking any broker."""
+    import msgspec
+
+    from ringway.cli.listed import print_listing
+    from ringway.control.listing import list_fabrics
+
+    listing = list_fabrics()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(listing), indent=2))
+    else:
+        print_listing(listing)
+
+
 @commands.command()
 @click.option("--vm", required=True, metavar="NAME", help="The VM of the fabric that this agent stands beside.")
 @RUNTIME_OPTION
