@@ -287,7 +287,7 @@ def test_a_terminal_is_not_told_what_to_do() -> None:
     assert "/run/?]0;x?[bold]" in done.stdout
 
 
-@given(st.binary(max_size=600) | st.integers(0, 8 * 552 - 1).map(lambda bit: _flipped(bit)))
+@given(st.binary(max_size=600) | st.integers(0, 8 * 552 - 1).map(_flipped))
 def test_no_bytes_make_the_reader_fail_otherwise(copy: bytes) -> None:
     try:
         state = decode(copy)
