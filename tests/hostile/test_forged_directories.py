@@ -287,6 +287,12 @@ def test_a_terminal_is_not_told_what_to_do() -> None:
     assert "/run/?]0;x?[bold]" in done.stdout
 
 
+def _flipped(bit: int) -> bytes:
+    copy = bytearray(forged_copy("0123456789abcdef"))
+    copy[bit // 8] ^= 1 << bit % 8
+    return bytes(copy)
+
+
 @given(st.binary(max_size=600) | st.integers(0, 8 * 552 - 1).map(_flipped))
 def test_no_bytes_make_the_reader_fail_otherwise(copy: bytes) -> None:
     try:
@@ -295,12 +301,6 @@ def test_no_bytes_make_the_reader_fail_otherwise(copy: bytes) -> None:
         return
     assert isinstance(state, DirectoryState)
     assert copy == forged_copy("0123456789abcdef")
-
-
-def _flipped(bit: int) -> bytes:
-    copy = bytearray(forged_copy("0123456789abcdef"))
-    copy[bit // 8] ^= 1 << bit % 8
-    return bytes(copy)
 
 
 def _give_to_nobody(path: Path) -> None:
