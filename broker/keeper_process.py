@@ -45,6 +45,7 @@ VALUES_SIZE = 64 << 20  # bytes of all values together, at the most
 CLIENTS_MAX = 64
 RESERVE = 32  # descriptors for the interpreter, the lock and the listener
 BACKLOG = 128
+ACCEPTS = 16  # per round, so that those who have left are seen to before the places are all taken
 MESSAGES = 16384  # per client and round: all that a queue of some MiB can hold, and an end to listening to one client
 LOOK_MS = 2000  # between looks whether the runtime directory is still there
 
@@ -89,6 +90,7 @@ class Keeping:
         self._size = 0  # bytes in all values
         self._clients: dict[int, Client] = {}
         self._room = bytearray(HEAD.size + VALUE_SIZE)
+        self._said = ""
         self._ended = False
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
@@ -107,7 +109,7 @@ class Keeping:
             os.unlink(SOCKET_NAME, dir_fd=self._directory_fd)
 
     def _accept(self) -> None:
-        for _ in range(BACKLOG):
+        for _ in range(ACCEPTS):
             try:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
@@ -131,11 +133,13 @@ class Keeping:
                 self._flush(client)
 
     def _hang_up(self, client: Client, reason: str = "") -> None:
-        """With a reason, the client and the log are told."""
+        """With a reason, it and the log are told."""
         if reason:
             with contextlib.suppress(OSError):
                 client.connection.send(HEAD.pack(REFUSED, b"") + reason.encode())
-            _say(f"hung up on a client: {reason}")
+            if reason != self._said:  # not again and again, in a flood
+                _say(f"hung up on a client: {reason}")
+                self._said = reason
         del self._clients[client.connection.fileno()]
         self._poll.unregister(client.connection)
         client.connection.close()
