@@ -81,10 +81,11 @@ def keys(keeper: Keeper) -> list[str]:
         return list(kept)
 
 
-def settled_descriptors(keeper: Keeper) -> int:
-    """How many the keeper has open, when it has dealt with all that was sent or closed before."""
-    keys(keeper)
-    return descriptors_of(keeper.pid)
+def settled_descriptors(runtime: Path) -> int:
+    """How many the keeper has open with one more client, when it has dealt with all that came or went before."""
+    with reached(runtime) as latest:
+        keys(latest)
+        return descriptors_of(latest.pid)
 
 
 @contextlib.contextmanager
@@ -131,8 +132,8 @@ class Stranger:
 
     def __init__(self, runtime: Path) -> None:
         self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.connection.connect(str(runtime / keeper_process.SOCKET_NAME))  # waits for its place in the backlog
         self.connection.settimeout(PATIENCE_MS / 1000)
-        self.connection.connect(str(runtime / keeper_process.SOCKET_NAME))
 
     def say(self, payload: bytes, fds: Sequence[int] = ()) -> None:
         self.connection.sendmsg([payload], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])

@@ -69,17 +69,17 @@ def test_what_was_put_is_taken_back_by_any_client(runtime: Path, keeper: Keeper)
         assert (len(kept["k" * 32].value), len(kept["k" * 32].fds)) == (VALUE_SIZE, DESCRIPTORS_PER_ENTRY)
 
 
-def test_an_entry_that_is_dropped_or_replaced_is_closed(keeper: Keeper) -> None:
-    before = settled_descriptors(keeper)
+def test_an_entry_that_is_dropped_or_replaced_is_closed(runtime: Path, keeper: Keeper) -> None:
+    before = settled_descriptors(runtime)
     with memories(b"one", b"two", b"three") as fds:
         keeper.put("a", b"1", fds)
         keeper.put("b", b"2", fds[:1])
-        assert settled_descriptors(keeper) == before + 4
+        assert settled_descriptors(runtime) == before + 4
         keeper.put("a", b"3", fds[:2])
-        assert settled_descriptors(keeper) == before + 3
+        assert settled_descriptors(runtime) == before + 3
         keeper.drop("b")
         keeper.drop("never put")
-        assert settled_descriptors(keeper) == before + 2
+        assert settled_descriptors(runtime) == before + 2
     with taken(keeper) as kept:
         assert [(entry.key, entry.value) for entry in kept.values()] == [("a", b"3")]
         assert [os.pread(fd, 100, 0) for fd in kept["a"].fds] == [b"one", b"two"]
@@ -238,7 +238,7 @@ def test_a_removed_directory_ends_a_keeper_that_nobody_is_connected_to(runtime: 
         await_end(pid_fd)
 
 
-def test_a_thousand_entries_come_and_go_without_a_trace(keeper: Keeper) -> None:
+def test_a_thousand_entries_come_and_go_without_a_trace(runtime: Path, keeper: Keeper) -> None:
     def come_and_go(count: int) -> tuple[int, int]:
         with memories(*[b"x"] * 9) as fds:
             for number in range(count):
@@ -246,7 +246,7 @@ def test_a_thousand_entries_come_and_go_without_a_trace(keeper: Keeper) -> None:
                 keeper.drop(f"link/{number % 5}")
             for number in range(7):
                 keeper.drop(f"link/{number}")
-        return settled_descriptors(keeper), private_memory(keeper.pid)
+        return settled_descriptors(runtime), private_memory(keeper.pid)
 
     descriptors, memory = come_and_go(100)
     own = own_descriptors()

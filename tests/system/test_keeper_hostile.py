@@ -85,34 +85,34 @@ def refusal(stranger: Stranger) -> str:
 def test_a_message_that_is_none_ends_its_client_only(
     runtime: Path, keeper: Keeper, payload: bytes, reason: str
 ) -> None:
-    before = settled_descriptors(keeper)
+    before = settled_descriptors(runtime)
     with knocking(runtime) as stranger:
         stranger.say(payload)
         assert reason in refusal(stranger)
     with memories(*[b"gift"] * 253) as gifts, knocking(runtime) as stranger:
         stranger.say(payload, gifts)
         refusal(stranger)
-        assert settled_descriptors(keeper) == before
+        assert settled_descriptors(runtime) == before
 
 
 def test_descriptors_without_a_message_are_closed(runtime: Path, keeper: Keeper) -> None:
-    before = settled_descriptors(keeper)
+    before = settled_descriptors(runtime)
     with memories(b"gift") as gifts, knocking(runtime) as stranger:
         stranger.say(b"", gifts * 100)
         assert stranger.hear() is not None
         assert stranger.hear() is None
-        assert settled_descriptors(keeper) == before
+        assert settled_descriptors(runtime) == before
 
 
 def test_random_bytes_with_random_gifts_change_nothing(runtime: Path, keeper: Keeper) -> None:
-    before = settled_descriptors(keeper)
+    before = settled_descriptors(runtime)
     dice = random.Random(12)
     with memories(b"gift") as gifts:
         for _ in range(300):
             with knocking(runtime) as stranger:
                 op = bytes([dice.choice([0, *range(ENTRY, 256)])])
                 stranger.say(op + dice.randbytes(dice.choice([0, 1, 31, 32, 33, 1000])), gifts * dice.randrange(5))
-    assert settled_descriptors(keeper) == before
+    assert settled_descriptors(runtime) == before
 
 
 def test_a_reader_that_does_not_read_its_lists_delays_nobody(runtime: Path, keeper: Keeper) -> None:
@@ -120,7 +120,7 @@ def test_a_reader_that_does_not_read_its_lists_delays_nobody(runtime: Path, keep
         for number in range(500):
             keeper.put(f"more/{number}", b"v" * 500, fds)
         keys(keeper)
-        before = settled_descriptors(keeper)
+        before = settled_descriptors(runtime)
         with knocking(runtime) as lazy, knocking(runtime) as lazier:
             for _ in range(40):
                 lazy.say(message(LIST))
@@ -132,7 +132,10 @@ def test_a_reader_that_does_not_read_its_lists_delays_nobody(runtime: Path, keep
             assert keys(keeper) == ["link/one"]
             said = [lazy.hear(), lazy.hear()]
             assert [one.op for one in said if one] == [SELF, ENTRY]
-    assert settled_descriptors(keeper) == before - 500 * 9
+            lazy.say(message(PUT, b"link/two"))
+            assert keys(keeper) == ["link/one", "link/two"]
+    keeper.drop("link/two")
+    assert settled_descriptors(runtime) == before - 500 * 9
 
 
 def test_clients_that_flood_each_other_with_lists_are_all_served(runtime: Path, keeper: Keeper) -> None:
@@ -148,7 +151,7 @@ def test_clients_that_flood_each_other_with_lists_are_all_served(runtime: Path, 
 
 
 def test_a_flood_of_connections_is_refused_and_forgotten(runtime: Path, keeper: Keeper) -> None:
-    before = settled_descriptors(keeper)
+    before = settled_descriptors(runtime)
     with contextlib.ExitStack() as crowd:
         strangers = [crowd.enter_context(knocking(runtime)) for _ in range(CLIENTS_MAX + BACKLOG + 10)]
         welcome = [stranger.hear() for stranger in strangers]
@@ -156,7 +159,7 @@ def test_a_flood_of_connections_is_refused_and_forgotten(runtime: Path, keeper: 
         assert keys(keeper) == ["link/one"]
         with pytest.raises(KeeperGone, match="clients are connected"):
             Keeper.reach(runtime)
-    assert settled_descriptors(keeper) == before
+    assert settled_descriptors(runtime) == before
     with reached(runtime) as late:
         assert keys(late) == ["link/one"]
 
