@@ -334,6 +334,14 @@ def _detach() -> None:
     os.close(null_fd)
 
 
+def _announce() -> None:
+    """Tell systemd, if it has started us and waits for it (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+
+
 def main() -> int:
     for_broker = sys.argv[2:] == ["--for-broker"]
     if len(sys.argv) != 2 + for_broker:
@@ -356,6 +364,7 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM does it: nothing has to be put away
         sys.stdout.write(f"keeper ready on {runtime}\n")
         sys.stdout.flush()
+        _announce()
     with contextlib.suppress(OSError):  # for `ps`
         name_fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
         os.write(name_fd, b"ringway-keeper")

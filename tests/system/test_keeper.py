@@ -318,6 +318,22 @@ def test_a_keeper_run_by_hand_serves_until_sigterm_and_no_broker_ends_it(runtime
     assert process.returncode == -signal.SIGTERM
 
 
+def test_a_keeper_tells_systemd_when_it_is_ready(runtime: Path) -> None:
+    path = str(runtime.parent / "notify")
+    command = [*RINGWAY, "keeper", "--runtime", str(runtime)]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(path)
+        systemd.settimeout(30)
+        environment = {**os.environ, "NOTIFY_SOCKET": path}
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+            try:
+                assert systemd.recv(100) == b"READY=1"
+                with reached(runtime) as keeper:
+                    assert keeper.pid == process.pid
+            finally:
+                process.terminate()
+
+
 def test_a_keeper_is_not_run_in_a_directory_that_is_open_to_others(runtime: Path) -> None:
     runtime.mkdir()
     runtime.chmod(0o755)
