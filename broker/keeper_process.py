@@ -45,6 +45,7 @@ VALUES_SIZE = 64 << 20  # bytes of all values together, at the most
 CLIENTS_MAX = 64
 RESERVE = 32  # descriptors for the interpreter, the lock and the listener
 BACKLOG = 128
+ACCEPTS = 16  # per round, so that those who have left are seen to before the places are all taken
 MESSAGES = 16384  # per client and round: all that a queue of some MiB can hold, and an end to listening to one client
 LOOK_MS = 2000  # between looks whether the runtime directory is still there
 
@@ -67,12 +68,15 @@ NOTHING = Entry(b"", array.array("i"))
 
 
 class Client:
-    __slots__ = ("asks", "connection", "unsent")
+    __slots__ = ("connection", "lists", "unsent")
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self.asks = False  # for a list; until it has been answered, what the client says next waits in its queue
-        self.unsent: deque[bytes | None] = deque()  # keys of its list; the None at the end stands for SELF
+        self.lists = 0  # asked for and not begun
+        self.unsent: deque[bytes | None] = deque()  # keys of the list begun; the None at the end stands for SELF
+
+    def asks(self) -> bool:
+        return self.lists > 0 and not self.unsent
 
 
 class Keeping:
@@ -89,6 +93,7 @@ class Keeping:
         self._size = 0  # bytes in all values
         self._clients: dict[int, Client] = {}
         self._room = bytearray(HEAD.size + VALUE_SIZE)
+        self._said = ""
         self._ended = False
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
@@ -96,7 +101,7 @@ class Keeping:
     def run(self) -> None:
         """Until a client ends it, or nobody can reach it any more."""
         while not self._ended and (self._clients or _identity(self._directory_fd) == self._bound):
-            asking = any(client.asks for client in self._clients.values())
+            asking = any(client.asks() for client in self._clients.values())
             for fd, _ in self._poll.poll(0 if asking else LOOK_MS):
                 if fd == self._listener.fileno():
                     self._accept()
@@ -107,7 +112,7 @@ class Keeping:
             os.unlink(SOCKET_NAME, dir_fd=self._directory_fd)
 
     def _accept(self) -> None:
-        for _ in range(BACKLOG):
+        for _ in range(ACCEPTS):
             try:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
@@ -131,11 +136,13 @@ class Keeping:
                 self._flush(client)
 
     def _hang_up(self, client: Client, reason: str = "") -> None:
-        """With a reason, the client and the log are told."""
+        """With a reason, it and the log are told."""
         if reason:
             with contextlib.suppress(OSError):
                 client.connection.send(HEAD.pack(REFUSED, b"") + reason.encode())
-            _say(f"hung up on a client: {reason}")
+            if reason != self._said:  # not again and again, in a flood
+                _say(f"hung up on a client: {reason}")
+                self._said = reason
         del self._clients[client.connection.fileno()]
         self._poll.unregister(client.connection)
         client.connection.close()
@@ -143,13 +150,11 @@ class Keeping:
     # -- what clients say
 
     def _attend(self, client: Client) -> None:
-        if self._flush(client):
-            self._hear(client)
+        self._flush(client)
+        self._hear(client)
 
     def _hear(self, client: Client) -> None:
         for _ in range(MESSAGES):
-            if client.asks:
-                return
             try:
                 size, ancillary, flags, _ = client.connection.recvmsg_into(
                     [self._room], ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
@@ -194,7 +199,7 @@ class Keeping:
         if op == DROP:
             self._account(self._entries.pop(key, NOTHING), NOTHING)
         elif op == LIST:
-            client.asks = True
+            client.lists += 1
         elif op == END and self._for_broker:
             self._ended = True
         elif op == END:
@@ -224,38 +229,39 @@ class Keeping:
     # -- what they are told
 
     def _answer_lists(self) -> None:
-        asking = [client for client in self._clients.values() if client.asks]
-        if not asking or self._ended:
+        asking = [client for client in self._clients.values() if client.asks()]
+        if not asking:
             return
         # A successor asks when its predecessor is dead: what that had put is in its queue at the latest. All queues are
         # read once more, since poll may have looked at that one too early.
         for client in list(self._clients.values()):
-            self._attend(client)
+            self._hear(client)
         for client in asking:
-            client.asks = False
+            if client.connection.fileno() < 0:
+                continue  # hung up on meanwhile
+            client.lists -= 1
             client.unsent.extend(self._entries)
             client.unsent.append(None)
             self._flush(client)
 
-    def _flush(self, client: Client) -> bool:
-        """Send what the client's queue has room for. May it be heard: is it there, and has it all been sent?"""
-        connection = client.connection
+    def _flush(self, client: Client) -> None:
+        """Send what the client's queue has room for."""
         if not client.unsent:
-            return True
+            return
+        wanted = select.POLLIN
         try:
             while client.unsent:
-                self._send(connection, client.unsent[0])
+                self._send(client.connection, client.unsent[0])
                 client.unsent.popleft()
         except BlockingIOError:
-            self._poll.modify(connection, select.POLLOUT)
-            return False
-        except (BrokenPipeError, ConnectionResetError):
-            client.unsent.clear()  # it is dead, and may have put something before
+            wanted |= select.POLLOUT
         except OSError as error:
-            self._hang_up(client, f"its list could not be sent ({error.strerror})")
-            return False
-        self._poll.modify(connection, select.POLLIN)
-        return True
+            # It is dead, or the kernel has its own reasons. What it has put counts even so: it is heard to its end.
+            client.unsent.clear()
+            with contextlib.suppress(OSError):
+                client.connection.send(HEAD.pack(REFUSED, b"") + f"no list: {error.strerror}".encode())
+                client.connection.shutdown(socket.SHUT_WR)
+        self._poll.modify(client.connection, wanted)
 
     def _send(self, connection: socket.socket, key: bytes | None) -> None:
         if key is None:
@@ -328,6 +334,14 @@ def _detach() -> None:
     os.close(null_fd)
 
 
+def _announce() -> None:
+    """Tell systemd, if it has started us and waits for it (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+
+
 def main() -> int:
     for_broker = sys.argv[2:] == ["--for-broker"]
     if len(sys.argv) != 2 + for_broker:
@@ -350,6 +364,7 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM does it: nothing has to be put away
         sys.stdout.write(f"keeper ready on {runtime}\n")
         sys.stdout.flush()
+        _announce()
     with contextlib.suppress(OSError):  # for `ps`
         name_fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
         os.write(name_fd, b"ringway-keeper")
