@@ -69,7 +69,7 @@ class _Worker:
 
 
 class _Links:
-    """A fabric whose agents run, and whose links come and go. `links`: by name, "vm.port" of the sender and the other."""
+    """A fabric whose agents run, and whose links come and go. `links`: by name, "vm.port" of sender and receiver."""
 
     def __init__(self, links: dict[str, tuple[str, str]], options: str, stay: Iterable[str] = ()) -> None:
         self._links = links
@@ -161,7 +161,7 @@ def _allocated(pid: int) -> dict[int, int]:
     found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            if LINK_MEMORY.fullmatch(os.readlink(entry)):
+            if LINK_MEMORY.fullmatch(str(entry.readlink())):
                 status = entry.stat()
                 found[status.st_ino] = status.st_blocks * 512
     return found
