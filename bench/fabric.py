@@ -26,11 +26,13 @@ def _log(name: str) -> Path:
     return folder / f"{name}.log"
 
 
-def start(name: str, command: Sequence[str], ready: str, fds: Sequence[int] = ()) -> subprocess.Popen[str]:
+def start(
+    name: str, command: Sequence[str], ready: str, fds: Sequence[int] = (), stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
     """Start a process and wait until it says that it is ready; what it says goes into a file besides."""
     with _log(name).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, pass_fds=fds
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, pass_fds=fds
         )
     assert process.stdout is not None
     for line in process.stdout:
@@ -107,7 +109,7 @@ class Fabric:
         self.runtime = folder / "runtime"
         file = folder / "fabric.toml"
         file.write_text(text, encoding="utf-8")
-        self._run("broker", "broker ready", "broker", "--fabric", str(file))
+        self.broker_pid = self._run("broker", "broker ready", "broker", "--fabric", str(file)).pid
 
     def _run(self, name: str, ready: str, *arguments: str) -> subprocess.Popen[str]:
         process = start(name, [RINGWAY, *arguments, "--runtime", str(self.runtime)], ready)

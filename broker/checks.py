@@ -80,7 +80,7 @@ def _check_interfaces(file: FabricFile, config: FabricConfig) -> None:
 def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> None:
     key = ("link", link.name)
     try:
-        shape = link.geometry.shape()
+        shape = link.shape()
     except RegionError as error:
         at = (*key, GEOMETRY_KEYS[error.what])
         raise file.error(FabricCause.SIZE, at, f"{error.found} is not possible: use {error.allowed}") from None
@@ -109,7 +109,7 @@ def _check_forward(file: FabricFile, links: dict[End, LinkConfig], vm: VmConfig,
         if len(ends) < 2:
             continue  # a port that has no link yet
         first, second = ends
-        most = [link.geometry.shape().frame_max for link in ends]
+        most = [link.shape().frame_max for link in ends]
         if most[0] != most[1]:
             message = (
                 f"joins link {first.name!r}, with frames up to {most[0]} bytes, and link {second.name!r}, with up to "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -22,7 +23,7 @@ from ringway.control.rules import (
     Timeouts,
     check_rules,
 )
-from ringway.shm import Geometry
+from ringway.shm import Geometry, Shape
 
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
@@ -30,8 +31,6 @@ UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 MTU_MIN: Final = 68  # RFC 791
 MTU_MAX: Final = 65521  # what the kernel lets a tap have: 65535 less an Ethernet header
 INTERFACE_PATTERN: Final = r"[A-Za-z0-9_.-]{1,15}"  # of what dev_valid_name() takes, what is safe to print
-
-
 TAKEN_INTERFACES: Final = (".", "..", "lo", "all", "default")  # by the kernel, as names or in /proc/sys/net
 
 
@@ -58,14 +57,24 @@ class End(Struct, frozen=True):
         return f"{self.vm}.{self.port}"
 
 
+@lru_cache(maxsize=64)
+def _shape(geometry: Geometry) -> Shape:
+    """Computed once for all the links of one size, which are mostly all of them."""
+    return geometry.shape()
+
+
 class LinkConfig(Struct, frozen=True):
     name: str
     ends: tuple[End, End]  # side a, side b
     geometry: Geometry
     huge_pages: bool = False
 
+    def shape(self) -> Shape:
+        """The sizes that follow; RegionError when the geometry is not possible."""
+        return _shape(self.geometry)
+
     def memory(self) -> int:
-        shape = self.geometry.shape()
+        shape = self.shape()
         return shape.region_size if self.huge_pages else shape.memory
 
 

@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,11 +73,17 @@ class FabricFile:
     def __init__(self, text: str, name: str) -> None:
         self.name = name
         self.tables = _parse(text, name)
-        self._lines: dict[Key, int] = {}
-        for key, line in _keys(text):
-            if _exists(self.tables, key):  # else it only looked like a key, inside an array or a string
-                self._lines.setdefault(key, line)
+        self._text = text
         self._refuse_huge_numbers()
+
+    @cached_property
+    def _lines(self) -> dict[Key, int]:
+        """Found when an error asks for them: in a large file that takes longer than all the rest."""
+        lines: dict[Key, int] = {}
+        for key, line in _keys(self._text):
+            if _exists(self.tables, key):  # else it only looked like a key, inside an array or a string
+                lines.setdefault(key, line)
+        return lines
 
     def _refuse_huge_numbers(self) -> None:
         """Python refuses to print a number of thousands of digits, and messages about it would have to."""

@@ -58,7 +58,7 @@ def show_link(link: LinkState, held: Held | None) -> LinkShown:
             rings = read_region(held.region_fd).rings
     except RegionError as error:
         note = "; ".join(filter(None, (note, f"the region is damaged ({error}): apply the fabric again")))
-    shape = link.config.geometry.shape()
+    shape = link.config.shape()
     ends = [_end(link, side, sides[side] if sides else None) for side in (0, 1)]
     return LinkShown(
         name=link.config.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from ringway.control import wire
 from ringway.control.errors import ControlError
@@ -35,6 +35,7 @@ from ringway.control.runtime import control_path
 CALL_TIMEOUT: Final = 5.0  # seconds
 HIGH_WATER: Final = 256  # messages queued in either direction
 PUSHES_MAX: Final = 65536  # kept while an answer is awaited
+EVENT: Final = struct.Struct("=HI")  # zmq_socket_monitor(3), first frame: event and value; pyzmq's own takes asyncio in
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -205,7 +206,7 @@ class AgentSession(Connection):
         """Drain `monitor`; true when the connection was lost and is there again."""
         returned = False
         while self.monitor.poll(0):
-            event = recv_monitor_message(self.monitor)["event"]
+            event, _ = EVENT.unpack(self.monitor.recv_multipart()[0])
             if event == zmq.EVENT_DISCONNECTED:
                 self._lost = True
                 self._revision = REVISION  # the next broker may be of another release

@@ -7,7 +7,7 @@ from here.
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Collection
 from enum import StrEnum
 from typing import Annotated, Any, Final, NamedTuple, NoReturn
@@ -58,7 +58,7 @@ class Received(NamedTuple):
 
 
 def new_id() -> str:
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def encode(request_id: str, message: Message, size: int = MESSAGE_SIZE) -> bytes:

@@ -125,6 +125,21 @@ def test_bench_idle_holds_cost_and_wake_up_against_their_limits() -> None:
     assert [row["unit"] for row in rows] == ["% of a core", "% of a core", "us", "us"]
 
 
+@pytest.mark.needs_root
+def test_bench_control_times_links_beside_a_veth_pair_and_finds_their_memory_as_stated() -> None:
+    require_two_cores()
+    rows = well_formed("control")
+    times = [(row["case"], row["against"]) for row in rows if row["unit"] != "MiB"]
+    for others in (1, 64):
+        case = f"one link more, beside {others}"
+        assert {(f"{case}, p50", "limit"), (f"{case}, p50", "veth"), (f"{case}, p99", "veth")} <= set(times)
+    assert ("256 links of 64 slots at once", "limit") in times
+    assert len(times) == 7
+    memory = [row for row in rows if row["unit"] == "MiB"]
+    assert len(memory) == 3
+    assert [row["ours"] for row in memory] == [row["peer"] for row in memory], "allocated as stated"
+
+
 @pytest.mark.full
 @pytest.mark.needs_root
 def test_a_bench_without_its_peer_names_it(tmp_path: Path) -> None:
