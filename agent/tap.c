@@ -142,13 +142,14 @@ static uint32_t fill_ring(struct tap *tap)
     return filled + dropped;
 }
 
-static void write_one(struct tap *tap, const struct rway_frame *frame)
+/* False: the frame is dropped, and counted. */
+static bool write_one(struct tap *tap, const struct rway_frame *frame)
 {
     struct iovec pieces[RWAY_PIECES_MAX + 3];
     struct rway_offload offload;
     if (rway_frame_offload(tap->consumer, frame, &offload) != 0) {
         rway_consumer_drop(tap->consumer, RWAY_DROP_OFFLOAD, 1);
-        return;
+        return false;
     }
     struct virtio_net_hdr header = header_of(&offload, frame);
     const uint8_t tag[TAG_LEN] = {0x81, 0x00, (uint8_t)(frame->vlan >> 8), (uint8_t)frame->vlan};
@@ -162,25 +163,31 @@ static void write_one(struct tap *tap, const struct rway_frame *frame)
         pieces[3].iov_base = (uint8_t *)pieces[3].iov_base + TAG_AT;
         pieces[3].iov_len -= TAG_AT;
     }
+    rway_consumer_begin(tap->consumer, frame);
     if (writev(tap->fd, pieces, (int)count) >= 0)
-        return;
+        return true;
     if (errno == EBADFD)
         set_gone(tap);
     if (errno == EFAULT)
         rway_consumer_vanished(tap->consumer);
     rway_consumer_drop(tap->consumer, RWAY_DROP_SINK, 1);
+    return false;
 }
 
+/* Ring to tap. A frame that is dropped is the last of its burst: see rway_consumer_begin. */
 static uint32_t empty_ring(struct tap *tap)
 {
     struct rway_frame frames[RWAY_BURST];
-    uint32_t taken = rway_ring_peek(tap->consumer, frames, RWAY_BURST);
-    for (uint32_t i = 0; i < taken; i++)
-        if (frames[i].kind == RWAY_DESC_FRAME)
-            write_one(tap, &frames[i]);
+    uint32_t taken = rway_ring_peek(tap->consumer, frames, RWAY_BURST), done = 0;
+    bool written = true;
+    while (written && done < taken) {
+        const struct rway_frame *frame = &frames[done++];
+        written = frame->kind != RWAY_DESC_FRAME || write_one(tap, frame);
+    }
+    rway_consumer_put_back(tap->consumer, &frames[done], taken - done);
     rway_consumer_pass(tap->consumer, rway_consumer_position(tap->consumer));
     rway_ring_release(tap->consumer);
-    return taken;
+    return done;
 }
 
 static uint32_t run(struct rway_job *job, const struct rway_turn *turn)

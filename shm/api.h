@@ -68,18 +68,39 @@ enum rway_create_flag { RWAY_CREATE_HUGE = 1 /* 2 MiB pages, or fail with RWAY_R
 int rway_region_create(const struct rway_geometry *geometry, uint64_t link_id, uint32_t flags,
                        struct rway_error *error);
 
+/* The accounts of a ring's two halves before a region; they may be any numbers. */
+struct rway_carried {
+    struct rway_counts produced;
+    struct rway_counts consumed;
+};
+
+/*
+ * The same for a region that replaces another one: its rings begin with the accounts given, those of the queues from a
+ * to b, then those from b to a (2 × geometry.queues of them, the caller's). What was published and not released is gone
+ * with the old region: it counts as taken out, and dropped as RWAY_DROP_RESTART, modulo 2 to the 64.
+ */
+int rway_region_create_from(const struct rway_geometry *geometry, uint64_t link_id, uint32_t flags,
+                            const struct rway_carried *carried, struct rway_error *error);
+
 /* One side's mapping of a region. */
 struct rway_region;
 
 /*
  * Map the region behind fd as side and check all of it against the broker's offer; what is checked here is not read
- * again. fd is not kept. Counters found in the region are continued from. Returns NULL on refusal. The side counts as
- * attached from here on; whether somebody else is attached as the same side is the broker's business.
+ * again. fd is not kept. Returns NULL on refusal. The side counts as attached from here on; whether somebody else is
+ * attached as the same side is the broker's business.
+ *
+ * Rings are continued from the counters found in them, also when the end before was killed, at whatever instruction:
+ * what it had published or released is so, what it had not is not, and its counts agree with that. What was lost with
+ * it is counted under RWAY_DROP_RESTART.
  */
 struct rway_region *rway_region_attach(int fd, const struct rway_geometry *offer, uint64_t link_id, uint32_t side,
                                        uint32_t incarnation, struct rway_error *error);
 
-/* Mark the side detached, unmap and free. No thread may use its producers, consumers or frames any more. */
+/*
+ * Mark the side detached, unmap and free. No thread may use its producers, consumers or frames any more: a loop is
+ * freed first. A thread that an application in Python has started in C of its own is waited for with Region.hold.
+ */
 void rway_region_detach(struct rway_region *region);
 
 const struct rway_shape *rway_region_shape(const struct rway_region *region);
@@ -103,6 +124,26 @@ void rway_region_serve(struct rway_region *region, uint32_t queues);
 
 /* The queues in which the peer wants frames, its word checked: at least one, and only what there is. Any thread. */
 uint32_t rway_region_served(const struct rway_region *region);
+
+enum { RWAY_BURST = 64 /* frames of a queue that a forwarder holds between release and publish, at the most */ };
+
+enum rway_join {
+    RWAY_JOIN_FRESH = 0,      /* nothing is known of a forwarder before */
+    RWAY_JOIN_CONTINUED = 1,  /* *lost frames, 0 too, were lost when it was killed, and are counted now */
+    RWAY_JOIN_IMPLAUSIBLE = 2 /* *lost is no number that a kill can lose: nothing is counted */
+};
+
+/*
+ * Before a forwarder starts: frames taken out of all queues of in are going to be forwarded to out, and nobody else
+ * takes any out of in or offers any to out. Returns enum rway_join. A forwarder between the same links that was killed
+ * had released frames that it did not publish; these are counted as RWAY_DROP_RESTART of out's queue 0. To be believed,
+ * it held RWAY_BURST frames of each queue of in at the most, and nothing was moved since the two were attached. For each
+ * direction once, by the thread that attached them; none of the halves may have frames peeked or claimed.
+ */
+int rway_region_join(struct rway_region *in, struct rway_region *out, uint64_t *lost);
+
+/* The forwarder has ended in an orderly way and holds nothing. Without a join before, it forgets what one could find. */
+void rway_region_part(struct rway_region *in);
 
 /* The two halves of this side's queue: its ring to the peer and the peer's ring to it. Owned by the region. */
 struct rway_producer;
@@ -204,6 +245,20 @@ uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frame
 /* Give all peeked frames' slots back to the producer, by one store, and ring its bell if it asked for that. */
 void rway_ring_release(struct rway_consumer *consumer);
 
+/*
+ * Leave the last count frames that were peeked in the ring after all: they come again with the next peek. In the order
+ * in which they were peeked.
+ */
+void rway_consumer_put_back(struct rway_consumer *consumer, const struct rway_frame *frames, uint32_t count);
+
+/*
+ * For whoever hands peeked frames on one by one before it releases them (each is written to a kernel interface, say):
+ * call it before a frame is handed on. If this end is killed then, the next one hands none of them on again. All before
+ * the last one begun count as delivered, that one as RWAY_DROP_RESTART; so a frame that was refused is dropped and
+ * released before the next one is begun. Frames that are released before they are handed on need none of this.
+ */
+void rway_consumer_begin(struct rway_consumer *consumer, const struct rway_frame *frame);
+
 /* The counter value behind all that was peeked. */
 uint64_t rway_consumer_position(const struct rway_consumer *consumer);
 
@@ -222,7 +277,7 @@ void rway_consumer_pass(struct rway_consumer *consumer, uint64_t position);
 void rway_ring_release_more(struct rway_consumer *consumer);
 void rway_consumer_settle(struct rway_consumer *consumer);
 
-/* Count frames that were taken out of this ring and went no further. Visible with the next release. */
+/* Count frames that were taken out of this ring and went no further. Visible with the release of them. */
 void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t frames);
 
 /* The frame's bytes, in order, as pieces. Returns how many there are, never more than RWAY_PIECES_MAX. */
@@ -302,16 +357,24 @@ struct rway_reading {
 };
 int rway_region_read(int fd, struct rway_reading *reading, struct rway_error *error);
 
-/* One ring as pread found it. On a live link the counters are not of one instant; on a quiet one they are exact. */
+/*
+ * One ring as pread found it. On a live link the counters are not of one instant; on a quiet one they are exact. Counts
+ * are those that belong to head and tail, also where an end was killed before it had stored them: as the next attach
+ * will find them, but that it will not take frames that were begun for in flight.
+ */
 struct rway_ring_reading {
     uint64_t head; /* slots */
     uint64_t tail;
     uint64_t in_flight; /* frames, counted by walking the descriptors between tail and head */
+    uint64_t begun;     /* how many of those the consumer has begun to hand on */
     struct rway_counts produced;
     struct rway_counts consumed;
 };
 
-/* RWAY_REFUSED_COUNTERS when head and tail cannot be; a descriptor that cannot be ends the walk. */
+/*
+ * RWAY_REFUSED_COUNTERS when head and tail cannot be; the counts are filled in all the same, and nothing is in flight.
+ * A descriptor that cannot be ends the walk.
+ */
 int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producing_side, uint32_t queue,
                    struct rway_ring_reading *ring, struct rway_error *error);
 

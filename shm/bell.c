@@ -206,15 +206,11 @@ static bool answer(struct rway_waiter *waiter, struct sleeper *sleeper)
 
 static void publish_counts(struct sleeper *sleeper)
 {
-    struct rway_ring_control *control = ring_of(sleeper)->control;
     counts_of(sleeper)->sleeps++;
-    if (sleeper->consumer) {
-        rway_counts_store(&control->consumed, &sleeper->consumer->counts);
-        sleeper->consumer->counts_dirty = false;
-    } else {
-        rway_counts_store(&control->produced, &sleeper->producer->counts);
-        sleeper->producer->counts_dirty = false;
-    }
+    if (sleeper->consumer)
+        rway_consumer_show_counts(sleeper->consumer);
+    else
+        rway_producer_show_counts(sleeper->producer);
 }
 
 int rway_waiter_wait(struct rway_waiter *waiter, uint64_t bound_us)

@@ -6,45 +6,6 @@ void rway_consumer_vanished(struct rway_consumer *consumer)
     rway_region_break(consumer->ring.region, RWAY_BROKEN_VANISHED);
 }
 
-/* A descriptor is loaded once; a peer that rewrites it later changes nothing here. */
-static inline struct rway_desc fetch_desc(const struct rway_ring *ring, uint64_t at)
-{
-    union rway_desc_words fetched;
-    const uint64_t *shared = (const uint64_t *)&ring->descs[(uint32_t)at & ring->mask];
-    fetched.words[0] = rway_read_once(&shared[0]);
-    fetched.words[1] = rway_read_once(&shared[1]);
-    return fetched.desc;
-}
-
-/* What a bad peer would gain without each check: a read past the slots, a frame of somebody's old bytes, a loop. */
-static inline int check_desc(const struct rway_ring *ring, const struct rway_desc *desc, uint64_t at,
-                             uint64_t available)
-{
-    bool plain = desc->kind == RWAY_DESC_FRAME && desc->slots == 1 && desc->pushed == 0 && desc->len <= ring->payload;
-    if (__builtin_expect(plain, 1) && !(desc->flags & ~RWAY_FLAGS_KNOWN) && desc->len >= RWAY_FRAME_MIN &&
-        desc->len <= ring->frame_max)
-        return RWAY_WHOLE;
-    if (desc->flags & ~RWAY_FLAGS_KNOWN)
-        return RWAY_BROKEN_FLAGS;
-    if (desc->kind == RWAY_DESC_MARK)
-        return desc->slots != 1 ? RWAY_BROKEN_SLOTS : desc->len ? RWAY_BROKEN_LENGTH
-                                                   : desc->pushed ? RWAY_BROKEN_PUSHED : RWAY_WHOLE;
-    if (desc->kind != RWAY_DESC_FRAME)
-        return RWAY_BROKEN_KIND;
-    if (desc->len < RWAY_FRAME_MIN || desc->len > ring->frame_max)
-        return RWAY_BROKEN_LENGTH;
-    if (!rway_pushed_fits(ring, desc->len, desc->pushed))
-        return RWAY_BROKEN_PUSHED;
-    if (desc->slots != rway_slots_for(ring, desc->len, desc->pushed))
-        return RWAY_BROKEN_SLOTS;
-    if (desc->slots > available)
-        return RWAY_BROKEN_INCOMPLETE;
-    for (uint32_t i = 1; i < desc->slots; i++)
-        if (fetch_desc(ring, at + i).kind != RWAY_DESC_CONTINUATION)
-            return RWAY_BROKEN_KIND;
-    return RWAY_WHOLE;
-}
-
 /* Fetch the peer's head. One that went back or past the free slots would make us read what was never published. */
 static bool refresh_head(struct rway_consumer *consumer)
 {
@@ -87,8 +48,8 @@ uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frame
     uint64_t available = consumer->peer_head - cursor;
     prefetch_for_reading(consumer, cursor, count, available);
     for (; taken < count && cursor != consumer->peer_head; taken++) {
-        struct rway_desc desc = fetch_desc(&ring, cursor);
-        int cause = check_desc(&ring, &desc, cursor, consumer->peer_head - cursor);
+        struct rway_desc desc = rway_desc_fetch(&ring, cursor);
+        int cause = rway_desc_check(&ring, &desc, cursor, consumer->peer_head - cursor);
         if (__builtin_expect(cause != RWAY_WHOLE, 0)) {
             rway_region_break(ring.region, cause);
             break;
@@ -127,18 +88,19 @@ static bool release(struct rway_consumer *consumer)
     consumer->counts.frames += consumer->taken_frames;
     consumer->counts.bytes += consumer->taken_bytes;
     consumer->taken_frames = consumer->taken_bytes = 0;
-    if (consumer->counts_dirty) {
-        rway_counts_store(&control->consumed, &consumer->counts);
-        consumer->counts_dirty = false;
+    bool moved = consumer->cursor != consumer->tail;
+    if (moved) {
+        consumer->tail = consumer->cursor;
+        rway_commit_store(control->released, &consumer->next_commit, consumer->tail, &consumer->counts,
+                          consumer->dropped);
+        rway_write_once(&control->consumed.frames, consumer->counts.frames);
+        rway_write_once(&control->consumed.bytes, consumer->counts.bytes);
+        /* Release: pairs with the acquire of tail in refresh_tail; we have read the slots before it. */
+        rway_store_release(&control->tail, consumer->tail);
     }
-    if (consumer->cursor == consumer->tail)
-        return false;
-    consumer->tail = consumer->cursor;
-    rway_write_once(&control->consumed.frames, consumer->counts.frames);
-    rway_write_once(&control->consumed.bytes, consumer->counts.bytes);
-    /* Release: pairs with the acquire of tail in refresh_tail; we have read the slots before it. */
-    rway_store_release(&control->tail, consumer->tail);
-    return true;
+    if (consumer->counts_dirty)
+        rway_consumer_show_counts(consumer);
+    return moved;
 }
 
 static void ring_producer(struct rway_consumer *consumer)
@@ -174,6 +136,22 @@ void rway_ring_release_more(struct rway_consumer *consumer)
         rway_consumer_settle(consumer);
 }
 
+void rway_consumer_put_back(struct rway_consumer *consumer, const struct rway_frame *frames, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        consumer->cursor -= frames[i].slots;
+        consumer->taken_frames -= frames[i].kind == RWAY_DESC_FRAME;
+        consumer->taken_bytes -= frames[i].len;
+    }
+}
+
+void rway_consumer_begin(struct rway_consumer *consumer, const struct rway_frame *frame)
+{
+    uint32_t before = (frame->index - (uint32_t)consumer->tail) & consumer->ring.mask;
+    rway_write_once(&consumer->ring.control->begun, consumer->tail + before + frame->slots);
+    rway_keep_order();
+}
+
 uint64_t rway_consumer_position(const struct rway_consumer *consumer)
 {
     return consumer->cursor;
@@ -197,6 +175,7 @@ void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t
 {
     if (cause < RWAY_DROPS) {
         consumer->counts.drops[cause] += frames;
+        consumer->dropped += frames;
         consumer->counts_dirty = true;
     }
 }

@@ -71,14 +71,6 @@ static uint32_t put_tag(uint8_t *bytes, const struct rway_frame *frame, struct r
     return frame->len + TAG_LEN;
 }
 
-/* Leave a peeked frame in the ring after all; only the one peeked last. */
-static void put_back(struct rway_consumer *consumer, const struct rway_frame *frame)
-{
-    consumer->cursor -= frame->slots;
-    consumer->taken_frames -= 1;
-    consumer->taken_bytes -= frame->len;
-}
-
 uint32_t rway_frames_copy_out(struct rway_consumer *consumer, uint8_t *bytes, size_t size, uint32_t *lens,
                               uint32_t count)
 {
@@ -91,7 +83,7 @@ uint32_t rway_frames_copy_out(struct rway_consumer *consumer, uint8_t *bytes, si
         uint32_t tag = frame.flags & RWAY_FLAG_VLAN ? TAG_LEN : 0;
         uint32_t len = frame.len;
         if (len + tag > size) {
-            put_back(consumer, &frame);
+            rway_consumer_put_back(consumer, &frame, 1);
             break;
         }
         if (rway_frame_offload(consumer, &frame, &offload) != 0) {

@@ -61,16 +61,46 @@ static int allocate(int fd, const struct rway_shape *shape, bool huge, struct rw
     return 0;
 }
 
+/* Both commits of a counter say the same, so that whichever a first end takes for the one in use is right. */
+static void begin_account(struct rway_counts *account, struct rway_commit commits[2], const struct rway_counts *counts)
+{
+    *account = *counts;
+    for (int i = 0; i < 2; i++)
+        commits[i] = (struct rway_commit){
+            .frames = counts->frames, .bytes = counts->bytes, .dropped = rway_counts_dropped(counts)};
+}
+
+static void begin_ring(struct rway_ring_control *control, const struct rway_carried *carried)
+{
+    struct rway_counts consumed = carried->consumed;
+    consumed.drops[RWAY_DROP_RESTART] += carried->produced.frames - consumed.frames;
+    consumed.frames = carried->produced.frames;
+    consumed.bytes = carried->produced.bytes;
+    begin_account(&control->produced, control->published, &carried->produced);
+    begin_account(&control->consumed, control->released, &consumed);
+}
+
+static void begin_rings(uint8_t *memory, const struct rway_geometry *geometry, const struct rway_shape *shape,
+                        const struct rway_carried *carried)
+{
+    for (uint32_t side = 0; side < 2; side++)
+        for (uint32_t queue = 0; queue < geometry->queues; queue++) {
+            uint8_t *start = memory + shape->rings_offset[side] + queue * shape->queue_size;
+            begin_ring((struct rway_ring_control *)start, carried++);
+        }
+}
+
 static int fill(int fd, const struct rway_geometry *geometry, const struct rway_shape *shape, uint64_t link_id,
-                bool huge, struct rway_error *error)
+                const struct rway_carried *carried, struct rway_error *error)
 {
     /* Mapped, because hugetlbfs has no write; nobody else has the descriptor yet. */
-    size_t size = huge ? RWAY_RINGS_ALIGN : RWAY_HEADER_SIZE;
-    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *memory = mmap(NULL, shape->region_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED)
         return rway_refuse_errno(error, "mmap");
+    if (carried != NULL)
+        begin_rings(memory, geometry, shape, carried);
     format(memory, geometry, shape, link_id);
-    munmap(memory, size);
+    munmap(memory, shape->region_size);
     if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
         return rway_refuse_errno(error, "F_ADD_SEALS");
     return 0;
@@ -78,6 +108,12 @@ static int fill(int fd, const struct rway_geometry *geometry, const struct rway_
 
 int rway_region_create(const struct rway_geometry *geometry, uint64_t link_id, uint32_t flags,
                        struct rway_error *error)
+{
+    return rway_region_create_from(geometry, link_id, flags, NULL, error);
+}
+
+int rway_region_create_from(const struct rway_geometry *geometry, uint64_t link_id, uint32_t flags,
+                            const struct rway_carried *carried, struct rway_error *error)
 {
     struct rway_shape shape;
     bool huge = flags & RWAY_CREATE_HUGE;
@@ -89,7 +125,8 @@ int rway_region_create(const struct rway_geometry *geometry, uint64_t link_id, u
         return rway_refuse(error, RWAY_REFUSED_NO_HUGE, "huge pages of 2 MiB", 0, shape.region_size >> 21);
     if (fd < 0)
         return rway_refuse_errno(error, "memfd_create");
-    if ((refused = allocate(fd, &shape, huge, error)) || (refused = fill(fd, geometry, &shape, link_id, huge, error))) {
+    if ((refused = allocate(fd, &shape, huge, error)) ||
+        (refused = fill(fd, geometry, &shape, link_id, carried, error))) {
         close(fd);
         return refused;
     }

@@ -49,6 +49,8 @@
  *      word                           store                load
  *      magic                          release, last        any: nobody is handed the region before
  *      state of a side                release              acquire: cause, incarnation, queues_served were stored first
+ *      at of a commit                 release              relaxed, at the writer's next attach
+ *      joined_to                      release              relaxed, at the writer's next attach: joined_lead was first
  *      head                           release              acquire: descriptors and slots before it are complete
  *      tail                           release              acquire: the consumer has done with the slots before it
  *      passed                         release              acquire: what is published from then on comes after those
@@ -58,7 +60,41 @@
  *      everything else                relaxed              relaxed
  *
  * A fence is a full one (seq_cst): see Sleeping. Counts are for people: frames and bytes are stored before the head or
- * tail that they belong to, the others at a later publish, release or sleep, and at detach.
+ * tail that they belong to, the others behind it, or at a later publish, release or sleep, and at detach.
+ */
+
+/*
+ * Restarts
+ *
+ * An end can be killed between any two of its stores. What it has stored by then is there, in the order in which it
+ * stored it, because the kernel stops a thread between two instructions. So the order of stores says what the next
+ * incarnation finds. Before a producer stores head it writes what its account will then be into the copy of published
+ * that does not belong to the present head: at last of it, the new head. A consumer does so with released and tail.
+ *
+ *      producer                          consumer
+ *      commit not in use: frames,        commit not in use: frames,
+ *        bytes, dropped                    bytes, dropped
+ *      at of that commit := new head     at of that commit := new tail
+ *      head := new                       tail := new
+ *      drops                             drops
+ *
+ * Whichever head is found, one commit has it as at, and that one's frames and bytes are right. Two can have it only
+ * before the first step, where both stand at 0: then the first is right. If dropped is more than the drops that are
+ * stored, the difference was not stored by cause in time, and is added to RWAY_DROP_RESTART. Where no commit has the
+ * head that is found, an end of minor 0 was here last, and the counts are taken as they are.
+ *
+ * A consumer that hands frames to somebody else one by one, before it can release them, stores begun first: the
+ * position behind the frame that it is about to hand on. The next incarnation takes the frames between tail and begun
+ * for handed on, if begun is neither 0 nor past head and a frame ends there. What became of the last of them nobody
+ * knows: it is not handed on again, and counts as dropped, RWAY_DROP_RESTART.
+ *
+ * A forwarder releases its input before it publishes its output, so between the two frames are in neither ring. Over
+ * one direction of a forwarder, all that it took out and did not drop (frames less drops, over all queues of one link)
+ * less all that it offered to the other (frames and drops) is the same whenever it is at rest. joined_lead is that
+ * number, modulo 2 to the 64, and joined_to the link that the frames go out by. What it has grown by when a forwarder
+ * between the same links starts again was lost, and is counted as RWAY_DROP_RESTART of the output's queue 0.
+ *
+ * In a new region all of this is 0, but for the commits of one that begins with the counts of a region before it.
  */
 
 /*
@@ -139,8 +175,8 @@
  * as reader and 4096 bytes; a RWAY_SECTION_RINGS for either writer, with the other side as reader and rings_size
  * bytes. Other kinds are skipped.
  *
- * It then continues from the head, tail and counts that it finds in its rings, unless a head and tail contradict each
- * other. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last. It may store
+ * It then continues from the head, tail and counts that it finds in its rings, as Restarts says, unless a head and tail
+ * contradict each other. It sets passed back to tail where it is ahead of it. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last. It may store
  * queues_served anew at any time, and must take frames out of all queues whatever it says.
  */
 
@@ -160,7 +196,7 @@ enum {
     RWAY_MAGIC_LOW = 0x474e4952,  /* "RING": the low half of magic */
     RWAY_MAGIC_HIGH = 0x31594157, /* "WAY1": the high half */
     RWAY_LAYOUT_MAJOR = 1,        /* another major: refuse */
-    RWAY_LAYOUT_MINOR = 0,        /* a higher minor only uses bytes that were reserved before */
+    RWAY_LAYOUT_MINOR = 1,        /* a higher minor only uses bytes that were reserved before */
     RWAY_LINE = 64,               /* bytes of a cache line: no line has two writers */
     RWAY_HEADER_SIZE = 4096,      /* bytes of header and section table */
     RWAY_SIDE_SIZE = 4096,        /* bytes of a side section */
@@ -246,7 +282,9 @@ struct rway_side {
     uint32_t cause;         /* enum rway_break, when broken */
     uint32_t incarnation;   /* from the broker's offer */
     uint32_t queues_served; /* bit q: this side wants frames in queue q; 0: in any */
-    uint8_t pad[112];
+    uint64_t joined_to;     /* link_id of the link that frames from here are forwarded to; 0: none. Minor 1 */
+    uint64_t joined_lead;   /* frames taken from here less frames offered there, at rest. Minor 1 */
+    uint8_t pad[96];
     struct rway_progress progress[16]; /* RWAY_QUEUES_MAX */
     uint8_t reserved[2944];
 };
@@ -276,6 +314,14 @@ struct rway_counts {
     uint64_t drops[10];  /* RWAY_DROPS; by enum rway_drop */
 };
 
+/* What an account was when a counter was where at says. Writer: the producer or consumer whose counter it is. */
+struct rway_commit {
+    uint64_t at;      /* head or tail; stored last */
+    uint64_t frames;  /* as in struct rway_counts */
+    uint64_t bytes;
+    uint64_t dropped; /* frames, by whatever cause */
+};
+
 /* The start of a queue. Writers: the producer and the consumer, as named; no line has two of them. */
 struct rway_ring_control {
     uint64_t head; /* producer: slots published so far */
@@ -289,7 +335,11 @@ struct rway_ring_control {
     uint8_t pad3[120];
     struct rway_counts produced; /* producer: its account */
     struct rway_counts consumed; /* consumer: its account */
-    uint8_t reserved[256];
+    struct rway_commit published[2]; /* producer: its account at this head and the one before. Minor 1 */
+    uint8_t pad4[64];
+    struct rway_commit released[2]; /* consumer: its account at this tail and the one before. Minor 1 */
+    uint64_t begun; /* consumer: position behind the frame that it began to hand on last; 0: none. Minor 1 */
+    uint8_t reserved[56];
 };
 
 /* What a slot holds. A kind that is not listed here breaks the ring. */

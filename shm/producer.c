@@ -197,18 +197,18 @@ static bool publish(struct rway_producer *producer, const struct rway_frame *fra
     producer->claimed = head;
     producer->counts.frames += sent;
     producer->counts.bytes += bytes;
-    if (producer->counts_dirty) {
-        rway_counts_store(&control->produced, &producer->counts);
-        producer->counts_dirty = false;
+    bool moved = head != producer->head;
+    if (moved) {
+        producer->head = head;
+        rway_commit_store(control->published, &producer->next_commit, head, &producer->counts, producer->dropped);
+        rway_write_once(&control->produced.frames, producer->counts.frames);
+        rway_write_once(&control->produced.bytes, producer->counts.bytes);
+        /* Release: pairs with the acquire of head in rway_ring_peek; descriptors and slots are written before it. */
+        rway_store_release(&control->head, head);
     }
-    if (head == producer->head)
-        return false;
-    producer->head = head;
-    rway_write_once(&control->produced.frames, producer->counts.frames);
-    rway_write_once(&control->produced.bytes, producer->counts.bytes);
-    /* Release: pairs with the acquire of head in rway_ring_peek; descriptors and slots are written before it. */
-    rway_store_release(&control->head, head);
-    return true;
+    if (producer->counts_dirty)
+        rway_producer_show_counts(producer);
+    return moved;
 }
 
 /* Ring the consumer if it waits for a step that it was not yet looked at for. */
@@ -249,6 +249,7 @@ void rway_producer_drop(struct rway_producer *producer, uint32_t cause, uint64_t
 {
     if (cause < RWAY_DROPS) {
         producer->counts.drops[cause] += frames;
+        producer->dropped += frames;
         producer->counts_dirty = true;
     }
 }

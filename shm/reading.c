@@ -37,11 +37,12 @@ int rway_region_read(int fd, struct rway_reading *reading, struct rway_error *er
 }
 
 /* Count frames between tail and head, a page of descriptors at a time. Ends early at a descriptor that cannot be. */
-static int walk(int fd, uint64_t descs_offset, uint32_t slot_count, struct rway_ring_reading *ring,
+static int walk(int fd, uint64_t descs_offset, uint32_t slot_count, uint64_t begun, struct rway_ring_reading *ring,
                 struct rway_error *error)
 {
     struct rway_desc page[256];
     uint64_t at = ring->tail;
+    uint64_t ahead = begun == 0 || begun - at > ring->head - at ? 0 : begun - at; /* slots that were begun */
     uint32_t inside = 0; /* slots of the current frame still to come */
     while (at != ring->head) {
         uint32_t index = (uint32_t)at & (slot_count - 1);
@@ -61,6 +62,7 @@ static int walk(int fd, uint64_t descs_offset, uint32_t slot_count, struct rway_
             if (page[i].slots == 0 || (page[i].kind != RWAY_DESC_FRAME && page[i].kind != RWAY_DESC_MARK))
                 return 0;
             ring->in_flight += page[i].kind == RWAY_DESC_FRAME;
+            ring->begun += page[i].kind == RWAY_DESC_FRAME && at + i - ring->tail < ahead;
             inside = page[i].slots - 1u;
         }
         at += count;
@@ -68,8 +70,21 @@ static int walk(int fd, uint64_t descs_offset, uint32_t slot_count, struct rway_
     return 0;
 }
 
-/* On a live ring the tail can move past the head that was read just before it; a ring that says so for ever is bad. */
+/*
+ * On a live ring the tail can move past the head that was read just before it, and drops are stored a moment after the
+ * counter that they belong to. What is still so after a few readings is so.
+ */
 enum { READS_MAX = 8 };
+
+static bool is_settled(const struct rway_ring_control *control, uint32_t slot_count)
+{
+    struct rway_counts produced = control->produced, consumed = control->consumed;
+    rway_counts_settle(&produced, control->published, control->head);
+    rway_counts_settle(&consumed, control->released, control->tail);
+    return control->head - control->tail <= slot_count &&
+           produced.drops[RWAY_DROP_RESTART] == control->produced.drops[RWAY_DROP_RESTART] &&
+           consumed.drops[RWAY_DROP_RESTART] == control->consumed.drops[RWAY_DROP_RESTART];
+}
 
 int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producing_side, uint32_t queue,
                    struct rway_ring_reading *ring, struct rway_error *error)
@@ -88,10 +103,12 @@ int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producin
     do {
         if ((refused = read_at(fd, &control, sizeof control, offset, error)))
             return refused;
-    } while (control.head - control.tail > slot_count && ++reads < READS_MAX);
+    } while (!is_settled(&control, slot_count) && ++reads < READS_MAX);
+    rway_counts_settle(&control.produced, control.published, control.head);
+    rway_counts_settle(&control.consumed, control.released, control.tail);
     *ring = (struct rway_ring_reading){
         .head = control.head, .tail = control.tail, .produced = control.produced, .consumed = control.consumed};
     if (control.head - control.tail > slot_count)
         return rway_refuse(error, RWAY_REFUSED_COUNTERS, "head minus tail", control.head - control.tail, slot_count);
-    return walk(fd, offset + sizeof control, slot_count, ring, error);
+    return walk(fd, offset + sizeof control, slot_count, control.begun, ring, error);
 }

@@ -47,48 +47,6 @@ static struct rway_ring ring_at(struct rway_region *region, uint64_t rings_offse
     };
 }
 
-static struct rway_counts read_counts(const struct rway_counts *shared)
-{
-    struct rway_counts counts;
-    for (size_t i = 0; i < sizeof counts / sizeof(uint64_t); i++)
-        ((uint64_t *)&counts)[i] = rway_read_once(&((const uint64_t *)shared)[i]);
-    return counts;
-}
-
-/* Take up a ring where its counters stand. They are read once, as if a peer had written them. */
-static int continue_producer(struct rway_producer *producer, struct rway_ring ring, struct rway_error *error)
-{
-    uint64_t head = rway_read_once(&ring.control->head);
-    uint64_t tail = rway_load_acquire(&ring.control->tail);
-    if (head - tail > ring.slot_count)
-        return rway_refuse(error, RWAY_REFUSED_COUNTERS, "head of an own ring", head - tail, ring.slot_count);
-    *producer = (struct rway_producer){.ring = ring,
-                                       .head = head,
-                                       .claimed = head,
-                                       .peer_tail = tail,
-                                       .looked_at = head,
-                                       .counts = read_counts(&ring.control->produced),
-                                       .bell = {.wait_fd = -1, .ring_fd = -1}};
-    return 0;
-}
-
-static int continue_consumer(struct rway_consumer *consumer, struct rway_ring ring, struct rway_error *error)
-{
-    uint64_t tail = rway_read_once(&ring.control->tail);
-    uint64_t head = rway_load_acquire(&ring.control->head);
-    if (head - tail > ring.slot_count)
-        return rway_refuse(error, RWAY_REFUSED_COUNTERS, "tail of the peer's ring", head - tail, ring.slot_count);
-    *consumer = (struct rway_consumer){.ring = ring,
-                                       .tail = tail,
-                                       .cursor = tail,
-                                       .peer_head = tail,
-                                       .looked_at = tail,
-                                       .passed = UINT64_MAX,
-                                       .counts = read_counts(&ring.control->consumed),
-                                       .bell = {.wait_fd = -1, .ring_fd = -1}};
-    return 0;
-}
-
 static int open_rings(struct rway_region *region, const struct rway_places *places, uint32_t side,
                       struct rway_error *error)
 {
@@ -102,10 +60,11 @@ static int open_rings(struct rway_region *region, const struct rway_places *plac
     for (uint32_t queue = 0; queue < queues; queue++)
         region->producers[queue].bell = region->consumers[queue].bell = none;
     for (uint32_t queue = 0; queue < queues; queue++) {
-        int refused = continue_producer(&region->producers[queue], ring_at(region, places->rings[side], queue), error);
+        struct rway_ring out = ring_at(region, places->rings[side], queue);
+        struct rway_ring in = ring_at(region, places->rings[1 - side], queue);
+        int refused = rway_producer_resume(&region->producers[queue], out, error);
         if (!refused)
-            refused = continue_consumer(&region->consumers[queue], ring_at(region, places->rings[1 - side], queue),
-                                        error);
+            refused = rway_consumer_resume(&region->consumers[queue], in, error);
         if (refused)
             return refused;
     }
@@ -177,6 +136,7 @@ static int open_region(struct rway_region *region, uint64_t carrier_size, const 
     if (refused)
         return refused;
     region->geometry = *offer;
+    region->link_id = link_id;
     if ((refused = open_rings(region, &places, side, error)))
         return refused;
     region->own = (struct rway_side *)(region->memory + places.side[side]);
@@ -260,10 +220,8 @@ struct rway_region *rway_region_attach(int fd, const struct rway_geometry *offer
 void rway_region_detach(struct rway_region *region)
 {
     for (uint32_t queue = 0; queue < region->geometry.queues; queue++) {
-        struct rway_producer *producer = &region->producers[queue];
-        struct rway_consumer *consumer = &region->consumers[queue];
-        rway_counts_store(&producer->ring.control->produced, &producer->counts);
-        rway_counts_store(&consumer->ring.control->consumed, &consumer->counts);
+        rway_producer_show_counts(&region->producers[queue]);
+        rway_consumer_show_counts(&region->consumers[queue]);
     }
     rway_write_once(&region->own->queues_served, 0);
     rway_store_release(&region->own->state, RWAY_SIDE_DETACHED);

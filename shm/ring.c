@@ -45,6 +45,22 @@ void rway_counts_store(struct rway_counts *shared, const struct rway_counts *cou
 {
     uint64_t *to = (uint64_t *)shared;
     const uint64_t *from = (const uint64_t *)counts;
+    /* Behind the head or tail that they belong to: a kill in between is made good at attach, one before would not be. */
+    rway_keep_order();
     for (size_t i = 0; i < sizeof *counts / sizeof *from; i++)
         rway_write_once(&to[i], from[i]);
+}
+
+void rway_producer_show_counts(struct rway_producer *producer)
+{
+    rway_counts_store(&producer->ring.control->produced, &producer->counts);
+    producer->counts_dirty = false;
+}
+
+void rway_consumer_show_counts(struct rway_consumer *consumer)
+{
+    if (consumer->cursor != consumer->tail)
+        return;
+    rway_counts_store(&consumer->ring.control->consumed, &consumer->counts);
+    consumer->counts_dirty = false;
 }

@@ -38,7 +38,10 @@ struct rway_producer {
     uint64_t peer_tail; /* last one seen and checked */
     uint64_t looked_at; /* the consumer's wake word was looked at, after a full fence, for steps up to here */
     struct rway_counts counts;
-    bool counts_dirty; /* more than frames and bytes changed since the counts were last published */
+    uint64_t dropped;     /* the sum of counts.drops */
+    uint32_t next_commit; /* which of the two is not the present head's */
+    bool counts_dirty;    /* more than frames and bytes changed since the counts were last published */
+    uint64_t attached_at; /* head as it was at attach */
     struct rway_bell bell;
 };
 
@@ -53,7 +56,10 @@ struct rway_consumer {
     uint32_t usual_len; /* bytes to prefetch of a frame, from what the last one had */
     uint64_t taken_bytes; /* since the last release */
     struct rway_counts counts;
+    uint64_t dropped;     /* the sum of counts.drops */
+    uint32_t next_commit; /* which of the two is not the present tail's */
     bool counts_dirty;
+    uint64_t attached_at; /* tail as it was at attach */
     struct rway_bell bell;
 };
 
@@ -64,6 +70,7 @@ struct rway_region {
     int broken;  /* enum rway_break; written by any thread and by the SIGBUS guard */
     struct rway_geometry geometry;
     struct rway_shape shape;
+    uint64_t link_id;
     struct rway_side *own;
     const struct rway_side *peer;
     struct rway_producer *producers; /* geometry.queues of them */
@@ -120,6 +127,37 @@ void rway_bell_close(struct rway_bell *bell);
 
 /* Publish all of the private counts, drops and bells included. */
 void rway_counts_store(struct rway_counts *shared, const struct rway_counts *counts);
+
+/* The same for one half. Drops of frames that are not released yet stay private, because those come again after a kill. */
+void rway_producer_show_counts(struct rway_producer *producer);
+void rway_consumer_show_counts(struct rway_consumer *consumer);
+
+/* Write down what the account is once the counter is at at, which is to be stored next. See "Restarts" in layout.h. */
+static inline void rway_commit_store(struct rway_commit commits[2], uint32_t *next, uint64_t at,
+                                     const struct rway_counts *counts, uint64_t dropped)
+{
+    struct rway_commit *commit = &commits[*next];
+    /* Behind the counter's last store: until then this copy is the one that belongs to it. */
+    rway_keep_order();
+    rway_write_once(&commit->frames, counts->frames);
+    rway_write_once(&commit->bytes, counts->bytes);
+    rway_write_once(&commit->dropped, dropped);
+    rway_store_release(&commit->at, at);
+    *next ^= 1;
+}
+
+/*
+ * Make counts those that belong to a counter that was found at at, after a kill too. commits is a private copy of what
+ * an end wrote. Returns the index of its commit, or -1 when it has none and counts are taken as they are. Pure.
+ */
+int rway_counts_settle(struct rway_counts *counts, const struct rway_commit commits[2], uint64_t at);
+
+/* The sum of all drops, modulo 2 to the 64. Pure. */
+uint64_t rway_counts_dropped(const struct rway_counts *counts);
+
+/* Take up a ring where its counters stand: what an end before, alive or killed, has left. See resume.c. */
+int rway_producer_resume(struct rway_producer *producer, struct rway_ring ring, struct rway_error *error);
+int rway_consumer_resume(struct rway_consumer *consumer, struct rway_ring ring, struct rway_error *error);
 
 /* Register memory so that a SIGBUS in it breaks the region instead of ending the process. -1 when there is no room. */
 int rway_guard_add(struct rway_region *region);

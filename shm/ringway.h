@@ -59,6 +59,8 @@ RWAY_AT(rway_side, state, 0);
 RWAY_AT(rway_side, cause, 4);
 RWAY_AT(rway_side, incarnation, 8);
 RWAY_AT(rway_side, queues_served, 12);
+RWAY_AT(rway_side, joined_to, 16);
+RWAY_AT(rway_side, joined_lead, 24);
 RWAY_AT(rway_side, progress, 128);
 RWAY_AT(rway_progress, loops, 0);
 _Static_assert(sizeof(struct rway_progress) == RWAY_LINE, "a line for each loop");
@@ -74,6 +76,14 @@ RWAY_AT(rway_ring_control, wake_consumer, 256);
 RWAY_AT(rway_ring_control, wake_producer, 384);
 RWAY_AT(rway_ring_control, produced, 512);
 RWAY_AT(rway_ring_control, consumed, 640);
+RWAY_AT(rway_ring_control, published, 768);
+RWAY_AT(rway_ring_control, released, 896);
+RWAY_AT(rway_ring_control, begun, 960);
+RWAY_AT(rway_commit, at, 0);
+RWAY_AT(rway_commit, frames, 8);
+RWAY_AT(rway_commit, bytes, 16);
+RWAY_AT(rway_commit, dropped, 24);
+_Static_assert(2 * sizeof(struct rway_commit) == RWAY_LINE, "both commits of a counter are one line");
 RWAY_AT(rway_counts, frames, 0);
 RWAY_AT(rway_counts, bytes, 8);
 RWAY_AT(rway_counts, bells, 16);
@@ -117,6 +127,12 @@ _Static_assert(RWAY_PIECES_MAX >= (RWAY_FRAME_MAX + RWAY_PAYLOAD_MIN - 1) / RWAY
 #define rway_read_once(word) __atomic_load_n((word), __ATOMIC_RELAXED)
 #define rway_write_once(word, value) __atomic_store_n((word), (value), __ATOMIC_RELAXED)
 #define rway_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+
+/*
+ * Stores before this line come before those behind it in what a kill of this thread leaves behind: "Restarts" in
+ * layout.h. No instruction; the kernel stops a thread between two, so only the compiler has to be held to the order.
+ */
+#define rway_keep_order() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
 /* Fill an error and return its negative cause. */
 int rway_refuse(struct rway_error *error, int cause, const char *what, uint64_t found, uint64_t expected);

@@ -12,13 +12,11 @@ struct rway_turn {
 };
 
 struct rway_job {
-    /* Move what is there, at most a burst in each direction. Returns how many frames it dealt with. */
+    /* Move what is there, at most RWAY_BURST frames in each direction. Returns how many frames it dealt with. */
     uint32_t (*run)(struct rway_job *job, const struct rway_turn *turn);
     /* Say what to wait for before the loop sleeps. */
     void (*arm)(struct rway_job *job, struct rway_waiter *waiter);
     void (*free)(struct rway_job *job);
 };
-
-enum { RWAY_BURST = 64 /* frames a job moves before the next one has its turn */ };
 
 #endif

@@ -144,7 +144,7 @@ BREAKING: dict[str, Callable[[Description], Any]] = {
 }
 ADDING: dict[str, Callable[[Description], Any]] = {
     "a constant": lambda layout: layout["enums"]["rway_drop"].update(RWAY_DROP_ELSEWHERE=9),
-    "a minor version": lambda layout: layout["enums"][""].update(RWAY_LAYOUT_MINOR=1),
+    "a minor version": lambda layout: layout["enums"][""].update(RWAY_LAYOUT_MINOR=lib.RWAY_LAYOUT_MINOR + 1),
     "a member where bytes were reserved": lambda layout: (
         layout["structs"]["rway_header"].update(burst={"offset": 72, "size": 4, "type": "uint32_t"}),
         layout["structs"]["rway_header"]["reserved"].update(offset=76, size=52, type="uint8_t[52]"),

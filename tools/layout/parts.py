@@ -38,7 +38,7 @@ def queue_parts(geometry: Geometry, queue_start: int) -> dict[str, int]:
             found = {name: find(memory, name, mark) for name, mark in marks.items()}
     finally:
         os.close(fd)
-    found["control"] -= ffi.offsetof("struct rway_ring_control", "produced")
+    found["control"] -= ffi.offsetof("struct rway_ring_control", "produced") - 8
     for name in ("descriptor_0", "descriptor_2"):
         found[name] -= ffi.offsetof("struct rway_desc", "hash")
     return {name: at - queue_start for name, at in found.items()}
@@ -72,8 +72,8 @@ def offload_line() -> bytes:
 
 
 def counts_of(bodies: tuple[bytes, bytes]) -> bytes:
-    """The producer's account of them: the first words of struct rway_counts."""
-    return struct.pack("<QQ", len(bodies), sum(map(len, bodies)))
+    """The producer's account of them: the first words of struct rway_counts, and the pad before it (a commit has none)."""
+    return struct.pack("<QQQ", 0, len(bodies), sum(map(len, bodies)))
 
 
 def pattern(seed: int, size: int) -> bytes:
