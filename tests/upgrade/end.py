@@ -243,7 +243,7 @@ def main() -> None:
 def logged(path: Path) -> list[tuple[int, int]]:
     """What a stream has written down: queue and number, in order of arrival."""
     found = path.read_bytes() if path.exists() else b""
-    return [entry for entry in RECORD.iter_unpack(found[: len(found) - len(found) % RECORD.size])]
+    return list(RECORD.iter_unpack(found[: len(found) - len(found) % RECORD.size]))
 
 
 if __name__ == "__main__":

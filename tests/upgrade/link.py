@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ringway.shm import make_bell
 from tests.upgrade.release import Release
@@ -33,8 +33,12 @@ class EndProcess:
             pass_fds=fds,
             env=release.environment,
         )
-        self.ask("layout")
-        assert release.is_run_by(self.process.pid), f"{release} is not what runs"
+        try:
+            self.ask("layout")  # once it answers, it has imported what it runs
+            assert release.is_run_by(self.process.pid), f"{release} is not what runs"
+        except BaseException:
+            self.kill()
+            raise
 
     def start(self, what: str, **arguments: object) -> None:
         """Ask, for `answer` to be called later."""
@@ -75,19 +79,26 @@ class Link:
     def __init__(self, maker: Release, geometry: tuple[int, int, int, int] = SMALL) -> None:
         self.geometry = geometry
         self._closing = contextlib.ExitStack()
-        making = self._process(maker)
-        there = making.ask("create", geometry=geometry, link=LINK)
-        self.fd = os.open(f"/proc/{making.process.pid}/fd/{there}", os.O_RDWR | os.O_CLOEXEC)
-        self._closing.callback(os.close, self.fd)
-        making.kill()
+        self.fd = self._made_by(maker)
         # [side][queue]: of the ring that the side produces, its producer's bell and its consumer's
         self.bells = [[(self._bell(), self._bell()) for _ in range(geometry[0])] for _ in (A, B)]
 
-    def __enter__(self) -> Link:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()
+
+    def _made_by(self, maker: Release) -> int:
+        """The region's descriptor, taken from a process that ends again."""
+        making = EndProcess(maker)
+        try:
+            there = making.ask("create", geometry=self.geometry, link=LINK)
+            fd = os.open(f"/proc/{making.process.pid}/fd/{there}", os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            making.kill()
+        self._closing.callback(os.close, fd)
+        return fd
 
     def _process(self, release: Release, *fds: int) -> EndProcess:
         made = EndProcess(release, *fds)

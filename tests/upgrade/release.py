@@ -96,7 +96,7 @@ def _build(commit: str, folder: Path) -> None:
         _check(subprocess.run(["tar", "-x", "-C", source], input=archive.stdout, capture_output=True), "tar")
         # As a user would, but with the tools of this environment: there may be no network.
         options = ("--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir", "--disable-pip-version-check")
-        pip = [sys.executable, "-m", "pip", "install", *options, "--target", target, source]
+        pip = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
         _check(subprocess.run(pip, capture_output=True), "building it")
         try:
             target.rename(folder)
