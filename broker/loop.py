@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final
 
-import zmq
 from msgspec.structs import replace
 
 from ringway.broker import watch
@@ -30,6 +28,7 @@ from ringway.broker.fabric import Plan as FabricPlan
 from ringway.broker.fabric_file import FabricError
 from ringway.broker.journal import Journal, new_journal, read_journal, write_journal
 from ringway.broker.keeping import Keeping
+from ringway.broker.router import Router, check_zmq
 from ringway.broker.runtime import claim
 from ringway.control import wire
 from ringway.control.errors import ControlError
@@ -59,18 +58,12 @@ from ringway.control.names import printable
 from ringway.control.rules import Stack, connections_size
 from ringway.control.runtime import control_path, handover_path
 
-HIGH_WATER: Final = 1024  # messages per peer and direction; a peer that does not read loses what is over
-HANDSHAKE_MS: Final = 2000  # a connection that has not shaken hands by then is closed
-MESSAGES_PER_ROUND: Final = 64  # so that a talkative peer cannot keep the loop from the descriptors
-ZMQ_OLDEST: Final = (4, 3, 3)  # before it: CVE-2020-15166, CVE-2021-20237
-
 
 class Loop:
     """`say` takes one line for the log."""
 
     def __init__(self, runtime: Path, say: Callable[[str], None]) -> None:
-        if zmq.zmq_version_info() < ZMQ_OLDEST:
-            raise ControlError(Cause.SYSTEM, f"libzmq {zmq.zmq_version()} is too old: 4.3.3 or newer is needed")
+        check_zmq()
         self._say = say
         self._runtime = runtime
         self._events = select.epoll()
@@ -81,9 +74,10 @@ class Loop:
         journal = read_journal(runtime)
         self._journal = journal or new_journal()
         adopt_fabric(self._journal, self._fabric, runtime)
+        descriptors_max = raise_descriptor_limit()
         self._keeping = Keeping(runtime, say)
         found = self._keeping.recover()
-        self._resources = Resources(raise_descriptor_limit(), self._keeping)
+        self._resources = Resources(descriptors_max, self._keeping)
         lost = adopt_links(found, self._fabric, self._resources, self._keeping)
         listener = adopt_desk(found, handover_path(runtime), self._keeping)
         self._ends = Ends(
@@ -100,18 +94,9 @@ class Loop:
         for name in lost:
             self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
         self._directory = self._open_directory()
-        self._context = zmq.Context()
-        self._router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.LINGER, 200)  # ms: a reply before stopping still gets out
-        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tells of peers that are gone
-        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an agent that reconnects comes with the identity it had
-        self._router.setsockopt(zmq.MAXMSGSIZE, wire.MESSAGE_SIZE)
-        self._router.setsockopt(zmq.SNDHWM, HIGH_WATER)
-        self._router.setsockopt(zmq.RCVHWM, HIGH_WATER)
-        self._router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        self._router.bind(f"ipc://{control_path(runtime)}")
+        self._router = Router(control_path(runtime))
         self._bound = {path: _identity(path) for path in (control_path(runtime), handover_path(runtime))}
-        self._events.register(int(self._router.getsockopt(zmq.FD)), select.EPOLLIN)
+        self._events.register(self._router.fileno(), select.EPOLLIN)
         self._watch_keeper()
 
     def close(self) -> None:
@@ -121,7 +106,6 @@ class Loop:
             self._directory.close(unlink=not stays)
         self._ends.close()
         self._router.close()
-        self._context.term()
         self._resources.close()
         self._events.close()
         if stays:
@@ -144,7 +128,8 @@ class Loop:
                 # First the desk: an agent's end closes before its successor says hello.
                 if self._desk.is_ours(fd):
                     self._at_desk(fd, now)
-            self._read_messages()
+            for identity, payload in self._router.messages():
+                self.on_message(identity, payload)
             self._desk.expire(now)
             self._agents.expire(now)
             self._mend_keeper(now)
@@ -160,14 +145,14 @@ class Loop:
         try:
             request_id, message = wire.decode(payload, TO_BROKER)
         except wire.WireError as error:
-            self._send(identity, error.request_id, ControlError(Cause.BAD_MESSAGE, error.message).reply())
+            self._router.send(identity, error.request_id, ControlError(Cause.BAD_MESSAGE, error.message).reply())
             return
         try:
             self._on_decoded(identity, request_id, message)
         except Exception as error:  # noqa: BLE001 - as above
             self._say(f"a {type(message).__name__} failed: {error!r}")
             reply = ControlError(Cause.FAILED, f"the broker could not do it: {printable(repr(error))}").reply()
-            self._send(identity, request_id, reply)
+            self._router.send(identity, request_id, reply)
 
     def _on_decoded(self, identity: bytes, request_id: str, message: Message) -> None:
         if isinstance(message, Done | Told | ErrorReply | Notice):
@@ -175,7 +160,7 @@ class Loop:
             return
         answer = self._answers.repeated(request_id)
         if answer is not None:
-            self._send_bytes(identity, answer)
+            self._router.send_bytes(identity, answer)
         elif self._answers.open(request_id, identity):
             self._on_request(identity, request_id, message)
 
@@ -333,7 +318,7 @@ class Loop:
         if agent is None:
             # Also to an agent that was so far behind that it was forgotten.
             error = ControlError(Cause.NOT_GREETED, "no agent is known by this connection: say hello first")
-            self._send(identity, request_id, error.reply())
+            self._router.send(identity, request_id, error.reply())
             return
         match message:
             case Told():
@@ -383,7 +368,7 @@ class Loop:
 
     def _ask(self, agent: Agent, heard: Callable[[Told | None], None]) -> bool:
         request_id = wire.new_id()
-        if not self._send(agent.identity, request_id, Ask()):
+        if not self._router.send(agent.identity, request_id, Ask()):
             self._agents.forget(agent)
             return False
         self._agents.ask(request_id, agent, time.monotonic(), heard)
@@ -391,46 +376,18 @@ class Loop:
 
     def _push(self, vm: str, message: Message) -> None:
         agent = self._agents.of(vm)
-        if agent is not None and not self._send(agent.identity, wire.new_id(), message):
+        if agent is not None and not self._router.send(agent.identity, wire.new_id(), message):
             self._agents.forget(agent)
             self._say(f"agent of VM {vm!r} is gone")
 
     def _answer(self, request_id: str, message: Message) -> None:
         answer = wire.encode(request_id, message, wire.REPLY_SIZE)
         for identity in self._answers.give(request_id, answer):
-            self._send_bytes(identity, answer)
-
-    def _send(self, identity: bytes, request_id: str, message: Message) -> bool:
-        return self._send_bytes(identity, wire.encode(request_id, message, wire.REPLY_SIZE))
-
-    def _send_bytes(self, identity: bytes, payload: bytes) -> bool:
-        """False when the peer is gone, or so far behind that it loses this."""
-        try:
-            self._router.send_multipart([identity, payload], zmq.NOBLOCK)
-        except zmq.ZMQError:
-            return False
-        return True
-
-    # -- receiving
-
-    def _read_messages(self) -> None:
-        for _ in range(MESSAGES_PER_ROUND):
-            try:
-                identity = self._router.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            payload = self._router.recv()
-            if not self._router.getsockopt(zmq.RCVMORE):
-                self.on_message(identity, payload)
-                continue
-            while self._router.getsockopt(zmq.RCVMORE):  # never kept: a message may have any number of frames
-                self._router.recv(copy=False)
-            error = ControlError(Cause.BAD_MESSAGE, "a message is one frame: {v, id, kind, body} as msgpack")
-            self._send(identity, wire.NO_ID, error.reply())
+            self._router.send_bytes(identity, answer)
 
     def _patience(self) -> float | None:
         """Seconds until something expires; none while ZeroMQ has messages that its descriptor tells of only once."""
-        if int(self._router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self._router.pending():
             return 0.0
         expiries = (self._desk.deadline(), self._agents.deadline(), self._keeping.deadline())
         deadlines = [at for at in expiries if at is not None]

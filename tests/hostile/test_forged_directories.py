@@ -293,12 +293,6 @@ def _flipped(bit: int) -> bytes:
     return bytes(copy)
 
 
-def _flipped(bit: int) -> bytes:
-    copy = bytearray(forged_copy("0123456789abcdef"))
-    copy[bit // 8] ^= 1 << bit % 8
-    return bytes(copy)
-
-
 @given(st.binary(max_size=600) | st.integers(0, 8 * 552 - 1).map(_flipped))
 def test_no_bytes_make_the_reader_fail_otherwise(copy: bytes) -> None:
     try:
