@@ -24,10 +24,13 @@ class Chain:
     def __init__(self, fabric: Path = HERE / "fabric.toml") -> None:
         self.agents: dict[str, subprocess.Popen[str]] = {}
         make_management("switch", VMS)
-        self.broker = self._start_ready("broker ready", "broker")
+        self.start_broker()
         self.apply(fabric)
         for vm in VMS:
             self.start_agent(vm)
+
+    def start_broker(self) -> None:
+        self.broker = self._start_ready("broker ready", "broker")
 
     def _start_ready(self, ready: str, *arguments: str, namespace: str | None = None) -> subprocess.Popen[str]:
         process = start(*RINGWAY, *arguments, "--runtime", str(RUNTIME), namespace=namespace)

@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import changes
+import kills
 import race
 import traffic
 from chain import Chain
@@ -25,6 +26,8 @@ STEPS = (
     changes.without_firewall,
     changes.blocked,
     changes.changed,
+    kills.broker_killed,
+    kills.firewall_killed,
     changes.books,
     race.race,
 )
