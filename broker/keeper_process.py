@@ -45,7 +45,6 @@ VALUES_SIZE = 64 << 20  # bytes of all values together, at the most
 CLIENTS_MAX = 64
 RESERVE = 32  # descriptors for the interpreter, the lock and the listener
 BACKLOG = 128
-ACCEPTS = 16  # per round, so that those who have left are seen to before the places are all taken
 MESSAGES = 16384  # per client and round: all that a queue of some MiB can hold, and an end to listening to one client
 LOOK_MS = 2000  # between looks whether the runtime directory is still there
 
@@ -112,7 +111,7 @@ class Keeping:
             os.unlink(SOCKET_NAME, dir_fd=self._directory_fd)
 
     def _accept(self) -> None:
-        for _ in range(ACCEPTS):
+        for _ in range(BACKLOG):
             try:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
@@ -120,6 +119,8 @@ class Keeping:
             except OSError:
                 time.sleep(0.01)  # the host is out of descriptors or memory: the waiting client would wake us at once
                 return
+            if len(self._clients) >= CLIENTS_MAX:
+                self._hear_all()  # those who have left make room
             connection.setblocking(False)
             client = Client(connection)
             self._clients[connection.fileno()] = client
@@ -178,6 +179,10 @@ class Keeping:
             if fault or self._ended:
                 return
 
+    def _hear_all(self) -> None:
+        for client in list(self._clients.values()):
+            self._hear(client)
+
     def _judge(self, size: int, flags: int, fds: array.array[int]) -> str:
         """What is wrong with the form of the message in the room, or nothing."""
         if flags & socket.MSG_TRUNC:
@@ -234,8 +239,7 @@ class Keeping:
             return
         # A successor asks when its predecessor is dead: what that had put is in its queue at the latest. All queues are
         # read once more, since poll may have looked at that one too early.
-        for client in list(self._clients.values()):
-            self._hear(client)
+        self._hear_all()
         for client in asking:
             if client.connection.fileno() < 0:
                 continue  # hung up on meanwhile

@@ -17,7 +17,7 @@ from typing import NoReturn
 import pytest
 
 from ringway.broker.keeper import Keeper, KeeperGone
-from ringway.broker.keeper_process import DESCRIPTORS_PER_ENTRY, LIST, VALUE_SIZE
+from ringway.broker.keeper_process import DESCRIPTORS_PER_ENTRY, LIST, PUT, VALUE_SIZE
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from tests.system.broker_process import (
@@ -144,6 +144,18 @@ def test_what_was_put_by_a_client_that_died_over_its_list_is_kept(runtime: Path,
         keys(keeper)
         killed_client(runtime, "keeper._send(3); keeper.put('last', b'', [int(sys.argv[2])])", fds)
     assert keys(keeper)[-1] == "last"
+
+
+def test_what_was_put_by_a_client_that_died_before_it_read_an_answer_is_kept(runtime: Path, keeper: Keeper) -> None:
+    with watching(keeper.pid) as pid_fd, knocking(runtime) as dying:
+        assert readable(dying.connection.fileno())
+        signal.pidfd_send_signal(pid_fd, signal.SIGSTOP)
+        try:
+            dying.say(message(PUT, b"last"))
+            dying.connection.close()
+        finally:
+            signal.pidfd_send_signal(pid_fd, signal.SIGCONT)
+    assert keys(keeper) == ["last"]
 
 
 def test_a_killed_keeper_is_seen_by_its_client_and_replaced(runtime: Path, keeper: Keeper) -> None:
