@@ -17,7 +17,7 @@ from ringway.control.messages import Cause
 from ringway.shm import RefusalCause, RegionError, create_region, make_bell
 
 HUGE_PAGE: Final = 2 << 20  # bytes; st_blksize of memory that has them
-RESERVE: Final = 256  # descriptors for sockets, agents and the interpreter
+RESERVE: Final = 512  # descriptors for sockets, agents, the interpreter; a keeper needs some 350 of its own
 CONNECTIONS: Final = 2  # descriptors by which a link's ends are held
 LIFELINES: Final = 2
 
