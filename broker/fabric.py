@@ -248,7 +248,10 @@ class Fabric:
         )
 
     def redeem(self, take: Take, holder: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:
-        """Let a connection, of process `pid`, hold an end against its ticket. A refusal changes nothing."""
+        """Let a connection hold an end against its ticket. A refusal changes nothing.
+
+        `pid`: its process as the kernel says it; 0 for one in a PID namespace that is not seen from here.
+        """
         link = self.links.get(take.link)
         end = link.ends[take.side] if link else None
         if link is None or end is None or end.vm != take.vm or end.ticket is None:
@@ -262,7 +265,7 @@ class Fabric:
             message = f"side {SIDE_NAMES[take.side]} of link {take.link!r} is attached: detach it first, then say hello"
             raise ControlError(Cause.ALREADY_ATTACHED, message)
         end.used = end.ticket.text
-        end.held_by = Holder(end.ticket.to.identity, pid, take.lifeline)
+        end.held_by = Holder(end.ticket.to.identity, pid or end.ticket.to.pid, take.lifeline)
         end.ticket = None
         end.holder = holder
         end.incarnation += 1

@@ -94,6 +94,7 @@ class Loop:
         for name in lost:
             self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
         self._directory = self._open_directory()
+        self._directory_said = ""
         self._router = Router(control_path(runtime))
         self._bound = {path: _identity(path) for path in (control_path(runtime), handover_path(runtime))}
         self._events.register(self._router.fileno(), select.EPOLLIN)
@@ -347,22 +348,26 @@ class Loop:
         """None where there can be none: links do not need it."""
         try:
             directory = Directory(self._journal.fabric_id, self._runtime)
+            for name in remove_leftovers():
+                self._say(f"removed {name}, the directory of a fabric that is gone")
         except ControlError as error:
             self._say(str(error))
             return None
-        for name in remove_leftovers():
-            self._say(f"removed {name}, the directory of a fabric that is gone")
         return directory
 
     def _list_links(self) -> None:
-        """Say in the fabric's directory what has changed."""
+        """Say in the fabric's directory what has changed; again at the next occasion when it could not be said."""
         if not self._ends.changed or self._directory is None:
             return
-        self._ends.changed = False
+        said = ""
         try:
             self._directory.write([watch.listed(link) for link in self._fabric.links.values()])
+            self._ends.changed = False
         except ControlError as error:
-            self._say(str(error))
+            said = str(error)
+        if said and said != self._directory_said:
+            self._say(said)
+        self._directory_said = said
 
     # -- sending
 

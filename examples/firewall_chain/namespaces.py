@@ -22,8 +22,8 @@ def enter_private_namespaces(program: str, tools: Sequence[str]) -> None:
     """Run this program again, inside. Returns only there; ends with a message where namespaces are not allowed."""
     mark = f"RINGWAY_{program.upper()}_INSIDE"  # each program's own: one may start the other
     if os.environ.get(mark):
-        for place in ("/run", "/dev/shm"):
-            run("mount", "-t", "tmpfs", "tmpfs", place)
+        for folder in ("/run", "/dev/shm"):  # what brokers leave there when all ends goes with the mount
+            run("mount", "-t", "tmpfs", "tmpfs", folder)
         run("ip", "link", "set", "lo", "up")
         return
     missing = [tool for tool in ("unshare", "nsenter", "ip", *tools) if shutil.which(tool) is None]

@@ -21,7 +21,7 @@ ENDINGS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
 
 
 class Traces:
-    """What a program leaves in the world: processes with its mark, files, interfaces, mounts, shared memory."""
+    """What a program leaves: processes with its mark, temporary files, shared memory, interfaces, mounts."""
 
     def __init__(self, temporary: Path) -> None:
         self.temporary = temporary
@@ -43,8 +43,8 @@ class Traces:
         return found
 
     def _world(self) -> tuple[list[Path], str]:
-        seen = [*Path("/sys/class/net").iterdir(), *Path("/dev/shm").iterdir()]
-        return sorted(seen), Path("/proc/self/mountinfo").read_text()
+        named = [path for folder in ("/sys/class/net", "/dev/shm") for path in Path(folder).iterdir()]
+        return sorted(named), Path("/proc/self/mountinfo").read_text()
 
     def check_none(self) -> None:
         until(lambda: not self.processes(), f"no process is left: {self.processes()}")

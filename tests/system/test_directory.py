@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import posix_ipc
@@ -28,12 +27,6 @@ from tests.system.directory_writer import number_of, state
 
 KILLS = 30
 KILLS_FULL = 1000
-CLEANER = """
-from ringway.broker.directory import remove_leftovers
-print("ready", flush=True)
-while True:
-    remove_leftovers()
-"""
 
 
 @pytest.fixture
@@ -173,6 +166,15 @@ def test_a_dead_brokers_fabric_is_still_listed_and_its_successor_takes_over(fabr
     assert not listed(fabric_id).running
 
 
+def test_what_a_broker_has_started_does_not_keep_it_living(fabric_id: str, runtime: Path) -> None:
+    """A keeper outlives its broker, and the lock is the broker's."""
+    directory = Directory(fabric_id, runtime)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False) as started:
+        directory.close(unlink=False)
+        assert not listed(fabric_id).running
+        started.communicate()
+
+
 def test_a_living_brokers_name_is_not_taken(fabric_id: str, runtime: Path) -> None:
     with writer(fabric_id, runtime, "once"):
         with pytest.raises(ControlError, match="held by a living broker") as caught:
@@ -227,42 +229,6 @@ def test_an_object_whose_maker_was_killed_before_it_wrote_is_removed() -> None:
         os.close(posix_ipc.SharedMemory(object_name(fabric_id), posix_ipc.O_CREX, mode=0o400, size=size).fd)
         assert object_name(fabric_id) in remove_leftovers()
         assert not object_path(fabric_id).exists()
-
-
-def test_cleaning_beside_never_takes_a_fabric_that_is_just_being_made(runtime: Path) -> None:
-    cleaner = subprocess.Popen([sys.executable, "-c", CLEANER], stdout=subprocess.PIPE, text=True)
-    try:
-        assert cleaner.stdout is not None
-        assert cleaner.stdout.readline() == "ready\n"
-        for _ in range(500):
-            fabric_id = new_fabric_id()
-            directory = Directory(fabric_id, runtime)
-            assert listed(fabric_id).running
-            directory.close(unlink=True)
-    finally:
-        cleaner.kill()
-        cleaner.communicate()
-
-
-def test_looking_never_keeps_a_successor_from_starting(fabric_id: str, runtime: Path) -> None:
-    """The list asks for the lock that brokers hold: for a moment it has it."""
-    done = False
-
-    def look() -> int:
-        looks = 0
-        while not done:
-            list_fabrics()
-            looks += 1
-        return looks
-
-    with ThreadPoolExecutor(1) as thread:
-        looking = thread.submit(look)
-        try:
-            for _ in range(300):
-                Directory(fabric_id, runtime).close(unlink=False)
-        finally:
-            done = True
-        assert looking.result()
 
 
 def test_list_shows_links_holders_and_whether_the_broker_runs(fabric_id: str, runtime: Path) -> None:
