@@ -348,11 +348,14 @@ class Loop:
         """None where there can be none: links do not need it."""
         try:
             directory = Directory(self._journal.fabric_id, self._runtime)
+        except ControlError as error:
+            self._say(str(error))
+            return None
+        try:
             for name in remove_leftovers():
                 self._say(f"removed {name}, the directory of a fabric that is gone")
         except ControlError as error:
             self._say(str(error))
-            return None
         return directory
 
     def _list_links(self) -> None:
