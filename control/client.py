@@ -55,11 +55,30 @@ class Connection:
         self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
         if identity:
             self.socket.setsockopt(zmq.ROUTING_ID, identity)
+        # Readable when the connection changes: ZeroMQ reconnects silently, and what a dead broker was asked is lost.
+        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self._lost = False
         self.socket.connect(f"ipc://{self._path}")
 
     def close(self) -> None:
+        self.socket.disable_monitor()
+        self.monitor.close(linger=0)  # or the context waits for it
         self.socket.close()
         self._context.term()
+
+    def rejoined(self) -> bool:
+        """Drain `monitor`; true when the connection was lost and is there again."""
+        returned = False
+        while self.monitor.poll(0):
+            (event, _) = EVENT.unpack(self.monitor.recv_multipart()[0])
+            if event == zmq.EVENT_DISCONNECTED:
+                self._lost = True
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._lost:
+                self._lost = False
+                returned = True
+        return returned
 
     def __enter__(self) -> Self:
         return self
@@ -106,13 +125,19 @@ def _refuse(error: ErrorReply) -> ControlError:
 
 
 class Client(Connection):
-    """Asks one thing at a time."""
+    """Asks one thing at a time. A broker that dies over it is asked again when it is back: requests may be repeated."""
 
     def call(self, request: Message, expected: type[Reply], timeout: float = CALL_TIMEOUT) -> Reply:
         request_id = wire.new_id()
         deadline = time.monotonic() + timeout
         self._send(request_id, request, timeout)
-        while (received := self._receive(deadline - time.monotonic())) is not None:
+        while (left := deadline - time.monotonic()) > 0:
+            zmq.select([self.socket, self.monitor], [], [], left)
+            if self.rejoined():
+                self._send(request_id, request, timeout)
+            received = self._receive(0)
+            if received is None:
+                continue
             if received.request_id not in (request_id, wire.NO_ID):
                 continue  # the answer to a call that was given up
             if isinstance(received.message, ErrorReply):
@@ -126,8 +151,7 @@ class Client(Connection):
 class AgentSession(Connection):
     """An agent's conversation with its broker; `socket` and `monitor` are for the agent's own zmq.Poller.
 
-    The broker forgets its agents when it restarts and ZeroMQ reconnects silently, so `monitor` becomes readable when
-    the connection changes, and `rejoined` then says whether it is time for another hello. It is known by a random
+    When `monitor` is readable, `rejoined` says whether it is time for another hello. The session is known by a random
     identity that stays the same over all its connections: a new broker sees by it who has held the ends before.
     """
 
@@ -137,16 +161,6 @@ class AgentSession(Connection):
         self._revision = REVISION
         self._version = version
         self._pushed: deque[wire.Received] = deque()
-        # A pair of its own: events of the first connection may come in late, after the first hello.
-        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
-        self._lost = False
-
-    def close(self) -> None:
-        self.socket.disable_monitor()
-        self.monitor.close(linger=0)  # or the context waits for it
-        super().close()
 
     def hello(self, timeout: float = CALL_TIMEOUT, attached: Sequence[int] = ()) -> Welcome:
         """Make oneself known, again whenever a fresh ticket is needed. Pushes that come in meanwhile are kept.
@@ -203,16 +217,9 @@ class AgentSession(Connection):
         self._say(wire.new_id(), notice)
 
     def rejoined(self) -> bool:
-        """Drain `monitor`; true when the connection was lost and is there again."""
-        returned = False
-        while self.monitor.poll(0):
-            event, _ = EVENT.unpack(self.monitor.recv_multipart()[0])
-            if event == zmq.EVENT_DISCONNECTED:
-                self._lost = True
-                self._revision = REVISION  # the next broker may be of another release
-            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._lost:
-                self._lost = False
-                returned = True
+        returned = super().rejoined()
+        if returned:
+            self._revision = REVISION  # this broker may be of another release
         return returned
 
     def _say(self, request_id: str, message: Message) -> None:

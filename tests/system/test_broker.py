@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -309,6 +310,17 @@ def test_a_killed_broker_is_followed_by_one_with_the_same_links(runtime: Path) -
     with BrokerProcess(runtime) as second:
         assert [link.name for link in second.show().links] == ["one"]
         assert second.apply().kept == ["one"]
+
+
+def test_a_request_over_which_the_broker_dies_is_asked_again(runtime: Path) -> None:
+    with BrokerProcess(runtime) as first, ThreadPoolExecutor(1) as thread, Client(runtime) as client:
+        first.apply()
+        client.call(Show(), Shown)
+        first.process.send_signal(signal.SIGSTOP)
+        asked = thread.submit(client.call, Show(), Shown, 20)
+        first.stop(signal.SIGKILL)
+        with BrokerProcess(runtime):
+            assert [link.name for link in asked.result().links] == ["one"]
 
 
 def test_an_agent_notices_that_its_broker_came_back(runtime: Path) -> None:
