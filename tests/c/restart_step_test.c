@@ -1,11 +1,11 @@
 /*
  * An end is killed after each store that it makes, one after the other, in every operation that moves a counter; then
- * the next one takes its rings up. Nothing is delivered twice or out of order, what was lost is in the books by the frame,
- * and the books say what really is in the rings.
+ * the next one takes its rings up. Nothing is delivered twice or out of order, what was lost is in the books by the
+ * frame, and the books say what really is in the rings.
  *
  * Which stores there are is found out and not listed: the operation runs once by single steps (ptrace), and whoever
- * changes it changes the list. Then it runs anew for each of them, up to that instruction, and the process gets a SIGKILL
- * there. Recovery is such an operation too: an end is killed while it takes up what a killed one left.
+ * changes it changes the list. Then it runs anew for each of them, up to that instruction, and the process gets a
+ * SIGKILL there. Recovery is such an operation too: an end is killed while it takes up what a killed one left.
  */
 /* arguments: */
 /* arguments full: --kill-each 1 */
@@ -34,16 +34,29 @@ static struct {
     int sink[2];   /* a pipe: numbers of frames handed on, which a killed writer cannot take back */
 } world;
 
-static void make_world(void)
+/* carried: the accounts that the first link begins with, or NULL. */
+static void make_world(const struct rway_carried carried[2])
 {
+    struct rway_error error;
     CHECK(rway_geometry_shape(&GEOMETRY, &world.shape, NULL) == 0, "geometry");
     world.size = world.shape.memory;
     for (int i = 0; i < 2; i++) {
-        world.fds[i] = create_link(&GEOMETRY, i == 0 ? FIRST_LINK : SECOND_LINK);
+        world.fds[i] = rway_region_create_from(&GEOMETRY, i == 0 ? FIRST_LINK : SECOND_LINK, 0,
+                                               i == 0 ? carried : NULL, &error);
+        CHECK(world.fds[i] >= 0, "create: %s", error.what);
         world.memory[i] = mmap(NULL, world.shape.region_size, PROT_READ | PROT_WRITE, MAP_SHARED, world.fds[i], 0);
         CHECK(world.memory[i] != MAP_FAILED, "mmap");
     }
     CHECK(pipe2(world.sink, O_NONBLOCK) == 0, "pipe");
+}
+
+static void end_world(void)
+{
+    for (int i = 0; i < 2; i++) {
+        munmap(world.memory[i], world.shape.region_size);
+        close(world.fds[i]);
+        close(world.sink[i]);
+    }
 }
 
 /* Header and sides; rings of one direction; of the other. */
@@ -449,7 +462,7 @@ static void put_back(const struct left *left)
     handed_count = left->handed_count;
 }
 
-/* Go through once. A state is one that a kill can leave if memory or sink are not as they were an instruction before. */
+/* Go through once. What a kill can leave are the states in which memory or sink changed with the last instruction. */
 static struct lefts *step_through(const struct operation *operation)
 {
     struct lefts *lefts = calloc(1, sizeof *lefts);
@@ -481,8 +494,8 @@ static void kill_in(const struct operation *operation, const struct lefts *lefts
 }
 
 /*
- * Kill the operation behind each of its stores, each time from the present state of the world, which is put back. A long
- * one is killed once for all: its memory behind each store is then put back, which is the same, and takes no minutes.
+ * Kill the operation behind each of its stores, each time from the present state of the world, which is put back. A
+ * long one is killed once for all: its memory behind each store is put back, which is the same and takes no minutes.
  */
 static void kill_everywhere(const struct operation *operation)
 {
@@ -517,8 +530,8 @@ static bool has_work(const struct operation *recovery, const struct left *left)
 }
 
 /*
- * The end that takes up what a killed one left, in whatever state, is killed itself in whatever state. The memory is the
- * one that the kills above have left; it is put back instead of being made again, which would take minutes.
+ * The end that takes up what a killed one left, in whatever state, is killed itself in whatever state. The memory is
+ * the one that the kills above have left; it is put back instead of being made again, which would take minutes.
  */
 static void kill_recovery(const struct operation *first, const struct operation *recovery)
 {
@@ -561,6 +574,21 @@ static void fill_world(void)
     rway_region_detach(sender);
 }
 
+/* The first steps of a ring, where both commits stand at 0; in a new region, and in one that carries on other books. */
+static void kill_at_the_start(const struct operation operations[3], const struct rway_carried carried[2])
+{
+    make_world(carried);
+    kill_everywhere(&operations[0]);
+    struct rway_region *sender = end_of(0, RWAY_SIDE_A);
+    struct rway_producer *producer = rway_region_producer(sender, 0);
+    op.count = claim_numbered(producer, op.frames, 8, producer->counts.frames);
+    rway_ring_publish(producer, op.frames, op.count);
+    rway_region_detach(sender);
+    kill_everywhere(&operations[1]);
+    kill_everywhere(&operations[2]);
+    end_world();
+}
+
 #if !defined(__x86_64__)
 /* An emulator of another processor has no single steps. A machine that has none is no reason to pass. */
 static bool can_step(void)
@@ -582,12 +610,12 @@ int main(int argc, char **argv)
     static const struct operation JOIN = {"attach and join", NULL, attach_and_join, after_forward};
     const struct operation OPERATIONS[] = {
         {"publish", prepare_publish, publish, after_publish},
-        {"publish_more", prepare_publish, publish_more_twice, after_publish_twice},
         {"release", prepare_release, release, after_release},
+        {"hand on but one", prepare_receive, hand_on_but_one, after_hand_on},
+        {"publish_more", prepare_publish, publish_more_twice, after_publish_twice},
         {"release_more", prepare_release, release_more_twice, after_release},
         {"sleep", prepare_sleep, sleep_and_release, after_sleep},
         {"detach", prepare_release, close_receiver, after_release},
-        {"hand on but one", prepare_receive, hand_on_but_one, after_hand_on},
         HAND_ON,
         FORWARD,
     };
@@ -598,11 +626,18 @@ int main(int argc, char **argv)
         return 0;
     }
 #endif
-    make_world();
+    struct rway_carried carried[2] = {
+        {.produced = {.frames = 20, .drops = {3}}, .consumed = {.frames = 18, .drops = {1}}}};
+    for (uint64_t number = 0; number < 20; number++)
+        carried[0].produced.bytes += len_of(number);
+    kill_at_the_start(OPERATIONS, NULL);
+    kill_at_the_start(OPERATIONS, carried);
+    make_world(NULL);
     fill_world();
     for (size_t i = 0; i < sizeof OPERATIONS / sizeof *OPERATIONS; i++)
         kill_everywhere(&OPERATIONS[i]);
     kill_recovery(&HAND_ON, &ATTACH);
     kill_recovery(&FORWARD, &JOIN);
+    end_world();
     return 0;
 }

@@ -1,10 +1,10 @@
 /*
  * A sender, a forwarder and a receiver are killed at random moments while frames go through, and start again on the
- * same two links. Each frame arrives once at the most and in order, and the books of the whole way balance by the frame:
- * what the sender offered is what was delivered, and what was dropped by cause; what a kill cost is under restart.
+ * same two links. Each frame arrives once at the most and in order, and the books of the whole way balance by the
+ * frame: what the sender offered was delivered or dropped by cause, and what a kill cost is under restart.
  *
- * The receiver is one that hands frames on one by one, to a pipe: what is in there was delivered, whoever is killed next.
- * A frame's number is how many frames the sender had offered before it by its books, so it goes on by them too.
+ * The receiver is one that hands frames on one by one, to a pipe: what is in there was delivered, whoever is killed
+ * next. A frame's number is how many frames the sender had offered before it by its books, so it goes on by them too.
  */
 /* arguments: --kills 500 --seed 1 */
 /* arguments: --kills 500 --seed 2 --queues 3 */
@@ -45,7 +45,7 @@ static bool is_ending(int end)
 
 /* ---- the three ends ---- */
 
-/* A burst for one queue. Numbers go on where the books stand: those of a burst that was lost with its sender come again. */
+/* A burst for one queue. Numbers go on where the books stand: a burst that was lost with its sender never had any. */
 static void send_burst(struct rway_producer *producer, uint64_t random)
 {
     struct rway_frame frames[16];
@@ -249,8 +249,9 @@ int main(int argc, char **argv)
     pid_t ends[ENDS];
     parse(argc, argv);
     geometry.queues = (uint32_t)options.queues;
-    links[0] = create_link(&geometry, FIRST_LINK);
-    links[1] = create_link(&geometry, SECOND_LINK);
+    links[0] = rway_region_create(&geometry, FIRST_LINK, 0, NULL);
+    links[1] = rway_region_create(&geometry, SECOND_LINK, 0, NULL);
+    CHECK(links[0] >= 0 && links[1] >= 0, "create");
     ending = mmap(NULL, sizeof *ending, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(ending != MAP_FAILED && pipe2(sink, 0) == 0, "sink");
     uint64_t random = mix((uint64_t)options.seed);
