@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from ringway.agent.port import Port
 from ringway.agent.tap import TapInterface
+from ringway.shm import JoinState
 from ringway.shm._native import lib
 from ringway.stack.filter import Filter
 from ringway.stack.loop import Loop
@@ -85,14 +86,25 @@ class ForwardRunner:
     told that 0 to n - 1 are wanted.
     """
 
-    def __init__(self, first: Port, second: Port, packet_filter: Filter, spin_us: int, most_loops: int) -> None:
+    def __init__(
+        self,
+        first: Port,
+        second: Port,
+        packet_filter: Filter,
+        spin_us: int,
+        most_loops: int,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.ports: tuple[Port, ...] = (first, second)
         self.loops: list[Loop] = []
+        self._joined: list[Port] = []
         count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
         for port in self.ports:
             port.run_by_agent(True)
             _serve(port, count)
         with _closed_on_error(self):
+            for source, target in ((first, second), (second, first)):
+                self._join(source, target, log)
             for index in range(count):
                 loop = _new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
                 loop.judge_by(packet_filter.native)
@@ -102,11 +114,24 @@ class ForwardRunner:
             _let_pass(self.ports)
             _start(self.loops)
 
+    def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
+        """Count what a forwarder before this one held when it was killed, and say so."""
+        state, frames = source.region.join(target.region)
+        self._joined.append(source)
+        way = f"from {source.name} to {target.name}"
+        if state is JoinState.IMPLAUSIBLE:
+            log(f"the books {way} do not say what the last restart has lost: {frames} frames cannot be, none are counted")
+        elif frames:
+            log(f"{frames} frames {way} were lost by the last restart")
+
     def failed(self) -> bool:
         return False
 
     def close(self) -> None:
         _close_all(self.loops)
+        for port in self._joined:
+            port.region.part()
+        self._joined.clear()
         _give_back(self.ports)
 
 

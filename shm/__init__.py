@@ -1,7 +1,15 @@
 """The memory of ringway: regions, rings and bells, written in C and used from Python."""
 
 from ringway.shm._native import ffi, lib
-from ringway.shm.errors import BreakCause, DropCause, RefusalCause, RegionBrokenError, RegionError
+from ringway.shm.carry import Carried, CarriedRing, carried_from
+from ringway.shm.errors import (
+    BreakCause,
+    DropCause,
+    RefusalCause,
+    RegionBrokenError,
+    RegionError,
+    RegionHeldError,
+)
 from ringway.shm.geometry import Geometry, Shape
 from ringway.shm.reading import (
     Counts,
@@ -12,7 +20,7 @@ from ringway.shm.reading import (
     read_region,
     read_sides,
 )
-from ringway.shm.region import QueueBells, Region, create_region, make_bell
+from ringway.shm.region import JoinState, QueueBells, Region, create_region, make_bell
 from ringway.shm.ring import Consumer, Consumers, Producer
 
 # A stale extension is found here and not on first use: cffi compares a type's offsets only when it is touched.
@@ -27,22 +35,27 @@ if lib.rway_layout_version() != lib.RWAY_LAYOUT_MAJOR << 16 | lib.RWAY_LAYOUT_MI
 
 __all__ = [
     "BreakCause",
+    "Carried",
+    "CarriedRing",
     "Consumer",
     "Consumers",
     "Counts",
     "DropCause",
     "Geometry",
+    "JoinState",
     "Producer",
     "QueueBells",
     "RefusalCause",
     "Region",
     "RegionBrokenError",
     "RegionError",
+    "RegionHeldError",
     "RegionReading",
     "RingReading",
     "Shape",
     "SideReading",
     "SideState",
+    "carried_from",
     "create_region",
     "make_bell",
     "read_region",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from ringway.shm._native import ffi, lib
@@ -98,6 +99,15 @@ class RegionError(Exception):
             detail = f"{what} is {found}, expected {expected}"
         remedy = f"use {allowed}" if allowed else _REMEDIES.get(cause)
         super().__init__(f"{detail}; {remedy}" if remedy else detail)
+
+
+class RegionHeldError(Exception):
+    """A region was not detached, because somebody still uses it: `holders` names them."""
+
+    def __init__(self, holders: Sequence[str], timeout: float) -> None:
+        self.holders = tuple(holders)
+        names = ", ".join(self.holders)
+        super().__init__(f"the region is still used by {names} after {timeout:g} seconds: stop that first, then detach")
 
 
 class RegionBrokenError(Exception):

@@ -46,7 +46,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class RingReading:
-    """One ring; head and tail in slots, `in_flight` in frames."""
+    """One ring; head and tail in slots, `in_flight` in frames; counts are those that belong to head and tail."""
 
     producing_side: int
     queue: int
@@ -55,6 +55,7 @@ class RingReading:
     produced: Counts
     consumed: Counts
     in_flight: int
+    begun: int = 0  # frames of those in flight that the consumer has begun to hand on
 
     # The ends can write what they like into their counters: sums wrap as those do.
 
@@ -104,9 +105,11 @@ def _counts_of(native: Any) -> Counts:
     return Counts(native.frames, native.bytes, native.bells, native.sleeps, native.bells_idle, native.mutes, drops)
 
 
-def _read_ring(fd: int, reading: Any, side: int, queue: int) -> RingReading:
+def _read_ring(fd: int, reading: Any, side: int, queue: int, believe: bool = False) -> RingReading:
+    """`believe`: also a head and tail that contradict each other; then nothing is in flight."""
     ring, error = ffi.new("struct rway_ring_reading *"), ffi.new("struct rway_error *")
-    if lib.rway_ring_read(fd, reading, side, queue, ring, error) != 0:
+    refused = -lib.rway_ring_read(fd, reading, side, queue, ring, error)
+    if refused not in ((0, lib.RWAY_REFUSED_COUNTERS) if believe else (0,)):
         raise error_of(error)
     return RingReading(
         producing_side=side,
@@ -116,6 +119,7 @@ def _read_ring(fd: int, reading: Any, side: int, queue: int) -> RingReading:
         produced=_counts_of(ring.produced),
         consumed=_counts_of(ring.consumed),
         in_flight=ring.in_flight,
+        begun=ring.begun,
     )
 
 
@@ -142,3 +146,13 @@ def read_region(fd: int) -> RegionReading:
         sides=(_side_of(reading.sides[0]), _side_of(reading.sides[1])),
         rings=[_read_ring(fd, reading, side, queue) for side in (0, 1) for queue in range(geometry.queues)],
     )
+
+
+def read_what_is_left(fd: int) -> list[RingReading]:
+    """The rings of a region that cannot be continued, also those whose head and tail contradict each other.
+
+    RegionError when its header is damaged or a ring lies behind the carrier's end.
+    """
+    reading = _read(fd)
+    queues = reading.header.geometry.queues
+    return [_read_ring(fd, reading, side, queue, believe=True) for side in (0, 1) for queue in range(queues)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import enum
 import fcntl
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from ringway.shm._native import ffi, lib
-from ringway.shm.errors import BreakCause, RefusalCause, RegionError, error_of
+from ringway.shm.carry import Carried
+from ringway.shm.errors import BreakCause, RefusalCause, RegionError, RegionHeldError, error_of
 from ringway.shm.geometry import Geometry
 from ringway.shm.reading import SideReading, _side_of
 from ringway.shm.ring import Consumer, Consumers, Producer
@@ -18,11 +22,27 @@ from ringway.shm.ring import Consumer, Consumers, Producer
 _BELL_SIZE = 4096  # bytes: one page is the smallest pipe, and one byte is a whole message
 
 
-def create_region(geometry: Geometry, link_id: int, huge: bool = False) -> int:
-    """Make a region and return its descriptor, which the caller owns. RegionError: GEOMETRY, NO_HUGE, SYSTEM."""
+_HELD_S = 10.0  # how long whoever uses a region may take to let go of it
+
+
+class JoinState(enum.IntEnum):
+    """What was known, when a forwarder starts, of one before it."""
+
+    FRESH = lib.RWAY_JOIN_FRESH
+    CONTINUED = lib.RWAY_JOIN_CONTINUED
+    IMPLAUSIBLE = lib.RWAY_JOIN_IMPLAUSIBLE
+
+
+def create_region(geometry: Geometry, link_id: int, huge: bool = False, carried: Carried | None = None) -> int:
+    """Make a region and return its descriptor, which the caller owns. RegionError: GEOMETRY, NO_HUGE, SYSTEM.
+
+    `carried`: the counts of the region that it replaces; what was in flight there counts as lost by a restart.
+    """
     error = ffi.new("struct rway_error *")
     flags = lib.RWAY_CREATE_HUGE if huge else 0
-    fd = int(lib.rway_region_create(geometry.native(), link_id, flags, error))
+    geometry.shape()  # refuses what has no number of queues
+    begin = ffi.NULL if carried is None else carried.native(geometry.queues)
+    fd = int(lib.rway_region_create_from(geometry.native(), link_id, flags, begin, error))
     if fd < 0:
         raise error_of(error)
     return fd
@@ -48,12 +68,15 @@ class QueueBells:
 class Region:
     """One side's mapping of a region, with the producers and consumers of its queues.
 
-    Nothing may use them after `detach`: loops in C are stopped first (the agent does), and Producer and Consumer
-    objects refuse from then on.
+    Nothing may use them after `detach`: Producer and Consumer objects refuse from then on, and who uses the memory
+    without them, such as a thread in C, holds the region for as long.
     """
 
     def __init__(self, native: Any, geometry: Geometry) -> None:
         self._native = native
+        self._let_go = threading.Condition()  # guards the three below; notified when somebody lets go
+        self._holders: collections.Counter[str] = collections.Counter()
+        self._leaving = False
         self.geometry = geometry
         self.shape = geometry.shape()
         self.producers = [Producer(self, lib.rway_region_producer(native, q)) for q in range(geometry.queues)]
@@ -133,9 +156,52 @@ class Region:
         """
         lib.rway_region_serve(self.native, queues)
 
-    def detach(self) -> None:
-        """Mark the side detached and unmap. Safe to call twice; no thread may be inside a call of this region."""
-        native, self._native = self._native, None
+    def join(self, out: Region) -> tuple[JoinState, int]:
+        """Before a forwarder from this link to `out` starts: find out what one before it held when it was killed.
+
+        CONTINUED: so many frames, now counted at `out` as lost by a restart. IMPLAUSIBLE: the number is one that no kill
+        can lose, and nothing is counted. For each direction once, before anything is moved.
+        """
+        lost = ffi.new("uint64_t *")
+        return JoinState(lib.rway_region_join(self.native, out.native, lost)), int(lost[0])
+
+    def part(self) -> None:
+        """The forwarder that takes frames out of this link has ended in an orderly way."""
+        lib.rway_region_part(self.native)
+
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Keep the region mapped meanwhile: `detach` waits. `name` is for people. ValueError once it is being detached.
+
+        For whoever uses `native` or the memory in a thread of its own; it lets go when that thread can touch neither.
+        """
+        with self._let_go:
+            if self._native is None or self._leaving:
+                raise ValueError("the region is detached")
+            self._holders[name] += 1
+        try:
+            yield
+        finally:
+            with self._let_go:
+                self._holders[name] -= 1
+                if self._holders[name] == 0:
+                    del self._holders[name]
+                self._let_go.notify_all()
+
+    def detach(self, timeout: float = _HELD_S) -> None:
+        """Wait until nobody holds the region, mark the side detached and unmap. Safe to call twice.
+
+        RegionHeldError after `timeout` seconds, with the names of who still does; the region stays as it was. Threads
+        that use it without holding it must have ended.
+        """
+        with self._let_go:
+            self._leaving = True
+            try:
+                if not self._let_go.wait_for(lambda: not self._holders, timeout):
+                    raise RegionHeldError(sorted(self._holders), timeout)
+                native, self._native = self._native, None
+            finally:
+                self._leaving = False
         if native is not None:
             lib.rway_region_detach(native)
 

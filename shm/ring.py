@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,10 @@ class _Half(abc.ABC):
         if not self._region.attached:
             raise ValueError("the region is detached")
         return self._native
+
+    def hold(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Keep the region mapped that this half belongs to: Region.hold."""
+        return self._region.hold(name)
 
     def _check_whole(self) -> None:
         cause = lib.rway_region_broken(self._region.native)

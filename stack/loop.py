@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import Any, Protocol
 
 from ringway.shm import Consumer, Producer, Region
 from ringway.shm._native import ffi, lib
 from ringway.stack.spread import Spread
 
 
+class Holdable(Protocol):
+    """What a job uses of a region: the region itself, a half of a queue, a spread."""
+
+    def hold(self, name: str) -> contextlib.AbstractContextManager[None]: ...
+
+
 class Loop:
-    """Add jobs, start, and stop before anything it uses is detached. The GIL is not involved while it runs."""
+    """Add jobs and start. The regions that it uses stay mapped until it is closed. No GIL while it runs."""
 
     def __init__(self, name: str, spin_us: int) -> None:
         self.name = name
@@ -18,12 +25,19 @@ class Loop:
         if self._native == ffi.NULL:
             raise MemoryError("no memory or descriptors for a loop")
         self._kept: list[object] = []  # what C points to
+        self._held = contextlib.ExitStack()
 
-    def add(self, job: Any, *uses: object) -> None:
+    def _hold(self, used: Holdable) -> None:
+        """Before C gets to know it: what cannot be held is about to go."""
+        self._held.enter_context(used.hold(f"loop {self.name}"))
+        self._kept.append(used)
+
+    def add(self, job: Any, *uses: Holdable) -> None:
         """Run `job` (a `struct rway_job *`, owned by the loop from here on), which uses these objects."""
+        for used in uses:
+            self._hold(used)
         if job == ffi.NULL or lib.rway_loop_add(self._native, job) != 0:
             raise MemoryError("no memory, or no room, for a job")
-        self._kept.extend(uses)
 
     def forward(self, source: Consumer, target: Producer, in_port: int, out_port: int) -> None:
         """Forward frames past the loop's filter, as coming in by port number `in_port` and leaving by `out_port`."""
@@ -39,6 +53,7 @@ class Loop:
 
     def watch(self, region: Region, queue: int) -> None:
         """Publish this loop's progress as that of the region's queue."""
+        self._hold(region)
         if lib.rway_loop_watch(self._native, region.native, queue) != 0:
             raise RuntimeError(f"loop {self.name} serves more queues than it can show progress for")
 
@@ -57,4 +72,5 @@ class Loop:
         native, self._native = self._native, None
         if native is not None:
             lib.rway_loop_free(native)
+        self._held.close()
         self._kept.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,17 +36,22 @@ class Spread:
             raise MemoryError("no memory for a spread, or no queue for it")
         self.native = ffi.gc(native, lib.rway_spread_free)
 
+    def hold(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Keep the region mapped whose queues it chooses among: Region.hold."""
+        return self._region.hold(name)
+
     def send(self, frames: Sequence[bytes]) -> tuple[int, Stop | None]:
         """Copy frames into the rings and publish them, up to the first that has to wait.
 
         Returns how many were dealt with, and what stopped it. Frames of a length that the link never carries are
         dropped and counted (runt, oversize). RegionBrokenError when the link is broken.
         """
-        self._check()
         lens = ffi.new("uint32_t[]", [len(frame) for frame in frames])
         stopped_by = ffi.new("int32_t *")
-        done = int(lib.rway_spread_copy_in(self.native, b"".join(frames), lens, len(frames), stopped_by))
-        self._check()
+        with self.hold("a spread"):
+            self._check()
+            done = int(lib.rway_spread_copy_in(self.native, b"".join(frames), lens, len(frames), stopped_by))
+            self._check()
         if done == len(frames):
             return done, None
         chosen = stopped_by[0]

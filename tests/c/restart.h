@@ -64,7 +64,8 @@ static inline uint64_t number_in(const struct rway_frame *frame)
     return number;
 }
 
-static inline uint32_t claim_numbered(struct rway_producer *producer, struct rway_frame *frames, uint32_t count, uint64_t from)
+static inline uint32_t claim_numbered(struct rway_producer *producer, struct rway_frame *frames, uint32_t count,
+                                      uint64_t from)
 {
     for (uint32_t i = 0; i < count; i++)
         frames[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len_of(from + i)};
@@ -72,14 +73,6 @@ static inline uint32_t claim_numbered(struct rway_producer *producer, struct rwa
     for (uint32_t i = 0; i < claimed; i++)
         write_frame(frames[i].data, from + i);
     return claimed;
-}
-
-static inline int create_link(const struct rway_geometry *geometry, uint64_t link_id)
-{
-    struct rway_error error;
-    int fd = rway_region_create(geometry, link_id, 0, &error);
-    CHECK(fd >= 0, "create: %s", error.what);
-    return fd;
 }
 
 static inline struct rway_region *attach(int fd, const struct rway_geometry *geometry, uint64_t link_id, uint32_t side)
@@ -178,9 +171,9 @@ static inline struct books read_books(int fd, uint32_t queues)
     struct books books = {0};
     for (uint32_t queue = 0; queue < queues; queue++) {
         struct rway_ring_reading ring = read_ring(fd, queue);
-        CHECK(ring.produced.frames == ring.consumed.frames + ring.in_flight, "queue %u: published %lu, released %lu + %lu",
-              queue, (unsigned long)ring.produced.frames, (unsigned long)ring.consumed.frames,
-              (unsigned long)ring.in_flight);
+        CHECK(ring.produced.frames == ring.consumed.frames + ring.in_flight,
+              "queue %u: published %lu, released %lu + %lu", queue, (unsigned long)ring.produced.frames,
+              (unsigned long)ring.consumed.frames, (unsigned long)ring.in_flight);
         books.published += ring.produced.frames;
         books.released += ring.consumed.frames;
         books.in_flight += ring.in_flight;

@@ -1,12 +1,14 @@
 /*
  * An end is killed after each store that it makes, one after the other, in every operation that moves a counter; then
- * the next one takes its rings up. Nothing is delivered twice or out of order, what was lost is in the books by the frame,
- * and the books say what really is in the rings.
+ * the next one takes its rings up. Nothing is delivered twice or out of order, what was lost is in the books by the
+ * frame, and the books say what really is in the rings.
  *
  * Which stores there are is found out and not listed: the operation runs once by single steps (ptrace), and whoever
- * changes it changes the list. Then it runs anew for each of them, up to the instruction before it and up to it, and the
- * process gets a SIGKILL there. Recovery is such an operation too: an end is killed while it takes up what a killed one left.
+ * changes it changes the list. Then it runs anew for each of them, up to that instruction, and the process gets a
+ * SIGKILL there. Recovery is such an operation too: an end is killed while it takes up what a killed one left.
  */
+/* arguments: */
+/* arguments full: --kill-each 1 */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +18,9 @@
 
 #include "restart.h"
 
-enum { STEPS_MAX = 400000, STORES_MAX = 2000, SINK_MAX = 64 };
+enum { STEPS_MAX = 400000, STEPS_FEW = 3000, LEFTS_MAX = 500, SINK_MAX = 64 };
+
+static bool kill_each; /* also in the operations of many steps */
 
 static const struct rway_geometry GEOMETRY = {.queues = 1, .slot_count = 64, .slot_payload = 256, .headroom = 64};
 
@@ -30,16 +34,29 @@ static struct {
     int sink[2];   /* a pipe: numbers of frames handed on, which a killed writer cannot take back */
 } world;
 
-static void make_world(void)
+/* carried: the accounts that the first link begins with, or NULL. */
+static void make_world(const struct rway_carried carried[2])
 {
+    struct rway_error error;
     CHECK(rway_geometry_shape(&GEOMETRY, &world.shape, NULL) == 0, "geometry");
     world.size = world.shape.memory;
     for (int i = 0; i < 2; i++) {
-        world.fds[i] = create_link(&GEOMETRY, i == 0 ? FIRST_LINK : SECOND_LINK);
+        world.fds[i] = rway_region_create_from(&GEOMETRY, i == 0 ? FIRST_LINK : SECOND_LINK, 0,
+                                               i == 0 ? carried : NULL, &error);
+        CHECK(world.fds[i] >= 0, "create: %s", error.what);
         world.memory[i] = mmap(NULL, world.shape.region_size, PROT_READ | PROT_WRITE, MAP_SHARED, world.fds[i], 0);
         CHECK(world.memory[i] != MAP_FAILED, "mmap");
     }
     CHECK(pipe2(world.sink, O_NONBLOCK) == 0, "pipe");
+}
+
+static void end_world(void)
+{
+    for (int i = 0; i < 2; i++) {
+        munmap(world.memory[i], world.shape.region_size);
+        close(world.fds[i]);
+        close(world.sink[i]);
+    }
 }
 
 /* Header and sides; rings of one direction; of the other. */
@@ -89,12 +106,15 @@ static bool has_changed(uint8_t *copy)
     return changed;
 }
 
-/* What the sink has got since it was last looked at. */
-static uint32_t read_sink(uint64_t numbers[SINK_MAX])
+/* The numbers that the sink has got, since the world was last put back. */
+static uint64_t handed[SINK_MAX];
+static uint32_t handed_count;
+
+static void read_sink(void)
 {
-    ssize_t got = read(world.sink[0], numbers, SINK_MAX * sizeof *numbers);
+    ssize_t got = read(world.sink[0], &handed[handed_count], (SINK_MAX - handed_count) * sizeof *handed);
     CHECK(got >= 0 || errno == EAGAIN, "sink");
-    return got < 0 ? 0 : (uint32_t)((size_t)got / sizeof *numbers);
+    handed_count += got < 0 ? 0 : (uint32_t)((size_t)got / sizeof *handed);
 }
 
 static struct rway_region *end_of(int link, uint32_t side)
@@ -319,36 +339,19 @@ static void after_sleep(const struct books *before)
 }
 
 /* What was handed on is not handed on again, and at most the one under way counts as lost. */
-static void check_handed_on(const struct books *before, uint64_t numbers[], uint32_t count)
+static void after_hand_on(const struct books *before)
 {
     check_first_link(before);
     struct books after = read_books(world.fds[0], 1);
     uint64_t delivered = delivered_in(&after) - delivered_in(before);
     uint64_t restart = after.consumed_drops[RWAY_DROP_RESTART] - before->consumed_drops[RWAY_DROP_RESTART];
-    for (uint32_t i = 0; i < count; i++) {
-        CHECK(numbers[i] == before->released + i, "number %lu out of order", (unsigned long)numbers[i]);
-        CHECK(numbers[i] < after.released, "number %lu is still in the ring", (unsigned long)numbers[i]);
+    for (uint32_t i = 0; i < handed_count; i++) {
+        CHECK(handed[i] == before->released + i, "number %lu out of order", (unsigned long)handed[i]);
+        CHECK(handed[i] < after.released, "number %lu is still in the ring", (unsigned long)handed[i]);
     }
-    CHECK(count == delivered || (restart == 1 && count == delivered + 1), "%u handed on, %lu delivered, %lu lost", count,
-          (unsigned long)delivered, (unsigned long)restart);
+    CHECK(handed_count == delivered || (restart == 1 && handed_count == delivered + 1),
+          "%u handed on, %lu delivered, %lu lost", handed_count, (unsigned long)delivered, (unsigned long)restart);
     CHECK(restart <= 1, "%lu lost", (unsigned long)restart);
-}
-
-static void after_hand_on(const struct books *before)
-{
-    uint64_t numbers[SINK_MAX];
-    check_handed_on(before, numbers, read_sink(numbers));
-}
-
-/* The one that was killed had handed on frames before it was; they were read from the sink then. */
-static uint64_t handed_before[SINK_MAX];
-static uint32_t handed_before_count;
-
-static void after_attach(const struct books *before)
-{
-    uint64_t none[SINK_MAX];
-    CHECK(read_sink(none) == 0, "an attach hands on frames");
-    check_handed_on(before, handed_before, handed_before_count);
 }
 
 /* Both links, by number: nothing twice, nothing out of order; and the books of the two join up. */
@@ -422,84 +425,134 @@ static bool step(const struct operation *operation, pid_t child)
     return WSTOPSIG(status) == SIGTRAP;
 }
 
-/* Go through once and note the steps that change shared memory. Returns how many there are. */
-static uint32_t find_stores(const struct operation *operation, uint32_t stores[STORES_MAX])
+/* What a kill leaves: of the shared memory, and of what has left it. */
+struct left {
+    uint32_t steps;
+    uint8_t *copy;
+    uint64_t handed[SINK_MAX];
+    uint32_t handed_count;
+};
+
+struct lefts {
+    uint32_t count;
+    struct left each[LEFTS_MAX];
+};
+
+static struct left *add_left(struct lefts *lefts, uint32_t steps)
 {
-    uint32_t count = 0, steps = 0;
-    uint8_t *copy = new_copy();
-    pid_t child = start(operation);
-    /* What is prepared may have changed something; those are steps of another operation. */
-    each_extent(save, copy, NULL);
-    while (step(operation, child)) {
-        CHECK(++steps < STEPS_MAX, "%s does not end", operation->name);
-        if (!has_changed(copy))
-            continue;
-        CHECK(count < STORES_MAX, "%s: more stores than expected", operation->name);
-        stores[count++] = steps;
-        each_extent(save, copy, NULL);
-    }
-    kill_end(child);
-    free(copy);
-    return count;
+    CHECK(lefts->count < LEFTS_MAX, "more stores than expected");
+    struct left *left = &lefts->each[lefts->count++];
+    *left = (struct left){.steps = steps, .copy = new_copy()};
+    memcpy(left->handed, handed, handed_count * sizeof *handed);
+    left->handed_count = handed_count;
+    return left;
 }
 
-static void kill_after(const struct operation *operation, uint32_t steps)
+static void free_lefts(struct lefts *lefts)
 {
+    for (uint32_t i = 0; i < lefts->count; i++)
+        free(lefts->each[i].copy);
+    free(lefts);
+}
+
+static void put_back(const struct left *left)
+{
+    each_extent(restore, left->copy, NULL);
+    memcpy(handed, left->handed, sizeof handed);
+    handed_count = left->handed_count;
+}
+
+/* Go through once. What a kill can leave are the states in which memory or sink changed with the last instruction. */
+static struct lefts *step_through(const struct operation *operation)
+{
+    struct lefts *lefts = calloc(1, sizeof *lefts);
+    CHECK(lefts != NULL, "memory");
     pid_t child = start(operation);
-    for (uint32_t done = 0; done < steps; done++)
+    struct left *last = add_left(lefts, 0);
+    for (uint32_t steps = 1; step(operation, child); steps++) {
+        CHECK(steps < STEPS_MAX, "%s does not end", operation->name);
+        read_sink();
+        if (handed_count != last->handed_count || has_changed(last->copy))
+            last = add_left(lefts, steps);
+    }
+    kill_end(child);
+    CHECK(lefts->count > 1, "%s stores nothing", operation->name);
+    return lefts;
+}
+
+/* Run it anew from the first state up to this one, and kill it there. */
+static void kill_in(const struct operation *operation, const struct lefts *lefts, const struct left *left)
+{
+    put_back(&lefts->each[0]);
+    pid_t child = start(operation);
+    for (uint32_t done = 0; done < left->steps; done++)
         CHECK(step(operation, child), "%s: ended after %u steps, which is fewer than before", operation->name, done);
     kill_end(child);
+    read_sink();
+    CHECK(!has_changed(left->copy) && handed_count == left->handed_count, "%s: a kill leaves another state",
+          operation->name);
 }
 
-/* Kill the operation around each of its stores, each time from the present state of the world, which it is left in. */
-static uint32_t kill_everywhere(const struct operation *operation)
+/*
+ * Kill the operation behind each of its stores, each time from the present state of the world, which is put back. A
+ * long one is killed once for all: its memory behind each store is put back, which is the same and takes no minutes.
+ */
+static void kill_everywhere(const struct operation *operation)
 {
-    static uint32_t stores[STORES_MAX];
-    uint64_t ignored[SINK_MAX];
-    uint8_t *origin = new_copy();
     struct books before = read_books(world.fds[0], 1);
-    uint32_t count = find_stores(operation, stores);
-    CHECK(count > 0, "%s stores nothing", operation->name);
-    for (uint32_t i = 0; i < 2 * count; i++) {
-        each_extent(restore, origin, NULL);
-        read_sink(ignored);
-        kill_after(operation, stores[i / 2] - 1 + i % 2);
+    struct lefts *lefts = step_through(operation);
+    bool each = lefts->each[lefts->count - 1].steps < (kill_each ? STEPS_MAX : STEPS_FEW);
+    for (uint32_t i = 0; i < lefts->count; i++) {
+        if (each)
+            kill_in(operation, lefts, &lefts->each[i]);
+        else
+            put_back(&lefts->each[i]);
         operation->check(&before);
     }
-    each_extent(restore, origin, NULL);
-    read_sink(ignored);
-    free(origin);
-    return count;
+    put_back(&lefts->each[0]);
+    printf("%s: %u states%s\n", operation->name, lefts->count, each ? ", killed in each" : "");
+    free_lefts(lefts);
 }
 
-/* Twice: the end that takes up what a killed one left is killed itself. */
-static uint32_t kill_recovery(const struct operation *first, const struct operation *recovery)
+/* Does the recovery store anything at all? If not, nothing is to be seen of a kill inside it. */
+static bool has_work(const struct operation *recovery, const struct left *left)
 {
-    static uint32_t stores[STORES_MAX];
-    uint64_t ignored[SINK_MAX];
-    uint8_t *origin = new_copy();
+    pid_t child = fork_end();
+    if (child == 0) {
+        recovery->run();
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0, "%s ended with %#x", recovery->name, status);
+    bool changed = has_changed(left->copy);
+    put_back(left);
+    return changed;
+}
+
+/*
+ * The end that takes up what a killed one left, in whatever state, is killed itself in whatever state. The memory is
+ * the one that the kills above have left; it is put back instead of being made again, which would take minutes.
+ */
+static void kill_recovery(const struct operation *first, const struct operation *recovery)
+{
     struct books before = read_books(world.fds[0], 1);
-    uint32_t count = find_stores(first, stores), killed = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        each_extent(restore, origin, NULL);
-        read_sink(ignored);
-        kill_after(first, stores[i]);
-        handed_before_count = read_sink(handed_before);
-        uint8_t *left = new_copy();
-        uint32_t recovering[STORES_MAX];
-        uint32_t more = find_stores(recovery, recovering);
-        for (uint32_t k = 0; k < more; k++) {
-            each_extent(restore, left, NULL);
-            kill_after(recovery, recovering[k]);
+    struct lefts *lefts = step_through(first);
+    uint32_t killed = 0;
+    for (uint32_t i = 0; i < lefts->count; i++) {
+        put_back(&lefts->each[i]);
+        if (!has_work(recovery, &lefts->each[i]))
+            continue;
+        struct lefts *again = step_through(recovery);
+        for (uint32_t k = 0; k < again->count; k++) {
+            put_back(&again->each[k]);
             recovery->check(&before);
             killed++;
         }
-        free(left);
+        free_lefts(again);
     }
-    each_extent(restore, origin, NULL);
-    read_sink(ignored);
-    free(origin);
-    return killed;
+    put_back(&lefts->each[0]);
+    printf("%s after a kill in %s: %u states\n", recovery->name, first->name, killed);
+    free_lefts(lefts);
 }
 
 /* Traffic before, so that no word is 0 that might have to be something else; some frames stay in the first link. */
@@ -512,7 +565,7 @@ static void fill_world(void)
         rway_producer_drop(producer, RWAY_DROP_FULL, burst % 2);
         rway_ring_publish(producer, op.frames, op.count);
         prepare_forward();
-        if (burst < 6)
+        if (burst < 7)
             forward();
         close_forwarder(&op.forwarder);
         rway_region_detach(op.regions[0]);
@@ -521,32 +574,70 @@ static void fill_world(void)
     rway_region_detach(sender);
 }
 
-int main(void)
+/* The first steps of a ring, where both commits stand at 0; in a new region, and in one that carries on other books. */
+static void kill_at_the_start(const struct operation operations[3], const struct rway_carried carried[2])
 {
-#if defined(__x86_64__)
+    make_world(carried);
+    kill_everywhere(&operations[0]);
+    struct rway_region *sender = end_of(0, RWAY_SIDE_A);
+    struct rway_producer *producer = rway_region_producer(sender, 0);
+    op.count = claim_numbered(producer, op.frames, 8, producer->counts.frames);
+    rway_ring_publish(producer, op.frames, op.count);
+    rway_region_detach(sender);
+    kill_everywhere(&operations[1]);
+    kill_everywhere(&operations[2]);
+    end_world();
+}
+
+#if !defined(__x86_64__)
+/* An emulator of another processor has no single steps. A machine that has none is no reason to pass. */
+static bool can_step(void)
+{
+    pid_t child = fork_end();
+    if (child == 0)
+        _exit(ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0 && errno == ENOSYS ? 1 : 0);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status), "%#x", status);
+    return WEXITSTATUS(status) == 0;
+}
+#endif
+
+int main(int argc, char **argv)
+{
     static const struct operation HAND_ON = {"hand on", prepare_receive, hand_on, after_hand_on};
     static const struct operation FORWARD = {"forward", prepare_forward, forward, after_forward};
-    static const struct operation ATTACH = {"attach", NULL, attach_receiver, after_attach};
+    static const struct operation ATTACH = {"attach", NULL, attach_receiver, after_hand_on};
     static const struct operation JOIN = {"attach and join", NULL, attach_and_join, after_forward};
-    static const struct operation OPERATIONS[] = {
+    const struct operation OPERATIONS[] = {
         {"publish", prepare_publish, publish, after_publish},
-        {"publish_more", prepare_publish, publish_more_twice, after_publish_twice},
         {"release", prepare_release, release, after_release},
+        {"hand on but one", prepare_receive, hand_on_but_one, after_hand_on},
+        {"publish_more", prepare_publish, publish_more_twice, after_publish_twice},
         {"release_more", prepare_release, release_more_twice, after_release},
         {"sleep", prepare_sleep, sleep_and_release, after_sleep},
         {"detach", prepare_release, close_receiver, after_release},
-        {"hand on but one", prepare_receive, hand_on_but_one, after_hand_on},
+        HAND_ON,
+        FORWARD,
     };
-    make_world();
+    kill_each = argc == 3 && strcmp(argv[1], "--kill-each") == 0 && atol(argv[2]) != 0;
+#if !defined(__x86_64__)
+    if (!can_step()) {
+        printf("not stepped through: an emulator has no single steps\n");
+        return 0;
+    }
+#endif
+    struct rway_carried carried[2] = {
+        {.produced = {.frames = 20, .drops = {3}}, .consumed = {.frames = 18, .drops = {1}}}};
+    for (uint64_t number = 0; number < 20; number++)
+        carried[0].produced.bytes += len_of(number);
+    kill_at_the_start(OPERATIONS, NULL);
+    kill_at_the_start(OPERATIONS, carried);
+    make_world(NULL);
     fill_world();
     for (size_t i = 0; i < sizeof OPERATIONS / sizeof *OPERATIONS; i++)
-        printf("%s: %u stores\n", OPERATIONS[i].name, kill_everywhere(&OPERATIONS[i]));
-    printf("%s: %u stores\n", HAND_ON.name, kill_everywhere(&HAND_ON));
-    printf("%s: %u stores\n", FORWARD.name, kill_everywhere(&FORWARD));
-    printf("recovery of a receiver: %u kills\n", kill_recovery(&HAND_ON, &ATTACH));
-    printf("recovery of a forwarder: %u kills\n", kill_recovery(&FORWARD, &JOIN));
-#else
-    printf("not stepped through: an emulator has no single steps\n");
-#endif
+        kill_everywhere(&OPERATIONS[i]);
+    kill_recovery(&HAND_ON, &ATTACH);
+    kill_recovery(&FORWARD, &JOIN);
+    end_world();
     return 0;
 }
