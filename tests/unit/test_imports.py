@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +71,15 @@ def test_c_includes_go_one_way(folder: str) -> None:
             if home not in allowed:
                 wrong.append(f"{path.relative_to(ROOT)} includes {include}")
     assert not wrong
+
+
+def test_a_broker_starts_without_what_only_others_need() -> None:
+    """A new broker is to have its links back within half a second, and each of these takes 20 ms of it or more."""
+    program = "import ringway.cli.main, ringway.broker.loop, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "zmq" in loaded
+    assert not loaded & {"asyncio", "pyroute2", "rich"}
 
 
 def test_the_import_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
