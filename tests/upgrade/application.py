@@ -17,6 +17,7 @@ from ringway.agent import Agent, AgentError, Port
 PATIENCE = 30.0  # seconds
 LENGTHS = (14, 60, 1514, 2048, 2049, 9000, 65536)
 PATTERN = bytes(range(251)) * 300
+FRAMES = [PATTERN[number : number + length] for number in range(20) for length in LENGTHS]  # of a round, per queue
 
 
 def echo(port: Port, queue: int) -> None:
@@ -41,9 +42,7 @@ def echo_on(agent: Agent) -> None:
 
 
 def there_and_back(port: Port, queue: int) -> None:
-    frames = [PATTERN[number : number + length] for number in range(30) for length in LENGTHS]
-    frames = [frame for frame in frames if len(frame) <= port.frame_max]
-    for frame in frames:
+    for frame in FRAMES:
         port.send([frame], queue=queue, timeout=PATIENCE)
         got = port.receive(queue=queue, timeout=PATIENCE)
         if got != [frame]:

@@ -96,13 +96,8 @@ class MixedFabric:
         file.write_text(text, encoding="utf-8")
         self._ringway("apply", str(file))
 
-    def link(self, name: str) -> Any:
-        shown = json.loads(self._ringway("show", "--json"))
-        return next(link for link in shown["links"] if link["name"] == name)
-
-    def vm(self, name: str) -> Any:
-        shown = json.loads(self._ringway("show", "--json"))
-        return next(vm for vm in shown["vms"] if vm["name"] == name)
+    def show(self) -> Any:
+        return json.loads(self._ringway("show", "--json"))
 
     def agent(self, release: Release, vm: str, namespace: str) -> AgentProcess:
         with release.in_use():
@@ -118,16 +113,20 @@ class MixedFabric:
         self._ends.callback(made.kill)
         return made
 
-    def check_books(self, name: str) -> Any:
-        """The link, once nothing is under way on it and its books balance."""
+    def shown_quiet(self) -> Any:
+        """What the broker shows once nothing is under way on any link; the books of all of them balance."""
         found: dict[str, Any] = {}
 
         def balances() -> bool:
-            found.update(self.link(name))
-            return all(ring["balanced"] and ring["in_flight"] == 0 for ring in found["rings"])
+            found.update(self.show())
+            return all(ring["balanced"] and ring["in_flight"] == 0 for ring in rings_of(found))
 
-        until(balances, f"{name} is quiet and balances")
-        for ring in found["rings"]:
+        until(balances, "all links are quiet and balance")
+        for ring in rings_of(found):
             dropped = sum(ring["drops_produced"].values()) + sum(ring["drops_consumed"].values())
             assert ring["offered"] == ring["delivered"] + dropped
         return found
+
+
+def rings_of(shown: Any) -> list[Any]:
+    return [ring for link in shown["links"] for ring in link["rings"]]
