@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from ringway.agent.port import Port
-from ringway.agent.tap import TapInterface
 from ringway.shm import JoinState
 from ringway.shm._native import lib
 from ringway.stack.filter import Filter
@@ -36,6 +35,8 @@ class TapRunner:
     """Joins a kernel interface to a port's link, queue by queue. Loop i of n serves the queues i, i + n, …"""
 
     def __init__(self, port: Port, spin_us: int, most_loops: int) -> None:
+        from ringway.agent.tap import TapInterface  # with pyroute2: 130 ms that agents without taps need not wait
+
         offer = port.offer
         queues = port.region.geometry.queues
         self.ports: tuple[Port, ...] = (port,)
@@ -120,7 +121,9 @@ class ForwardRunner:
         self._joined.append(source)
         way = f"from {source.name} to {target.name}"
         if state is JoinState.IMPLAUSIBLE:
-            log(f"the books {way} do not say what the last restart has lost: {frames} frames cannot be, none are counted")
+            log(
+                f"the books {way} do not say what the last restart has lost: {frames} frames cannot be, none are counted"
+            )
         elif frames:
             log(f"{frames} frames {way} were lost by the last restart")
 

@@ -14,7 +14,7 @@ from ringway.broker.fabric import Effect, MakeLink, RemoveLink
 from ringway.broker.keeping import Keeping, close_all, link_key
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
-from ringway.shm import RefusalCause, RegionError, create_region, make_bell
+from ringway.shm import RefusalCause, RegionError, carried_from, create_region, make_bell
 
 HUGE_PAGE: Final = 2 << 20  # bytes; st_blksize of memory that has them
 RESERVE: Final = 512  # descriptors for sockets, agents, the interpreter; a keeper needs some 350 of its own
@@ -158,15 +158,17 @@ class Resources:
 
     def _allocate(self, held: Held, effect: MakeLink) -> None:
         geometry = effect.config.geometry
+        old = self.links.get(effect.instead_of) if effect.instead_of is not None else None
+        carried = carried_from(old.region_fd) if old is not None else None
         if effect.config.huge_pages:
             try:
-                held.region_fd = create_region(geometry, effect.link_id, huge=True)
+                held.region_fd = create_region(geometry, effect.link_id, huge=True, carried=carried)
                 held.huge = True
             except RegionError as error:
                 if error.cause is not RefusalCause.NO_HUGE:
                     raise
         if not held.huge:
-            held.region_fd = create_region(geometry, effect.link_id)
+            held.region_fd = create_region(geometry, effect.link_id, carried=carried)
         held.owned.append(held.region_fd)
 
     def _drop(self, link_id: int) -> None:

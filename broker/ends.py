@@ -62,7 +62,7 @@ class Ends:
     def take_over(self, link: LinkState, side: int, kept: KeptEnd, descriptors: list[int]) -> None:
         """An end that has been held since before this broker."""
         connection, *lives = descriptors
-        self._fabric.adopt_end(link.ends[side], connection, holder_of(kept), kept.ticket)
+        self._fabric.adopt_end(link, side, connection, holder_of(kept), kept.ticket)
         if lives:
             self._lives[connection] = lives[0]
         self._keeping.put_end(link.link_id, side, kept, descriptors)

@@ -138,6 +138,7 @@ class Fabric:
         self._new_ticket = new_ticket
         self.config: FabricConfig | None = None
         self.links: dict[str, LinkState] = {}
+        self._held: dict[int, tuple[LinkState, int]] = {}  # link and side, by holder
 
     def plan(self, config: FabricConfig, broken: Mapping[str, str] = MappingProxyType({})) -> Plan:
         """`broken` names links that are made anew though nothing asks for it, and says why."""
@@ -195,8 +196,10 @@ class Fabric:
             if name in config.links:
                 self.links[name] = _new_state(config, config.links[name], link_id)
 
-    def adopt_end(self, end: EndState, holder: int, held_by: Holder, ticket: str) -> None:
+    def adopt_end(self, link: LinkState, side: int, holder: int, held_by: Holder, ticket: str) -> None:
+        end = link.ends[side]
         end.used, end.holder, end.held_by = ticket, holder, held_by
+        self._held[holder] = link, side
 
     def stack(self, vm: str) -> Stack | None:
         return self.config.vms[vm].stack if self.config and vm in self.config.vms else None
@@ -269,6 +272,7 @@ class Fabric:
         end.ticket = None
         end.holder = holder
         end.incarnation += 1
+        self._held[holder] = link, take.side
         return link, self.granted(link, take.side)
 
     def granted(self, link: LinkState, side: int) -> Granted:
@@ -280,15 +284,11 @@ class Fabric:
 
     def held_at(self, holder: int) -> tuple[LinkState, int] | None:
         """The end that is held by this connection."""
-        for link in self.links.values():
-            for side, end in enumerate(link.ends):
-                if end.holder == holder:
-                    return link, side
-        return None
+        return self._held.get(holder)
 
     def released(self, holder: int) -> tuple[LinkState, int] | None:
         """The connection has closed: its end can be taken again. Which one it was."""
-        found = self.held_at(holder)
+        found = self._held.pop(holder, None)
         if found is not None:
             end = found[0].ends[found[1]]
             end.holder = end.held_by = None
@@ -316,6 +316,7 @@ class Fabric:
             changes.withdrawn.append((end.vm, withdrawn))
             if end.holder is not None:
                 changes.dropped.append(end.holder)
+                del self._held[end.holder]
 
 
 def geometry_message(geometry: Geometry) -> messages.Geometry:

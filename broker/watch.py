@@ -12,7 +12,7 @@ from ringway.broker.effects import Held
 from ringway.broker.fabric import LinkState, geometry_message
 from ringway.control.directory import ListedEnd, ListedLink
 from ringway.control.messages import EndShown, LinkShown, RingShown
-from ringway.shm import Counts, RegionError, RingReading, SideReading, SideState, read_region, read_sides
+from ringway.shm import Counts, RegionError, RingReading, SideReading, SideState, check_region, read_region, read_sides
 
 END_STATES: Final[dict[SideState, Literal["detached", "attached", "broken"]]] = {
     SideState.DETACHED: "detached",
@@ -29,12 +29,12 @@ def trouble(link: LinkState, held: Held | None) -> str:
     if held is None:
         return LOST
     try:
-        reading = read_region(held.region_fd)
+        geometry, sides = check_region(held.region_fd)
     except RegionError as error:
         return f"its memory is damaged ({error})"
-    if reading.geometry != link.config.geometry:
+    if geometry != link.config.geometry:
         return "its memory has another geometry than the fabric asks for"
-    for name, side in zip("ab", reading.sides, strict=True):
+    for name, side in zip("ab", sides, strict=True):
         if side.state is SideState.BROKEN:
             return f"side {name} found it broken ({side.cause.name.lower()})"
     return ""

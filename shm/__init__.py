@@ -17,6 +17,7 @@ from ringway.shm.reading import (
     RingReading,
     SideReading,
     SideState,
+    check_region,
     read_region,
     read_sides,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "SideReading",
     "SideState",
     "carried_from",
+    "check_region",
     "create_region",
     "make_bell",
     "read_region",

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from ringway.shm._native import ffi, lib
+from ringway.shm._native import ffi
 from ringway.shm.errors import DropCause, RegionError
 from ringway.shm.reading import Counts, RingReading, read_what_is_left
 
