@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -105,9 +106,14 @@ class BrokerProcess:
         return next(vm for vm in self.show().vms if vm.name == name)
 
     def descriptors(self) -> int:
-        """Open descriptors of the broker, after it has dealt with all that was sent or closed before."""
+        """Open descriptors of the broker, once they stand still: ZeroMQ closes a client's connection in its own time."""
         self.show()
-        return descriptors_of(self.process.pid)
+        seen = [descriptors_of(self.process.pid)]
+        while len(seen) < 6 or len(set(seen[-6:])) > 1:
+            assert len(seen) < 500, f"the broker's descriptors do not settle: {seen[-20:]}"
+            time.sleep(0.02)
+            seen.append(descriptors_of(self.process.pid))
+        return seen[-1]
 
     def take(self, offer: Offer, vm: str) -> Handover:
         claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
