@@ -77,12 +77,18 @@ class MixedFabric:
             with release.in_use():
                 self._broker = started.enter_context(BrokerProcess(self.runtime))
             assert release.is_run_by(self._broker.process.pid)
+            started.callback(self._stop_broker)
             self._ends.push(started.pop_all())
         self._release = release
 
+    def _stop_broker(self) -> None:
+        """Not by a kill, after which what a broker has started may stay for the next one."""
+        if self._broker.process.poll() is None:
+            assert self._broker.stop()[0] == 0
+
     def replace_broker(self, release: Release) -> None:
         """Another one in its place, which has no fabric yet."""
-        assert self._broker.stop()[0] == 0
+        self._stop_broker()
         self._start_broker(release)
 
     def _ringway(self, *arguments: str) -> str:
