@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from ringway.shm._native import ffi, lib
+from ringway.shm._native import ffi
 from ringway.shm.errors import DropCause, RegionError
 from ringway.shm.reading import Counts, RingReading, read_what_is_left
 
@@ -53,7 +53,7 @@ class Carried:
 def carried_from(fd: int) -> Carried:
     """What can be carried over from the region behind `fd`, whose ends are gone: as the next to attach would find it.
 
-    A ring whose head and tail contradict each other still has its counts. Where nothing can be read, nothing is carried.
+    A ring whose head and tail contradict each other still has its counts. What cannot be read is not carried.
     """
     sides: tuple[list[CarriedRing], list[CarriedRing]] = ([], [])
     try:
