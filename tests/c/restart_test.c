@@ -212,7 +212,7 @@ static uint64_t released_slots(void)
 /* Step on until the forwarder has released a burst, and a little further; not for ever. */
 static void stop_in_gap(pid_t child, uint64_t random)
 {
-    enum { STEPS_MAX = 60000, FURTHER_MAX = 32 };
+    enum { STEPS_MAX = 500000, FURTHER_MAX = 32 };
     int status;
     CHECK(ptrace(PTRACE_SEIZE, child, NULL, NULL) == 0 && ptrace(PTRACE_INTERRUPT, child, NULL, NULL) == 0 &&
               waitpid(child, &status, 0) == child && WIFSTOPPED(status),
@@ -230,7 +230,11 @@ static void stop_in_gap(pid_t child, uint64_t random)
 
 static void kill_in_gap(pid_t ends[ENDS], uint64_t random)
 {
-    look_at_sink(true);
+    uint64_t before = released_slots();
+    while (released_slots() == before) { /* it is not at work yet */
+        look_at_sink(false);
+        sched_yield();
+    }
 #if defined(__x86_64__) /* an emulator of another processor has no single steps */
     stop_in_gap(ends[FORWARDER], random);
 #endif
