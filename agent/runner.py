@@ -121,9 +121,7 @@ class ForwardRunner:
         self._joined.append(source)
         way = f"from {source.name} to {target.name}"
         if state is JoinState.IMPLAUSIBLE:
-            log(
-                f"the books {way} do not say what the last restart has lost: {frames} frames cannot be, none are counted"
-            )
+            log(f"what the last restart lost {way} is not known: {frames} frames cannot be, so none are counted")
         elif frames:
             log(f"{frames} frames {way} were lost by the last restart")
 

@@ -137,12 +137,12 @@ enum rway_join {
  * Before a forwarder starts: frames taken out of all queues of in are going to be forwarded to out, and nobody else
  * takes any out of in or offers any to out. Returns enum rway_join. A forwarder between the same links that was killed
  * had released frames that it did not publish; these are counted as RWAY_DROP_RESTART of out's queue 0. To be believed,
- * it held RWAY_BURST frames of each queue of in at the most, and nothing was moved since the two were attached. For each
- * direction once, by the thread that attached them; none of the halves may have frames peeked or claimed.
+ * it held RWAY_BURST frames of each queue of in at the most, and nothing was moved since the two were attached. Once
+ * for each direction, while no other thread uses the two; none of the halves may have frames peeked or claimed.
  */
 int rway_region_join(struct rway_region *in, struct rway_region *out, uint64_t *lost);
 
-/* The forwarder has ended in an orderly way and holds nothing. Without a join before, it forgets what one could find. */
+/* The forwarder has ended in an orderly way and holds nothing. Only after a join: it forgets what that would find. */
 void rway_region_part(struct rway_region *in);
 
 /* The two halves of this side's queue: its ring to the peer and the peer's ring to it. Owned by the region. */

@@ -53,7 +53,7 @@ class Carried:
 def carried_from(fd: int) -> Carried:
     """What can be carried over from the region behind `fd`, whose ends are gone: as the next to attach would find it.
 
-    A ring whose head and tail contradict each other still has its counts. Where nothing can be read, nothing is carried.
+    A ring whose head and tail contradict each other still has its counts. What cannot be read is not carried.
     """
     sides: tuple[list[CarriedRing], list[CarriedRing]] = ([], [])
     try:

@@ -2,9 +2,9 @@
  * The junction of a forwarder: what is in neither ring when it is killed, found out and counted by the next one.
  *
  * A forwarder releases its input before it publishes its output, so that nothing is delivered twice; what it held in
- * between is lost with it, and neither ring knows. But the lead knows: frames taken out of one link for good, less frames
- * offered to the other. It grows with the release and shrinks with the publish, and is the same each time that the
- * forwarder is at rest. The side that takes frames out remembers it, and the other link's number with it.
+ * between is lost with it, and neither ring knows. But the lead knows: frames taken out of one link for good, less
+ * frames offered to the other. It grows with the release and shrinks with the publish, and is the same each time that
+ * the forwarder is at rest. The side that takes frames out remembers it, and the other link's number with it.
  *
  *      joined_to    joined_lead
  *      0            any            not joined

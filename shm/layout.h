@@ -176,8 +176,9 @@
  * bytes. Other kinds are skipped.
  *
  * It then continues from the head, tail and counts that it finds in its rings, as Restarts says, unless a head and tail
- * contradict each other. It sets passed back to tail where it is ahead of it. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last. It may store
- * queues_served anew at any time, and must take frames out of all queues whatever it says.
+ * contradict each other. It sets passed back to tail where it is ahead of it. In its own side it stores incarnation,
+ * cause and queues_served, and RWAY_SIDE_ATTACHED last. It may store queues_served anew at any time, and must take
+ * frames out of all queues whatever it says.
  */
 
 /*

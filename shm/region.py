@@ -159,8 +159,8 @@ class Region:
     def join(self, out: Region) -> tuple[JoinState, int]:
         """Before a forwarder from this link to `out` starts: find out what one before it held when it was killed.
 
-        CONTINUED: so many frames, now counted at `out` as lost by a restart. IMPLAUSIBLE: the number is one that no kill
-        can lose, and nothing is counted. For each direction once, before anything is moved.
+        CONTINUED: so many frames, now counted at `out` as lost by a restart. IMPLAUSIBLE: so many as no kill can lose,
+        and nothing is counted. For each direction once, before anything is moved.
         """
         lost = ffi.new("uint64_t *")
         return JoinState(lib.rway_region_join(self.native, out.native, lost)), int(lost[0])

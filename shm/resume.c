@@ -1,9 +1,9 @@
 /*
  * A ring taken up where it stands: after an orderly detach, or after a kill at whatever instruction.
  *
- * "Restarts" in layout.h says in which order an end stores its words; here is what follows from it. All of them are read
- * once and as if a peer had written them, because one could have: a word that cannot be is left out of account, and
- * what can be and is wrong falsifies counts, which are for people. Each step can be cut short by a kill and done again:
+ * "Restarts" in layout.h says in which order an end stores its words; here is what follows from it. All of them are
+ * read once and as if a peer had written them, because one could have: a word that cannot be is left out of account,
+ * and one that can be and is wrong falsifies counts, which are for people. A kill in between costs no step:
  *
  *      commit of a new tail ─► tail ─► counts ─► passed
  */

@@ -45,7 +45,7 @@ void rway_counts_store(struct rway_counts *shared, const struct rway_counts *cou
 {
     uint64_t *to = (uint64_t *)shared;
     const uint64_t *from = (const uint64_t *)counts;
-    /* Behind the head or tail that they belong to: a kill in between is made good at attach, one before would not be. */
+    /* Behind the head or tail that they belong to: what a kill in between leaves out is made good at attach. */
     rway_keep_order();
     for (size_t i = 0; i < sizeof *counts / sizeof *from; i++)
         rway_write_once(&to[i], from[i]);

@@ -128,7 +128,7 @@ void rway_bell_close(struct rway_bell *bell);
 /* Publish all of the private counts, drops and bells included. */
 void rway_counts_store(struct rway_counts *shared, const struct rway_counts *counts);
 
-/* The same for one half. Drops of frames that are not released yet stay private, because those come again after a kill. */
+/* The same for one half. Drops of frames not released yet stay private: after a kill those come again. */
 void rway_producer_show_counts(struct rway_producer *producer);
 void rway_consumer_show_counts(struct rway_consumer *consumer);
 

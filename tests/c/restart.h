@@ -23,6 +23,12 @@ enum {
     DENIED_PORT = 23
 };
 
+#if defined(__x86_64__)
+enum { CAN_STEP = 1 };
+#else
+enum { CAN_STEP = 0 }; /* other processors are emulated here, and an emulator traces nobody */
+#endif
+
 static inline uint64_t mix(uint64_t x)
 {
     x += 0x9e3779b97f4a7c15u;

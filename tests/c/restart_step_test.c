@@ -589,19 +589,6 @@ static void kill_at_the_start(const struct operation operations[3], const struct
     end_world();
 }
 
-#if !defined(__x86_64__)
-/* An emulator of another processor has no single steps. A machine that has none is no reason to pass. */
-static bool can_step(void)
-{
-    pid_t child = fork_end();
-    if (child == 0)
-        _exit(ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0 && errno == ENOSYS ? 1 : 0);
-    int status;
-    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status), "%#x", status);
-    return WEXITSTATUS(status) == 0;
-}
-#endif
-
 int main(int argc, char **argv)
 {
     static const struct operation HAND_ON = {"hand on", prepare_receive, hand_on, after_hand_on};
@@ -620,12 +607,10 @@ int main(int argc, char **argv)
         FORWARD,
     };
     kill_each = argc == 3 && strcmp(argv[1], "--kill-each") == 0 && atol(argv[2]) != 0;
-#if !defined(__x86_64__)
-    if (!can_step()) {
-        printf("not stepped through: an emulator has no single steps\n");
+    if (!CAN_STEP) {
+        printf("not stepped through: an emulator of another processor has no single steps\n");
         return 0;
     }
-#endif
     struct rway_carried carried[2] = {
         {.produced = {.frames = 20, .drops = {3}}, .consumed = {.frames = 18, .drops = {1}}}};
     for (uint64_t number = 0; number < 20; number++)

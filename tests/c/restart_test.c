@@ -5,29 +5,34 @@
  *
  * The receiver is one that hands frames on one by one, to a pipe: what is in there was delivered, whoever is killed
  * next. A frame's number is how many frames the sender had offered before it by its books, so it goes on by them too.
+ *
+ * The moment at which a forwarder holds what is in neither ring is short: some kills are aimed at it, by single steps.
  */
-/* arguments: --kills 500 --seed 1 */
-/* arguments: --kills 500 --seed 2 --queues 3 */
+/* arguments: --kills 500 --aimed 4 --seed 1 */
+/* arguments: --kills 500 --aimed 4 --seed 2 --queues 3 */
 /* arguments: --kills 300 --seed 3 --full drop */
 /* arguments: --kills 300 --seed 4 --take first */
-/* arguments full: --kills 30000 --seed 5 */
-/* arguments full: --kills 30000 --seed 6 --queues 2 --full drop */
-/* arguments full: --kills 30000 --seed 7 --queues 4 --take first */
+/* arguments full: --kills 30000 --aimed 100 --seed 5 */
+/* arguments full: --kills 30000 --aimed 100 --seed 6 --queues 2 --full drop */
+/* arguments full: --kills 30000 --aimed 100 --seed 7 --queues 4 --take first */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
+#include <sys/ptrace.h>
 
 #include "restart.h"
 
 static struct {
-    long kills, seed, queues;
+    long kills, aimed, seed, queues;
     bool drop, take_first;
 } options = {.kills = 20, .seed = 1, .queues = 1};
 
 static struct rway_geometry geometry = {.queues = 1, .slot_count = 64, .slot_payload = 256, .headroom = 64};
 static int links[2];
+static struct rway_shape shape;
+static const uint8_t *first_link; /* mapped here too, to look at */
 static int sink[2];
 enum { SENDER, FORWARDER, RECEIVER, ENDS };
 static uint32_t *ending; /* shared by all processes; bit n: end n is to go when it has nothing to do */
@@ -72,7 +77,7 @@ static void run_sender(uint64_t random)
     rway_region_detach(region);
 }
 
-static void run_the_forwarder(uint64_t random)
+static void run_the_forwarder(void)
 {
     struct forwarder forwarder;
     uint64_t lost;
@@ -81,11 +86,13 @@ static void run_the_forwarder(uint64_t random)
     int joined = rway_region_join(in, out, &lost);
     CHECK(joined != RWAY_JOIN_IMPLAUSIBLE, "%lu frames lost", (unsigned long)lost);
     open_forwarder(&forwarder, in, out);
-    for (bool more = true; more || !is_ending(FORWARDER);) {
+    bool more, last;
+    do {
+        last = is_ending(FORWARDER); /* before looking: what was sent by then is all there is */
         more = run_forwarder(&forwarder) != 0;
-        if (!more || (mix(random++) & 7) == 0)
+        if (!more)
             sched_yield();
-    }
+    } while (more || !last);
     close_forwarder(&forwarder);
     rway_region_part(in);
     rway_region_detach(in);
@@ -120,13 +127,15 @@ static uint32_t receive(struct rway_consumer *consumer, uint32_t queue)
 static void run_receiver(void)
 {
     struct rway_region *region = attach(links[1], &geometry, SECOND_LINK, RWAY_SIDE_B);
-    for (bool more = true; more || !is_ending(RECEIVER);) {
+    bool more, last;
+    do {
+        last = is_ending(RECEIVER);
         more = false;
         for (uint32_t queue = 0; queue < geometry.queues; queue++)
             more |= receive(rway_region_consumer(region, queue), queue) != 0;
         if (!more)
             sched_yield();
-    }
+    } while (more || !last);
     rway_region_detach(region);
 }
 
@@ -138,7 +147,7 @@ static pid_t start(int end, uint64_t random)
     if (end == SENDER)
         run_sender(random);
     else if (end == FORWARDER)
-        run_the_forwarder(random);
+        run_the_forwarder();
     else
         run_receiver();
     _exit(0);
@@ -189,6 +198,50 @@ static void kill_at_random(pid_t ends[ENDS], uint64_t random)
     ends[end] = start(end, random);
 }
 
+/* What the forwarder has released, over all queues. */
+static uint64_t released_slots(void)
+{
+    uint64_t slots = 0;
+    for (uint32_t queue = 0; queue < geometry.queues; queue++) {
+        const uint8_t *control = first_link + shape.rings_offset[RWAY_SIDE_A] + queue * shape.queue_size;
+        slots += rway_read_once(&((const struct rway_ring_control *)control)->tail);
+    }
+    return slots;
+}
+
+/* Step on until the forwarder has released a burst, and a little further; not for ever. */
+static void stop_in_gap(pid_t child, uint64_t random)
+{
+    enum { STEPS_MAX = 500000, FURTHER_MAX = 32 };
+    int status;
+    CHECK(ptrace(PTRACE_SEIZE, child, NULL, NULL) == 0 && ptrace(PTRACE_INTERRUPT, child, NULL, NULL) == 0 &&
+              waitpid(child, &status, 0) == child && WIFSTOPPED(status),
+          "the forwarder cannot be stopped");
+    uint64_t before = released_slots();
+    uint32_t left = STEPS_MAX;
+    for (uint32_t steps = 0; steps < left; steps++) {
+        CHECK(ptrace(PTRACE_SINGLESTEP, child, NULL, NULL) == 0 && waitpid(child, &status, 0) == child &&
+                  WIFSTOPPED(status),
+              "no single step");
+        if (left == STEPS_MAX && released_slots() != before)
+            left = steps + (uint32_t)(random % FURTHER_MAX);
+    }
+}
+
+static void kill_in_gap(pid_t ends[ENDS], uint64_t random)
+{
+    uint64_t before = released_slots();
+    while (released_slots() == before) { /* it is not at work yet */
+        look_at_sink(false);
+        sched_yield();
+    }
+    if (CAN_STEP)
+        stop_in_gap(ends[FORWARDER], random);
+    kill_end(ends[FORWARDER]);
+    look_at_sink(false);
+    ends[FORWARDER] = start(FORWARDER, random);
+}
+
 /* One after the other, in the direction of the frames, so that each finds all that is to come. */
 static void end_in_order(pid_t ends[ENDS])
 {
@@ -217,14 +270,18 @@ static void check_books(void)
     CHECK(arrived.count <= delivered_in(&second) + unknown && arrived.count + handed_late >= delivered_in(&second),
           "%lu arrived, %lu delivered, of %lu more it is not known", (unsigned long)arrived.count,
           (unsigned long)delivered_in(&second), (unsigned long)unknown);
-    CHECK(restarts <= (uint64_t)options.kills * RWAY_BURST * geometry.queues, "%lu lost", (unsigned long)restarts);
-    CHECK(options.kills != 0 || restarts == 0, "%lu lost without a kill", (unsigned long)restarts);
+    const uint64_t kills = (uint64_t)options.kills + (uint64_t)options.aimed;
+    CHECK(restarts <= kills * RWAY_BURST * geometry.queues, "%lu lost", (unsigned long)restarts);
+    CHECK(kills != 0 || restarts == 0, "%lu lost without a kill", (unsigned long)restarts);
+    const uint64_t held = second.produced_drops[RWAY_DROP_RESTART];
+    CHECK(!CAN_STEP || options.aimed == 0 || held != 0, "no aimed kill cost a frame");
     const uint64_t known = first.produced_drops[RWAY_DROP_FULL] + first.consumed_drops[RWAY_DROP_POLICY] +
                            second.produced_drops[RWAY_DROP_FULL];
     CHECK(offered_in(&first) == delivered_in(&second) + known + restarts, "%lu offered, %lu delivered",
           (unsigned long)offered_in(&first), (unsigned long)delivered_in(&second));
-    printf("%ld kills: %lu offered, %lu arrived, %lu lost by restarts, books balance\n", options.kills,
-           (unsigned long)offered_in(&first), (unsigned long)arrived.count, (unsigned long)restarts);
+    printf("%ld kills: %lu offered, %lu arrived, %lu lost by restarts, %lu of them by the forwarder; books balance\n",
+           options.kills, (unsigned long)offered_in(&first), (unsigned long)arrived.count, (unsigned long)restarts,
+           (unsigned long)held);
 }
 
 static void parse(int argc, char **argv)
@@ -232,6 +289,8 @@ static void parse(int argc, char **argv)
     for (int i = 1; i + 1 < argc; i += 2)
         if (strcmp(argv[i], "--kills") == 0)
             options.kills = atol(argv[i + 1]);
+        else if (strcmp(argv[i], "--aimed") == 0)
+            options.aimed = atol(argv[i + 1]);
         else if (strcmp(argv[i], "--seed") == 0)
             options.seed = atol(argv[i + 1]);
         else if (strcmp(argv[i], "--queues") == 0)
@@ -251,7 +310,9 @@ int main(int argc, char **argv)
     geometry.queues = (uint32_t)options.queues;
     links[0] = rway_region_create(&geometry, FIRST_LINK, 0, NULL);
     links[1] = rway_region_create(&geometry, SECOND_LINK, 0, NULL);
-    CHECK(links[0] >= 0 && links[1] >= 0, "create");
+    CHECK(links[0] >= 0 && links[1] >= 0 && rway_geometry_shape(&geometry, &shape, NULL) == 0, "create");
+    first_link = mmap(NULL, shape.region_size, PROT_READ, MAP_SHARED, links[0], 0);
+    CHECK(first_link != MAP_FAILED, "mmap");
     ending = mmap(NULL, sizeof *ending, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(ending != MAP_FAILED && pipe2(sink, 0) == 0, "sink");
     uint64_t random = mix((uint64_t)options.seed);
@@ -259,6 +320,8 @@ int main(int argc, char **argv)
         ends[end] = start(end, random);
     for (long kill = 0; kill < options.kills; kill++)
         kill_at_random(ends, random = mix(random));
+    for (long kill = 0; kill < options.aimed; kill++)
+        kill_in_gap(ends, random = mix(random));
     end_in_order(ends);
     check_books();
     return 0;

@@ -72,7 +72,7 @@ def offload_line() -> bytes:
 
 
 def counts_of(bodies: tuple[bytes, bytes]) -> bytes:
-    """The producer's account of them: the first words of struct rway_counts, and the pad before it (a commit has none)."""
+    """The producer's account: the first words of struct rway_counts, and the pad before it, which a commit has not."""
     return struct.pack("<QQQ", 0, len(bodies), sum(map(len, bodies)))
 
 

@@ -1,0 +1,426 @@
+"""An end that was killed is taken up by the next one, and a region that cannot be by a new one: the books go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ringway.shm import (
+    Carried,
+    CarriedRing,
+    Counts,
+    DropCause,
+    Geometry,
+    JoinState,
+    Region,
+    RegionHeldError,
+    carried_from,
+    create_region,
+    read_region,
+)
+from ringway.shm._native import ffi, lib
+from ringway.stack.filter import Filter
+from ringway.stack.loop import Loop
+from ringway.stack.spread import Spread
+from tests.hostile.carrier import LINK, WORD, Carrier, carrier
+
+GEOMETRY = Geometry(queues=2, slot_count=64, slot_payload=256, headroom=64)
+FRAME = bytes(range(60))
+WORDS = st.one_of(st.integers(0, 5000), st.integers(0, WORD - 1), st.sampled_from([0, WORD - 1, WORD // 2]))
+
+
+def run_and_kill(end: Callable[[], None]) -> None:
+    """Run `end` in a child and kill it as soon as it has returned; what it raises fails here."""
+    done, saying = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            end()
+            os.write(saying, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(saying)
+    try:
+        assert os.read(done, 1) == b"x", "the end failed before it was killed"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(done)
+
+
+# --- the next incarnation ------------------------------------------------------------------------------------------
+
+
+def test_a_killed_sender_is_continued_with_drops_that_it_had_not_stored() -> None:
+    with carrier(GEOMETRY) as made:
+
+        def send_and_drop() -> None:
+            a = made.attach(0)
+            assert a.producers[0].send([FRAME] * 5) == 5
+            lib.rway_producer_drop(a.producers[0].native, DropCause.SINK, 3)
+            assert a.producers[0].send([FRAME]) == 1
+            lib.rway_producer_drop(a.producers[0].native, DropCause.SINK, 100)  # nobody ever learns of these
+
+        run_and_kill(send_and_drop)
+        with made.attach(0, incarnation=2), made.attach(1) as b:
+            (ring, *_) = read_region(made.fd).rings
+            assert (ring.produced.frames, ring.produced.drops, ring.offered) == (6, {"sink": 3}, 9)
+            assert b.consumers[0].receive() == [FRAME] * 6
+
+
+def test_counts_that_a_killed_producer_had_not_stored_are_found_beside_its_head() -> None:
+    with carrier(GEOMETRY) as made, made.attach(0) as a:
+        ring = made.ring(0)
+        assert a.producers[0].send([FRAME] * 4) == 4
+        for word, value in (("frames", 9), ("bytes", 999)):
+            made.write(value, ring, "rway_ring_control", "produced", word)
+        made.write(7, ring, "rway_ring_control", "published", 1, "dropped")
+        before = read_region(made.fd).rings[0]
+        with made.attach(0, incarnation=2):
+            after = read_region(made.fd).rings[0]
+        assert before == after, "a tool sees what the next end takes up"
+        assert (after.produced.frames, after.produced.bytes, after.produced.drops) == (4, 240, {"restart": 7})
+        assert after.balanced
+
+
+def test_rings_last_used_by_an_end_of_minor_0_are_continued_from_their_counts() -> None:
+    with carrier(GEOMETRY) as made:
+        out, back = made.ring(0), made.ring(1)
+        for ring, account, counter in ((out, "produced", "head"), (back, "consumed", "tail")):
+            made.write(100, ring, "rway_ring_control", "head")
+            made.write(100, ring, "rway_ring_control", "tail")
+            for other in ("produced", "consumed"):
+                made.write(90, ring, "rway_ring_control", other, "frames")
+            made.write(2, ring, "rway_ring_control", account, "drops", DropCause.SINK)
+            assert made.read(ring, "rway_ring_control", counter) == 100
+        for incarnation in range(3):
+            with made.attach(0, incarnation) as a, made.attach(1, incarnation) as b:
+                assert a.producers[0].send([FRAME] * 3) == b.producers[0].send([FRAME] * 3) == 3
+                assert len(a.consumers[0].receive()) == len(b.consumers[0].receive()) == 3
+        first, _, second, _ = read_region(made.fd).rings
+        assert (first.produced.frames, first.produced.drops, first.consumed.frames) == (99, {"sink": 2}, 99)
+        assert (second.consumed.frames, second.consumed.drops, second.produced.frames) == (99, {"sink": 2}, 99)
+
+
+def test_an_end_of_minor_0_in_between_leaves_commits_that_no_longer_count() -> None:
+    with carrier(GEOMETRY) as made:
+        ring = made.ring(0)
+        with made.attach(0) as a:
+            assert a.producers[0].send([FRAME] * 3) == 3
+        # As that one publishes two frames more: it knows of no commits.
+        for number in (3, 4):
+            made.describe(ring, number)
+        made.write(5, ring, "rway_ring_control", "produced", "frames")
+        made.write(300, ring, "rway_ring_control", "produced", "bytes")
+        made.set_head(ring, 5)
+        with made.attach(0, incarnation=2) as a, made.attach(1) as b:
+            assert a.producers[0].send([FRAME]) == 1
+            assert len(b.consumers[0].receive()) == 6
+        reading = read_region(made.fd).rings[0]
+        assert (reading.produced.frames, reading.produced.bytes, reading.produced.drops) == (6, 360, {})
+        assert reading.balanced
+
+
+def test_frames_that_were_begun_are_not_handed_on_again_and_the_last_counts_as_lost() -> None:
+    with carrier(GEOMETRY) as made, made.attach(0) as a:
+        assert a.producers[0].send([bytes([number]) * 600 for number in range(6)]) == 6
+
+        def begin_three() -> None:
+            consumer = made.attach(1).consumers[0].native
+            frames = ffi.new("struct rway_frame[]", 6)
+            assert lib.rway_ring_peek(consumer, frames, 6) == 6
+            for number in range(3):
+                lib.rway_consumer_begin(consumer, ffi.addressof(frames, number))
+
+        run_and_kill(begin_three)
+        assert (read_region(made.fd).rings[0].in_flight, read_region(made.fd).rings[0].begun) == (6, 3)
+        with made.attach(1, incarnation=2) as b:
+            ring = read_region(made.fd).rings[0]
+            assert (ring.consumed.frames, ring.consumed.drops, ring.delivered) == (3, {"restart": 1}, 2)
+            assert [frame[0] for frame in b.consumers[0].receive()] == [3, 4, 5]
+        assert read_region(made.fd).rings[0].balanced
+
+
+def test_frames_that_were_put_back_come_again() -> None:
+    with carrier(GEOMETRY) as made, made.attach(0) as a, made.attach(1) as b:
+        assert a.producers[0].send([bytes([number]) * 600 for number in range(6)]) == 6
+        consumer = b.consumers[0].native
+        frames = ffi.new("struct rway_frame[]", 6)
+        assert lib.rway_ring_peek(consumer, frames, 6) == 6
+        lib.rway_consumer_put_back(consumer, ffi.addressof(frames, 2), 4)
+        lib.rway_ring_release(consumer)
+        assert read_region(made.fd).rings[0].consumed.bytes == 1200
+        assert [frame[0] for frame in b.consumers[0].receive()] == [2, 3, 4, 5]
+        assert read_region(made.fd).rings[0].balanced
+
+
+# --- a forwarder's junction ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_links() -> Iterator[tuple[Carrier, int]]:
+    """The link that frames come in by, and the descriptor of the one that they go out by: link LINK + 1."""
+    with carrier(GEOMETRY) as made:
+        fd = create_region(GEOMETRY, LINK + 1)
+        yield made, fd
+        os.close(fd)
+
+
+def attach_out(fd: int) -> Region:
+    return Region.attach(fd, GEOMETRY, LINK + 1, 0, 1)
+
+
+def lose(made: Carrier, fd: int, frames: int) -> None:
+    """Join, take so many frames out of the first link, and be killed with them."""
+
+    def take() -> None:
+        source, target = made.attach(1), attach_out(fd)
+        source.join(target)
+        assert len(source.consumers[1].receive(frames)) == frames
+
+    with made.attach(0) as sender:
+        assert sender.producers[1].send([FRAME] * frames) == frames
+    run_and_kill(take)
+
+
+@pytest.mark.parametrize("frames", [0, 1, 64])
+def test_what_a_killed_forwarder_held_is_counted_as_restart_where_it_was_going(
+    two_links: tuple[Carrier, int], frames: int
+) -> None:
+    made, fd = two_links
+    lose(made, fd, frames)
+    for _ in range(2):  # a second time there is nothing more to count
+        with made.attach(1) as source, attach_out(fd) as target:
+            state, lost = source.join(target)
+            assert state is JoinState.CONTINUED
+            ring = read_region(fd).rings[0]
+            assert ring.offered == frames == sum(ring.produced.drops.values())
+            assert set(ring.produced.drops) <= {"restart"}
+            assert lost in (frames, 0)
+
+
+def test_a_forwarder_that_ended_in_an_orderly_way_has_lost_nothing(two_links: tuple[Carrier, int]) -> None:
+    made, fd = two_links
+    lose(made, fd, 5)
+    with made.attach(1) as source, attach_out(fd) as target:
+        assert source.join(target) == (JoinState.CONTINUED, 5)
+        source.part()
+        assert source.join(target) == (JoinState.FRESH, 0)
+        source.part()
+    # An application takes its place and keeps what it receives.
+    with made.attach(0) as sender, made.attach(1) as source, attach_out(fd) as target:
+        assert sender.producers[0].send([FRAME] * 7) == 7
+        assert len(source.consumers[0].receive()) == 7
+        assert source.join(target) == (JoinState.FRESH, 0)
+    assert read_region(fd).rings[0].produced.drops == {"restart": 5}
+
+
+def test_frames_moved_since_the_attach_make_no_loss_of_a_forwarder_before(two_links: tuple[Carrier, int]) -> None:
+    made, fd = two_links
+    lose(made, fd, 5)
+    with made.attach(1) as source, attach_out(fd) as target:
+        assert target.producers[1].send([FRAME]) == 1
+        assert source.join(target) == (JoinState.FRESH, 0)
+    assert read_region(fd).rings[0].produced.drops == {}
+
+
+def test_a_forwarder_to_another_link_knows_nothing_of_the_one_before(two_links: tuple[Carrier, int]) -> None:
+    made, fd = two_links
+    lose(made, fd, 5)
+    other = create_region(GEOMETRY, LINK + 2)
+    with made.attach(1) as source, Region.attach(other, GEOMETRY, LINK + 2, 0, 1) as target:
+        assert source.join(target) == (JoinState.FRESH, 0)
+        assert not read_region(other).rings[0].produced.drops
+    os.close(other)
+
+
+@pytest.mark.parametrize("lead", [WORD - 1, WORD // 2, 64 * GEOMETRY.queues + 1, 10**6])
+def test_more_than_a_kill_can_lose_is_said_and_not_counted(two_links: tuple[Carrier, int], lead: int) -> None:
+    made, fd = two_links
+    made.write(LINK + 1, made.side(1), "rway_side", "joined_to")
+    made.write(-lead, made.side(1), "rway_side", "joined_lead")
+    with made.attach(1) as source, attach_out(fd) as target:
+        assert source.join(target) == (JoinState.IMPLAUSIBLE, lead)
+        assert read_region(fd).rings[0].produced.drops == {}
+    with made.attach(1) as source, attach_out(fd) as target:
+        assert source.join(target) == (JoinState.CONTINUED, 0), "from here on the lead is right again"
+
+
+# --- a region that replaces another ----------------------------------------------------------------------------------
+
+
+def counts(frames: int, byte_count: int = 0, **drops: int) -> Counts:
+    return Counts(frames, byte_count, 0, 0, 0, 0, drops)
+
+
+def test_a_new_region_goes_on_from_the_books_of_the_old_and_what_was_in_flight_is_lost() -> None:
+    with carrier(GEOMETRY) as made:
+        with made.attach(0) as a, made.attach(1) as b:
+            assert a.producers[1].send([FRAME] * 10 + [b"runt"]) == 11
+            assert len(b.consumers[1].receive(4)) == 4
+        fd = create_region(GEOMETRY, LINK, carried=carried_from(made.fd))
+    ring = read_region(fd).rings[1]
+    assert (ring.head, ring.tail, ring.in_flight, ring.offered, ring.delivered) == (0, 0, 0, 11, 4)
+    assert (ring.produced.drops, ring.consumed.drops, ring.balanced) == ({"runt": 1}, {"restart": 6}, True)
+    assert ring.consumed.bytes == ring.produced.bytes == 600
+    with Region.attach(fd, GEOMETRY, LINK, 0) as a, Region.attach(fd, GEOMETRY, LINK, 1) as b:
+        assert a.producers[1].send([FRAME]) == 1
+        assert b.consumers[1].receive() == [FRAME]
+    ring = read_region(fd).rings[1]
+    assert (ring.offered, ring.delivered, ring.consumed.drops) == (12, 5, {"restart": 6})
+    os.close(fd)
+
+
+def test_frames_that_were_handed_on_before_a_kill_were_delivered_also_in_the_new_regions_books() -> None:
+    with carrier(GEOMETRY) as made, made.attach(0) as a:
+        assert a.producers[0].send([FRAME] * 6) == 6
+        made.write(4, made.ring(0), "rway_ring_control", "begun")
+        fd = create_region(GEOMETRY, LINK, carried=carried_from(made.fd))
+    ring = read_region(fd).rings[0]
+    assert (ring.delivered, ring.consumed.drops) == (3, {"restart": 3})
+    os.close(fd)
+
+
+def test_counts_of_a_ring_whose_head_and_tail_contradict_each_other_are_carried_all_the_same() -> None:
+    with carrier(GEOMETRY) as made:
+        with made.attach(0) as a:
+            assert a.producers[0].send([FRAME] * 6) == 6
+        made.set_tail(made.ring(0), 1000)
+        carried = carried_from(made.fd)
+    assert (carried.sides[0][0].produced.frames, carried.sides[0][0].consumed.frames) == (6, 0)
+    assert len(carried.sides[0]) == len(carried.sides[1]) == GEOMETRY.queues
+
+
+@pytest.mark.parametrize("field", ["magic", "major", "section_count"])
+def test_nothing_is_carried_from_a_region_whose_header_is_damaged(field: str) -> None:
+    with carrier(GEOMETRY) as made:
+        made.write(77, 0, "rway_header", field)
+        assert carried_from(made.fd) == Carried()
+        fd = create_region(GEOMETRY, LINK, carried=Carried())
+    assert all(ring.offered == 0 for ring in read_region(fd).rings)
+    os.close(fd)
+
+
+def test_nothing_is_carried_from_what_is_no_region(tmp_path: os.PathLike[str]) -> None:
+    with open(os.path.join(tmp_path, "empty"), "w+b") as file:  # noqa: PTH118, PTH123
+        assert carried_from(file.fileno()) == Carried()
+
+
+def test_counts_of_queues_that_the_new_region_lacks_are_added_to_its_first_and_new_queues_begin_at_0() -> None:
+    rings = tuple(CarriedRing(counts(10**n, 1, full=n), counts(10**n, 1)) for n in range(3))
+    carried = Carried((rings, ()))
+    fewer = carried.over(2).sides
+    assert fewer[0][0] == CarriedRing(counts(101, 2, full=2), counts(101, 2))
+    assert fewer[0][1] == rings[1]
+    assert fewer[1] == (CarriedRing(), CarriedRing())
+    more = carried.over(5).sides
+    assert more[0] == (*rings, CarriedRing(), CarriedRing())
+    assert len(more[1]) == 5
+
+
+ACCOUNTS = st.builds(
+    Counts, *[WORDS] * 6, drops=st.dictionaries(st.sampled_from([c.name.lower() for c in DropCause]), WORDS)
+)
+RINGS = st.lists(st.builds(CarriedRing, ACCOUNTS, ACCOUNTS), max_size=4).map(tuple)
+
+
+@settings(deadline=None, max_examples=200)
+@given(carried=st.builds(Carried, st.tuples(RINGS, RINGS)), queues=st.integers(1, 4))
+def test_absurd_counts_are_carried_modulo_2_to_the_64_and_their_sums_go_on(carried: Carried, queues: int) -> None:
+    geometry = Geometry(queues=queues, slot_count=64, slot_payload=256, headroom=64)
+    fd = create_region(geometry, LINK, carried=carried)
+    try:
+        with Region.attach(fd, geometry, LINK, 0), Region.attach(fd, geometry, LINK, 1):
+            reading = read_region(fd)
+    finally:
+        os.close(fd)
+    assert all(ring.balanced and ring.in_flight == 0 for ring in reading.rings)
+    for side in (0, 1):
+        before = carried.sides[side]
+        after = [ring for ring in reading.rings if ring.producing_side == side]
+        for of in (
+            lambda ring: ring.produced.frames + sum(ring.produced.drops.values()),
+            lambda ring: ring.consumed.frames - sum(ring.consumed.drops.values()),
+        ):
+            assert sum(map(of, after)) % WORD == sum(map(of, before)) % WORD
+
+
+# --- holding a region ------------------------------------------------------------------------------------------------
+
+
+def test_a_detach_waits_until_nobody_holds_the_region() -> None:
+    with carrier(GEOMETRY) as made:
+        region = made.attach(0)
+        held, let_go = threading.Event(), threading.Event()
+
+        def use() -> None:
+            with region.hold("a user"):
+                held.set()
+                let_go.wait()
+                assert region.attached, "the region went away under its user"
+
+        user = threading.Thread(target=use)
+        user.start()
+        held.wait()
+        with pytest.raises(RegionHeldError, match="a user") as caught:
+            region.detach(timeout=0)
+        assert caught.value.holders == ("a user",)
+        assert region.producers[0].send([FRAME]) == 1, "a detach that was refused changes nothing"
+        let_go.set()
+        region.detach()
+        user.join()
+        assert not region.attached
+        with pytest.raises(ValueError, match="detached"), region.hold("too late"):
+            pass
+
+
+def test_a_region_that_is_being_detached_takes_no_new_holders() -> None:
+    with carrier(GEOMETRY) as made:
+        region = made.attach(0)
+        with region.hold("a user"):
+            leaving = threading.Thread(target=region.detach)
+            leaving.start()
+            refused = False
+            while not refused:
+                try:
+                    with region.hold("another"):
+                        pass
+                except ValueError:
+                    refused = True
+        leaving.join()
+        assert not region.attached
+
+
+def test_a_loop_holds_all_regions_that_it_uses_until_it_is_closed(two_links: tuple[Carrier, int]) -> None:
+    made, fd = two_links
+    source, target = made.attach(1), attach_out(fd)
+    loop = Loop("inside-outside/0", 0)
+    packet_filter = Filter(("inside", "outside"))
+    loop.judge_by(packet_filter.native)
+    loop.watch(source, 0)
+    loop.forward_spread(source.consumers[0], Spread(target), 0, 1)
+    loop.start()
+    for region in (source, target):
+        with pytest.raises(RegionHeldError, match="loop inside-outside/0"):
+            region.detach(timeout=0)
+    loop.close()
+    packet_filter.close()
+    source.detach()
+    target.detach()
+
+
+def test_a_spread_alone_keeps_no_region() -> None:
+    with carrier(GEOMETRY) as made:
+        region = made.attach(0)
+        spread = Spread(region)
+        assert spread.send([FRAME]) == (1, None)
+        region.detach(timeout=0)
+        with pytest.raises(ValueError, match="detached"):
+            spread.send([FRAME])
