@@ -40,7 +40,7 @@ WHO = struct.Struct("<HI?")  # the value of SELF: version, pid, started for a br
 VALUE_SIZE = 1 << 16  # bytes, at the most
 DESCRIPTORS_PER_ENTRY = 253  # the kernel's SCM_MAX_FD
 
-ENTRIES_MAX = 4096
+ENTRIES_MAX = 48 << 10  # three for each link, of which a fabric file can describe some 15,000
 VALUES_SIZE = 64 << 20  # bytes of all values together, at the most
 CLIENTS_MAX = 64
 RESERVE = 32  # descriptors for the interpreter, the lock and the listener
