@@ -168,6 +168,7 @@ class Loop:
             self._say(f"a {type(message).__name__} failed: {error!r}")
             reply = ControlError(Cause.FAILED, f"the broker could not do it: {printable(repr(error))}").reply()
             self._send(identity, request_id, reply)
+            self._answers.give_up(request_id)
 
     def _on_decoded(self, identity: bytes, request_id: str, message: Message) -> None:
         if isinstance(message, Done | Told | ErrorReply | Notice):
