@@ -81,9 +81,12 @@ class Loop:
         journal = read_journal(runtime)
         self._journal = journal or new_journal()
         adopt_fabric(self._journal, self._fabric, runtime)
+        if journal is None:
+            write_journal(runtime, self._journal)  # before there is a keeper, which a broker that fails would leave
+        descriptors_max = raise_descriptor_limit()  # before the keeper sends all that it has
         self._keeping = Keeping(runtime, say)
         found = self._keeping.recover()
-        self._resources = Resources(raise_descriptor_limit(), self._keeping)
+        self._resources = Resources(descriptors_max, self._keeping)
         lost = adopt_links(found, self._fabric, self._resources, self._keeping)
         listener = adopt_desk(found, handover_path(runtime), self._keeping)
         self._ends = Ends(
@@ -93,9 +96,7 @@ class Loop:
         )
         self._desk = self._ends.desk
         adopt_ends(found, self._fabric, self._keeping, self._ends.take_over)
-        if journal is None:
-            write_journal(runtime, self._journal)
-        elif self._fabric.links:
+        if self._fabric.links:
             self._say(f"adopted {len(self._fabric.links) - len(lost)} of {len(self._fabric.links)} links")
         for name in lost:
             self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
@@ -302,7 +303,10 @@ class Loop:
             known.problem = ""
         agent = self._agents.of(hello.vm)
         assert agent is not None
-        self._make_anew(self._fabric.note_attached(hello.vm, agent.holder, hello.attached))
+        try:
+            self._make_anew(self._fabric.note_attached(hello.vm, agent.holder, hello.attached))
+        except ControlError as error:  # its other links need nothing of that; who wants this one's end tries again
+            self._say(str(error))
         now = time.monotonic()
         offers = [self._fabric.offer(link, side, now, agent.holder) for link, side in self._fabric.ends_of(hello.vm)]
         self._answer(request_id, Welcome(vm=hello.vm, offers=offers, stack=self._fabric.stack(hello.vm)))
