@@ -101,6 +101,7 @@ class Loop:
         for name in lost:
             self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
         self._directory = self._open_directory()
+        self._list_links()
         self._context = zmq.Context()
         self._router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 200)  # ms: a reply before stopping still gets out

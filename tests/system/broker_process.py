@@ -73,7 +73,7 @@ class BrokerProcess:
     def __init__(self, runtime: Path, *options: str) -> None:
         self.runtime = runtime
         self._command = [*RINGWAY, "broker", "--runtime", str(runtime), *options]
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the broker
         self.process = self._start()
 
     def __enter__(self) -> Self:
