@@ -7,6 +7,7 @@ It is run by path and knows nothing else of ringway, so that it starts fast, sta
     PUT key, value + descriptors    (none) replaces the entry
     DROP key                        (none) forgets the entry
     LIST                            ENTRY key, value + descriptors for each, then SELF
+    SELF                            SELF, when all that the client had put before is kept
     END                             (exits, if it was started for a broker)
     anything else                   REFUSED reason, and hangs up
 
@@ -200,6 +201,11 @@ class Keeping:
             self._account(self._entries.pop(key, NOTHING), NOTHING)
         elif op == LIST:
             client.lists += 1
+        elif op == SELF and client.unsent:
+            return "it asks for more than it reads"
+        elif op == SELF:
+            client.unsent.append(None)
+            self._flush(client)
         elif op == END and self._for_broker:
             self._ended = True
         elif op == END:

@@ -62,6 +62,7 @@ class Keeping:
         self._say = say
         self._entries: dict[str, tuple[bytes, tuple[int, ...]]] = {}
         self._keeper: Keeper | None = Keeper.reach(runtime)
+        self._dropped: set[str] = set()  # while there was no keeper: the next one may be the same
         self._again_at = 0.0
 
     def fileno(self) -> int:
@@ -81,11 +82,12 @@ class Keeping:
 
     def put(self, key: str, value: bytes, descriptors: Sequence[int]) -> None:
         self._entries[key] = (value, tuple(descriptors))
+        self._dropped.discard(key)
         if self._keeper is not None:
             try:
                 self._keeper.put(key, value, descriptors)
             except KeeperGone as error:
-                self._lose(error)
+                self._lose(str(error))
 
     def put_end(self, link_id: int, side: int, kept: KeptEnd, descriptors: Sequence[int]) -> None:
         self.put(end_key(link_id, side), msgspec.msgpack.encode(kept), descriptors)
@@ -96,7 +98,9 @@ class Keeping:
             try:
                 self._keeper.drop(key)
             except KeeperGone as error:
-                self._lose(error)
+                self._lose(str(error))
+        if self._keeper is None:
+            self._dropped.add(key)
 
     def forget_link(self, link_id: int) -> None:
         for key in (end_key(link_id, 0), end_key(link_id, 1), link_key(link_id)):
@@ -110,7 +114,7 @@ class Keeping:
     def mend(self, now: float) -> bool:
         """Without a keeper: get another, give it everything and return True. Links do not notice."""
         if self._keeper is not None and self._keeper.gone():
-            self._lose(None)
+            self._lose(self._keeper.last_word())
         if self._keeper is not None or now < self._again_at:
             return False
         began = time.monotonic()
@@ -121,20 +125,25 @@ class Keeping:
             ended = time.monotonic()
             self._again_at = ended + max(RETRY, PATIENCE * (ended - began))
             return False
-        self._say(f"the keeper was gone; another one (pid {self._keeper.pid}) has everything again")
+        self._say(f"another keeper (pid {self._keeper.pid}) has everything again")
+        self._again_at = time.monotonic() + RETRY
         return True
 
     def _another(self) -> Keeper:
         """A keeper that has everything again. ControlError."""
         keeper = Keeper.reach(self._runtime)
         try:
+            for key in self._dropped:
+                keeper.drop(key)
             # Ends come before links (in the order of their names): a broker that finds a link and not who holds its
             # ends would hand them out a second time.
             for key, (value, descriptors) in sorted(self._entries.items()):
                 keeper.put(key, value, descriptors)
+            keeper.settle()
         except BaseException:
             keeper.close()
             raise
+        self._dropped.clear()
         return keeper
 
     def close(self) -> bool:
@@ -149,13 +158,11 @@ class Keeping:
         keeper.close()
         return stays
 
-    def _lose(self, why: ControlError | None) -> None:
-        if why is not None:
-            self._say(str(why))
+    def _lose(self, why: str) -> None:
+        self._say(why)
         if self._keeper is not None:
             self._keeper.close()
         self._keeper = None
-        self._again_at = time.monotonic()
 
 
 def close_all(descriptors: Sequence[int]) -> None:
