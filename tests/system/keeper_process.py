@@ -37,9 +37,9 @@ def running_keeper(runtime: Path) -> Iterator[Keeper]:
 
 
 @contextlib.contextmanager
-def keeper_by_hand(runtime: Path) -> Iterator[int]:
-    """The pid of a `ringway keeper`, which no broker ends."""
-    command = [*RINGWAY, "keeper", "--runtime", str(runtime)]
+def keeper_by_hand(runtime: Path, *prefix: str) -> Iterator[int]:
+    """The pid of a `ringway keeper`, which no broker ends; `prefix`: a command that executes it."""
+    command = [*prefix, *RINGWAY, "keeper", "--runtime", str(runtime)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
