@@ -37,9 +37,7 @@ from ringway.shm._native import lib
 _TEND_S = 1.0  # how often ports are looked at for what nobody tells
 _RETRY_S = 0.5
 # A broker that is not there yet, a fabric that is not applied yet, an agent before us that is not quite gone.
-_WORTH_WAITING = (Cause.NO_BROKER, Cause.UNKNOWN_VM, Cause.AGENT_EXISTS, Cause.TIMEOUT)
-
-
+_WORTH_WAITING = (Cause.NO_BROKER, Cause.UNKNOWN_VM, Cause.AGENT_EXISTS, Cause.TIMEOUT, Cause.BUSY)
 _VOID = (Cause.TICKET_WRONG, Cause.TICKET_USED, Cause.TICKET_EXPIRED, Cause.TICKET_MISMATCH)
 
 
@@ -71,6 +69,7 @@ class Agent:
         self._say = log
         self._member = Member(vm, spin_us, loops or lib.RWAY_QUEUES_MAX, self._log)
         self._session: AgentSession | None = None
+        self._waits_for = ""  # as it was last said
         self._hello_due = False  # the broker is another one than we said hello to
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -86,34 +85,37 @@ class Agent:
         version = importlib.metadata.version("ringway")
         self._session = AgentSession(self._runtime, self.vm, version)
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        while not self._take_up_first(self._first_hello(self._session, deadline)):
+        while not self._take_up_first(self._first_hello(self._session, deadline), deadline):
             pass
         self._thread = threading.Thread(target=self._serve, args=(self._session,), name=f"agent {self.vm}", daemon=True)
         self._thread.start()
 
-    def _take_up_first(self, welcome: Welcome) -> bool:
-        """False when an apply came between: the tickets are void, and another hello brings new ones."""
+    def _take_up_first(self, welcome: Welcome, deadline: float | None) -> bool:
+        """False when another hello is worth it: an apply came between and the tickets are void, or the broker died."""
         try:
             self._member.take_up(welcome.offers, welcome.stack)
         except ControlError as error:
             if error.cause not in _VOID:
-                raise
+                self._wait(error, deadline)
             return False
         return True
 
     def _first_hello(self, session: AgentSession, deadline: float | None) -> Welcome:
-        said = ""
         while True:
             try:
                 return session.hello()
             except ControlError as error:
-                if error.cause not in _WORTH_WAITING or (deadline is not None and time.monotonic() > deadline):
-                    raise
-                if error.message != said:
-                    said = error.message
-                    self._log(f"waiting: {said}")
-            if self._stopping.is_set() or self._interrupted(_RETRY_S):
-                raise AgentError(AgentCause.STOPPED, "stopped while waiting for the broker")
+                self._wait(error, deadline)
+
+    def _wait(self, why: ControlError, deadline: float | None) -> None:
+        """Before the next attempt to start. Raises `why` when waiting does not help against it, or not any more."""
+        if why.cause not in _WORTH_WAITING or (deadline is not None and time.monotonic() > deadline):
+            raise why
+        if why.message != self._waits_for:
+            self._waits_for = why.message
+            self._log(f"waiting: {why.message}")
+        if self._stopping.is_set() or self._interrupted(_RETRY_S):
+            raise AgentError(AgentCause.STOPPED, "stopped while waiting for the broker")
 
     def _interrupted(self, timeout: float) -> bool:
         poller = zmq.Poller()

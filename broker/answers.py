@@ -26,6 +26,10 @@ class Answers:
         waiting.append(identity)
         return len(waiting) == 1
 
+    def give_up(self, request_id: str) -> None:
+        """It has no answer that is worth keeping: the next one to ask is the first again."""
+        self._open.pop(request_id, None)
+
     def give(self, request_id: str, answer: bytes) -> list[bytes]:
         """Keep the answer. Returns the identities that it goes to."""
         self._given[request_id] = answer

@@ -10,8 +10,8 @@ unanswered at once, and descriptors sent to it are never received.
     held     anything     held (an end has nothing more to say; it is read and forgotten)
     held     closed       gone, and the end with it
 
-Connections outlive the broker in the keeper. A claim is read for good only after its answer is out: until then another
-broker finds it again, on a connection that holds its end already, and answers once more.
+Connections outlive the broker in the keeper. A claim is read for good only when its answer is out and the two ends are
+introduced: until then another broker finds it again, on a connection that holds its end already, and does both again.
 
     adopted  the Take it holds by     answered again; held
     adopted  anything else, closed    as held
@@ -265,9 +265,9 @@ class Desk:
         sent = _send(connection, request_id, grant.granted, grant.descriptors)
         close_all(grant.given)
         if sent:
+            grant.then()
             with contextlib.suppress(OSError):
                 connection.recv(TAKE_SIZE)  # the claim, which was only looked at so far
-            grant.then()
         else:
             self.drop(fd)
             self._released(fd)

@@ -100,8 +100,8 @@ class Resources:
         try:
             for effect in effects:
                 if isinstance(effect, MakeLink):
+                    made.append(effect.link_id)  # first, for what it had when it failed
                     held = self._make(effect)
-                    made.append(effect.link_id)
                     notes += [held.note] if held.note else []
                     notes.append(held.statement())
             settle()

@@ -101,7 +101,11 @@ class Ends:
             self._make_anew(take.link, trouble)
             message = f"link {take.link!r} was made anew, because {trouble}: say hello for a ticket of the new one"
             raise ControlError(Cause.TICKET_EXPIRED, message)
-        return self._grant(link, take.side, connection, granted)
+        try:
+            return self._grant(link, take.side, connection, granted)
+        except ControlError:
+            self._released(connection)  # it is refused, and holds nothing
+            raise
 
     def _grant_again(self, take: Take, connection: int, link: LinkState, side: int) -> Grant:
         """To an end that may have had no answer, because the broker died. ControlError when it claims another one."""
@@ -118,7 +122,11 @@ class Ends:
             life_fd, own_fd = os.pipe2(os.O_CLOEXEC)
             self._lives[connection] = life_fd
             given, lives = [own_fd], [life_fd]
-        self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [connection, *lives])
+        try:
+            self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [connection, *lives])
+        except ControlError:
+            close_all(given)
+            raise
         self.changed = True
         descriptors = [*self._resources.links[link.link_id].descriptors(side), *given]
         return Grant(granted, descriptors, given, partial(self._introduce, link, side))

@@ -39,9 +39,15 @@ def journal_path(runtime: Path) -> Path:
     return runtime / "journal"
 
 
+def _fresh_path(runtime: Path) -> Path:
+    return runtime / "journal.new"
+
+
 def read_journal(runtime: Path) -> Journal | None:
     """None where there is none. ControlError (RUNTIME) for one that this release did not write."""
     path = journal_path(runtime)
+    with contextlib.suppress(OSError):
+        _fresh_path(runtime).unlink()  # of a broker that was killed over it
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
             content = file.read(SIZE_MAX + 1)
@@ -64,7 +70,7 @@ def read_journal(runtime: Path) -> Journal | None:
 def write_journal(runtime: Path, journal: Journal) -> None:
     """Replace it. ControlError (SYSTEM) and the old one when that cannot be done."""
     path = journal_path(runtime)
-    fresh = path.with_name("journal.new")
+    fresh = _fresh_path(runtime)
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "wb") as file:

@@ -115,6 +115,18 @@ class Keeper:
         """Forget the entry of that key, if there is one. Errors as of `put`."""
         self._send(process.DROP, key)
 
+    def settle(self) -> None:
+        """Return when all that was put is kept. KeeperGone, with its reason, when it has refused something."""
+        self._send(process.SELF)
+        op, _, _, fds = _receive(self._connection)
+        _close_all(fds)
+        if op != process.SELF:
+            raise _garbled(op)
+
+    def last_word(self) -> str:
+        """Why it is gone, as far as it has said so."""
+        return f"{_last_word(self._connection)} (pid {self.pid})"
+
     def fileno(self) -> int:
         """Readable when the keeper is gone: it never speaks unasked."""
         return self._connection.fileno()
@@ -159,7 +171,7 @@ class Keeper:
         except BlockingIOError:
             raise KeeperGone(f"the keeper (pid {self.pid}) did not listen for {SEND_TIMEOUT} s") from None
         except ConnectionError:
-            raise KeeperGone(f"{_last_word(self._connection)} (pid {self.pid})") from None
+            raise KeeperGone(self.last_word()) from None
         except OSError as error:
             message = f"{len(fds)} descriptors could not be given to the keeper (pid {self.pid}): {error.strerror}"
             raise ControlError(Cause.SYSTEM, message) from None

@@ -7,6 +7,7 @@ It is run by path and knows nothing else of ringway, so that it starts fast, sta
     PUT key, value + descriptors    (none) replaces the entry
     DROP key                        (none) forgets the entry
     LIST                            ENTRY key, value + descriptors for each, then SELF
+    SELF                            SELF, when all that the client had put before is kept
     END                             (exits, if it was started for a broker)
     anything else                   REFUSED reason, and hangs up
 
@@ -40,7 +41,7 @@ WHO = struct.Struct("<HI?")  # the value of SELF: version, pid, started for a br
 VALUE_SIZE = 1 << 16  # bytes, at the most
 DESCRIPTORS_PER_ENTRY = 253  # the kernel's SCM_MAX_FD
 
-ENTRIES_MAX = 1 << 16
+ENTRIES_MAX = 48 << 10  # three for each link, of which a fabric file can describe some 15,000
 VALUES_SIZE = 64 << 20  # bytes of all values together, at the most
 CLIENTS_MAX = 64
 RESERVE = 32  # descriptors for the interpreter, the lock and the listener
@@ -205,6 +206,11 @@ class Keeping:
             self._account(self._entries.pop(key, NOTHING), NOTHING)
         elif op == LIST:
             client.lists += 1
+        elif op == SELF and client.unsent:
+            return "it asks for more than it reads"
+        elif op == SELF:
+            client.unsent.append(None)
+            self._flush(client)
         elif op == END and self._for_broker:
             self._ended = True
         elif op == END:

@@ -24,6 +24,7 @@ from ringway.broker.keeper import Keeper, KeeperGone, Kept
 from ringway.control.errors import ControlError
 
 RETRY: Final = 1.0  # seconds between attempts to get another keeper
+PATIENCE: Final = 10  # times as long as an attempt took, if that is more: meanwhile the broker does nothing else
 DESK: Final = "desk"
 
 
@@ -61,6 +62,7 @@ class Keeping:
         self._say = say
         self._entries: dict[str, tuple[bytes, tuple[int, ...]]] = {}
         self._keeper: Keeper | None = Keeper.reach(runtime)
+        self._dropped: set[str] = set()  # while there was no keeper: the next one may be the same
         self._again_at = 0.0
 
     def fileno(self) -> int:
@@ -80,11 +82,12 @@ class Keeping:
 
     def put(self, key: str, value: bytes, descriptors: Sequence[int]) -> None:
         self._entries[key] = (value, tuple(descriptors))
+        self._dropped.discard(key)
         if self._keeper is not None:
             try:
                 self._keeper.put(key, value, descriptors)
-            except KeeperGone:
-                self._lose()
+            except KeeperGone as error:
+                self._lose(str(error))
 
     def put_end(self, link_id: int, side: int, kept: KeptEnd, descriptors: Sequence[int]) -> None:
         self.put(end_key(link_id, side), msgspec.msgpack.encode(kept), descriptors)
@@ -94,8 +97,10 @@ class Keeping:
         if self._keeper is not None:
             try:
                 self._keeper.drop(key)
-            except KeeperGone:
-                self._lose()
+            except KeeperGone as error:
+                self._lose(str(error))
+        if self._keeper is None:
+            self._dropped.add(key)
 
     def forget_link(self, link_id: int) -> None:
         for key in (end_key(link_id, 0), end_key(link_id, 1), link_key(link_id)):
@@ -109,21 +114,37 @@ class Keeping:
     def mend(self, now: float) -> bool:
         """Without a keeper: get another, give it everything and return True. Links do not notice."""
         if self._keeper is not None and self._keeper.gone():
-            self._lose()
+            self._lose(self._keeper.last_word())
         if self._keeper is not None or now < self._again_at:
             return False
-        self._again_at = now + RETRY
+        began = time.monotonic()
         try:
-            self._keeper = Keeper.reach(self._runtime)
+            self._keeper = self._another()
         except ControlError as error:
             self._say(f"there is no keeper, and a broker that dies now takes its links' memory with it: {error}")
+            ended = time.monotonic()
+            self._again_at = ended + max(RETRY, PATIENCE * (ended - began))
             return False
-        for key, (value, descriptors) in list(self._entries.items()):
-            if self._keeper is not None:
-                self.put(key, value, descriptors)
-        if self._keeper is not None:
-            self._say(f"the keeper was gone; another one (pid {self._keeper.pid}) has everything again")
-        return self._keeper is not None
+        self._say(f"another keeper (pid {self._keeper.pid}) has everything again")
+        self._again_at = time.monotonic() + RETRY
+        return True
+
+    def _another(self) -> Keeper:
+        """A keeper that has everything again. ControlError."""
+        keeper = Keeper.reach(self._runtime)
+        try:
+            for key in self._dropped:
+                keeper.drop(key)
+            # Ends come before links (in the order of their names): a broker that finds a link and not who holds its
+            # ends would hand them out a second time.
+            for key, (value, descriptors) in sorted(self._entries.items()):
+                keeper.put(key, value, descriptors)
+            keeper.settle()
+        except BaseException:
+            keeper.close()
+            raise
+        self._dropped.clear()
+        return keeper
 
     def close(self) -> bool:
         """Leave the keeper to the next broker, and return True; or end it, when it is only there for this one."""
@@ -137,11 +158,11 @@ class Keeping:
         keeper.close()
         return stays
 
-    def _lose(self) -> None:
+    def _lose(self, why: str) -> None:
+        self._say(why)
         if self._keeper is not None:
             self._keeper.close()
         self._keeper = None
-        self._again_at = time.monotonic()
 
 
 def close_all(descriptors: Sequence[int]) -> None:

@@ -74,7 +74,9 @@ class Loop:
         journal = read_journal(runtime)
         self._journal = journal or new_journal()
         adopt_fabric(self._journal, self._fabric, runtime)
-        descriptors_max = raise_descriptor_limit()
+        if journal is None:
+            write_journal(runtime, self._journal)  # before there is a keeper, which a broker that fails would leave
+        descriptors_max = raise_descriptor_limit()  # before the keeper sends all that it has
         self._keeping = Keeping(runtime, say)
         found = self._keeping.recover()
         self._resources = Resources(descriptors_max, self._keeping)
@@ -87,14 +89,13 @@ class Loop:
         )
         self._desk = self._ends.desk
         adopt_ends(found, self._fabric, self._keeping, self._ends.take_over)
-        if journal is None:
-            write_journal(runtime, self._journal)
-        elif self._fabric.links:
+        if self._fabric.links:
             self._say(f"adopted {len(self._fabric.links) - len(lost)} of {len(self._fabric.links)} links")
         for name in lost:
             self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
         self._directory = self._open_directory()
         self._directory_said = ""
+        self._list_links()
         self._router = Router(control_path(runtime))
         self._bound = {path: _identity(path) for path in (control_path(runtime), handover_path(runtime))}
         self._events.register(self._router.fileno(), select.EPOLLIN)
@@ -154,6 +155,7 @@ class Loop:
             self._say(f"a {type(message).__name__} failed: {error!r}")
             reply = ControlError(Cause.FAILED, f"the broker could not do it: {printable(repr(error))}").reply()
             self._router.send(identity, request_id, reply)
+            self._answers.give_up(request_id)
 
     def _on_decoded(self, identity: bytes, request_id: str, message: Message) -> None:
         if isinstance(message, Done | Told | ErrorReply | Notice):
@@ -287,7 +289,10 @@ class Loop:
             known.problem = ""
         agent = self._agents.of(hello.vm)
         assert agent is not None
-        self._make_anew(self._fabric.note_attached(hello.vm, agent.holder, hello.attached))
+        try:
+            self._make_anew(self._fabric.note_attached(hello.vm, agent.holder, hello.attached))
+        except ControlError as error:  # its other links need nothing of that; who wants this one's end tries again
+            self._say(str(error))
         now = time.monotonic()
         offers = [self._fabric.offer(link, side, now, agent.holder) for link, side in self._fabric.ends_of(hello.vm)]
         self._answer(request_id, Welcome(vm=hello.vm, offers=offers, stack=self._fabric.stack(hello.vm)))

@@ -69,27 +69,52 @@ def end_keeper(runtime: Path) -> None:
 
 
 class BrokerProcess:
+    """Its log goes to a file: a broker must never wait for a test to read it."""
+
     def __init__(self, runtime: Path, *options: str) -> None:
         self.runtime = runtime
-        command = [*RINGWAY, "broker", "--runtime", str(runtime), *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._command = [*RINGWAY, "broker", "--runtime", str(runtime), *options]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the broker
+        self.process = self._start()
 
     def __enter__(self) -> Self:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line.startswith("broker ready"):
-            raise AssertionError(f"the broker did not start: {self.process.communicate()[1]}")
+        self._await_ready()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
+        self._log.close()
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Exit code and log."""
         self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=20)
-        return self.process.returncode, log
+        self.process.communicate(timeout=20)
+        return self.process.returncode, self.log()
+
+    def restart(self, number: int = signal.SIGKILL) -> None:
+        """End it, and start its successor; returns when that has adopted what there is."""
+        self.stop(number)
+        self.start()
+
+    def start(self) -> None:
+        """A successor of the one that has ended."""
+        self.process = self._start()
+        self._await_ready()
+
+    def log(self) -> str:
+        """Of this broker and those before it."""
+        return os.pread(self._log.fileno(), 1 << 24, 0).decode()  # read() would move the place where they write
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=self._log, text=True)
+
+    def _await_ready(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.startswith("broker ready"):
+            self.process.communicate()
+            raise AssertionError(f"the broker did not start: {self.log()}")
 
     def apply(self, text: str = FABRIC) -> Applied:
         with Client(self.runtime) as client:

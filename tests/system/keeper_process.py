@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ringway.broker import keeper_process
 from ringway.broker.keeper import Keeper, Kept
-from tests.system.broker_process import descriptors_of
+from tests.system.broker_process import RINGWAY, descriptors_of
 
 PATIENCE_MS = 30_000
 
@@ -34,6 +34,19 @@ def running_keeper(runtime: Path) -> Iterator[Keeper]:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
             await_end(pid_fd)
+
+
+@contextlib.contextmanager
+def keeper_by_hand(runtime: Path, *prefix: str) -> Iterator[int]:
+    """The pid of a `ringway keeper`, which no broker ends; `prefix`: a command that executes it."""
+    command = [*prefix, *RINGWAY, "keeper", "--runtime", str(runtime)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"keeper ready on {runtime}\n"
+            yield process.pid
+        finally:
+            process.kill()
 
 
 @contextlib.contextmanager

@@ -352,3 +352,16 @@ def test_a_keeper_is_not_run_in_a_directory_that_is_open_to_others(runtime: Path
     refused = run_ringway("keeper", "--runtime", str(runtime))
     assert refused.returncode == 1
     assert "is open to others (mode 0755): chmod 700 it" in refused.stderr
+
+
+def test_settling_returns_when_all_is_kept_and_says_what_was_refused(runtime: Path, keeper: Keeper) -> None:
+    with memories(*[b"x"] * 9) as fds:
+        keeper.put("a", b"", fds)
+        keeper.settle()
+        assert keys(keeper) == ["a"]
+        with knocking(runtime) as stranger:
+            stranger.say(b"x")
+        keeper.settle()  # which is none of its own
+        keeper._send(255)
+        with pytest.raises(KeeperGone, match="there is no op 255"):
+            keeper.settle()

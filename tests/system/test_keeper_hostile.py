@@ -8,6 +8,7 @@ import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -77,10 +78,10 @@ def refusal(stranger: Stranger) -> str:
         (message(LIST, b"", b"v"), "only those with op 1"),
         (message(0), "no op 0"),
         (message(ENTRY), "no op 5"),
-        (message(SELF), "no op 6"),
+        (message(REFUSED), "no op 7"),
         (message(255), "no op 255"),
     ],
-    ids=["short", "cut", "a byte too long", "long", "drop+", "list+", "0", "entry", "self", "255"],
+    ids=["short", "cut", "a byte too long", "long", "drop+", "list+", "0", "entry", "refused", "255"],
 )
 def test_a_message_that_is_none_ends_its_client_only(
     runtime: Path, keeper: Keeper, payload: bytes, reason: str
@@ -148,6 +149,18 @@ def test_clients_that_flood_each_other_with_lists_are_all_served(runtime: Path, 
         for stranger in strangers:
             said = [stranger.hear() for _ in range(1 + 20 * 2)]
             assert [one.op for one in said if one] == [SELF, *[ENTRY, SELF] * 20]
+
+
+def ask_without_end(stranger: Stranger) -> NoReturn:
+    while True:
+        stranger.say(message(SELF))
+
+
+def test_a_client_that_asks_for_more_than_it_reads_is_hung_up_on(runtime: Path, keeper: Keeper) -> None:
+    before = settled_descriptors(runtime)
+    with knocking(runtime) as stranger, pytest.raises(ConnectionError):
+        ask_without_end(stranger)
+    assert settled_descriptors(runtime) == before
 
 
 def test_a_flood_of_connections_is_refused_and_forgotten(runtime: Path, keeper: Keeper) -> None:
