@@ -13,6 +13,8 @@
  *      DUPLEX       two rings between two processes that are the producer of one and the consumer of the other, and
  *                   sleep for both at once (a tap's loop)
  *
+ *      RESTARTS     one ring, and each end is killed once, after any store of its counter, and attaches anew
+ *
  * A bell is a word that the ringer sets behind the counter it rings for (the lock of a pipe sees to that), and that who
  * slept on it clears. An atomic step is at most one load, and then what nobody else can see: private words, and stores
  * into the own buffer.
@@ -130,6 +132,28 @@ inline settle_consumer(me, ring)
 #define BEFORE_SLEEPING(settling) settling
 #endif
 
+#ifdef RESTARTS
+bool killed[2];
+
+/* What it has stored arrives, and the next incarnation has looked at nothing. */
+inline may_be_killed(me, half, bell)
+{
+    if
+    :: d_step { !killed[me] && FENCED(me) -> killed[me] = true };
+        half.looked_at = half.at;
+#ifndef ATTACHES_IN_SILENCE
+        ring_bell(me, bell)
+#endif
+    :: skip
+    fi
+}
+#else
+inline may_be_killed(me, half, bell)
+{
+    skip
+}
+#endif
+
 /* With room for it; one slot or two. */
 inline publish(me, ring)
 {
@@ -140,6 +164,7 @@ inline publish(me, ring)
         fi;
         store(me, HEAD(ring), producer[ring].at, RELEASE)
     }
+    may_be_killed(me, producer[ring], CONSUMERS_BELL(ring));
     if
     :: settle_producer(me, ring)
     :: atomic { look(me, producer[ring], WAKE_CONSUMER(ring), CONSUMERS_BELL(ring)) }
@@ -156,6 +181,7 @@ inline release(me, ring)
         fi;
         store(me, TAIL(ring), consumer[ring].at, RELEASE)
     }
+    may_be_killed(me, consumer[ring], PRODUCERS_BELL(ring));
     if
     :: settle_consumer(me, ring)
     :: atomic { look(me, consumer[ring], WAKE_PRODUCER(ring), PRODUCERS_BELL(ring)) }
