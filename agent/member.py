@@ -235,7 +235,7 @@ class Member:
             if len(ends) == 2 and not self._is_run(*ends):
                 runner = ForwardRunner(ends[0], ends[1], self._filter, self._spin_us, self._most_loops)
                 self._runners.append(runner)
-                self._log(f"forwarding between {first} and {second}")
+                self._log(f"forwarding between {first} and {second}{_lost_note(runner.lost)}")
 
     def _still_fits(self, stack: Stack, names: tuple[str, ...]) -> bool:
         """Rules change under way, and connections outlive that. Other ports, or room for others, make a new filter."""
@@ -248,6 +248,14 @@ class Member:
         if self._filter is not None:
             self._filter.close()
         self._filter = self._filtered = None
+
+
+def _lost_note(lost: Sequence[int | None]) -> str:
+    """What a forwarder found of one before it that was killed."""
+    if None in lost:
+        return "; what was lost with the one before cannot be told, and is not counted"
+    frames = sum(filter(None, lost))
+    return f"; {frames} frames were lost with the one before" if frames else ""
 
 
 def _plain(text: str) -> str:

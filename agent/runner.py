@@ -93,6 +93,8 @@ class ForwardRunner:
             port.run_by_agent(True)
             _serve(port, count)
         with _closed_on_error(self):
+            # Before anything moves: what a forwarder before this one held when it was killed is counted now.
+            self.lost = [source.region.join(target.region) for source, target in ((first, second), (second, first))]
             for index in range(count):
                 loop = _new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
                 loop.judge_by(packet_filter.native)
@@ -107,6 +109,8 @@ class ForwardRunner:
 
     def close(self) -> None:
         _close_all(self.loops)
+        for port in self.ports:
+            port.region.part()
         _give_back(self.ports)
 
 

@@ -133,6 +133,20 @@ class Region:
         """
         lib.rway_region_serve(self.native, queues)
 
+    def join(self, out: Region) -> int | None:
+        """Before a forwarder starts that alone takes this end's frames, and alone offers frames to `out`.
+
+        Returns how many frames one before it had taken and not offered when it was killed, now counted as `restart`
+        at `out`; 0 when there was none, and None when the counts say what no kill can lose, and nothing is counted.
+        """
+        lost = ffi.new("uint64_t *")
+        joined = lib.rway_region_join(self.native, out.native, lost)
+        return None if joined == lib.RWAY_JOIN_IMPLAUSIBLE else int(lost[0])
+
+    def part(self) -> None:
+        """The forwarder has ended, and holds no frames."""
+        lib.rway_region_part(self.native)
+
     def detach(self) -> None:
         """Mark the side detached and unmap. Safe to call twice; no thread may be inside a call of this region."""
         native, self._native = self._native, None
