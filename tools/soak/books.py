@@ -103,7 +103,9 @@ class Statement:
     unbalanced: list[str]
 
 
-def state(regions: Mapping[str, RegionReading], sent: Mapping[int, Sent], received: Mapping[int, Received]) -> Statement:
+def state(
+    regions: Mapping[str, RegionReading], sent: Mapping[int, Sent], received: Mapping[int, Received]
+) -> Statement:
     rings: dict[tuple[str, int], Totals] = {}
     unbalanced = []
     for link, region in regions.items():
@@ -132,7 +134,9 @@ def discrepancies(setup: Setup, before: Statement, now: Statement, kills: Mappin
         yield from _of_direction(direction, before, now, kills)
     for link in setup.links:
         for side in (0, 1):
-            yield from _of_restarts(setup, link.name, side, now.rings[link.name, side] - before.rings[link.name, side], kills)
+            yield from _of_restarts(
+                setup, link.name, side, now.rings[link.name, side] - before.rings[link.name, side], kills
+            )
 
 
 def _of_direction(direction: int, before: Statement, now: Statement, kills: Mapping[str, int]) -> Iterator[str]:
@@ -145,7 +149,9 @@ def _of_direction(direction: int, before: Statement, now: Statement, kills: Mapp
     offered, killed = way[0].offered, kills.get(SENDERS[direction], 0)
     if direction == WIRE_BACK:
         least = 0
-    if not least <= offered <= most or (killed == 0 and direction != WIRE_BACK and offered != first.intended - last.intended):
+    if not least <= offered <= most or (
+        killed == 0 and direction != WIRE_BACK and offered != first.intended - last.intended
+    ):
         yield f"direction {direction}: {offered} were offered, and the sender says {least} to {most}"
     if len(way) == 2 and way[0].delivered != way[1].offered:
         yield f"direction {direction}: {way[0].delivered} went into the junction, and {way[1].offered} came out of it"
@@ -161,7 +167,8 @@ def _of_direction(direction: int, before: Statement, now: Statement, kills: Mapp
         denied_least = first.denied_done - last.denied_intended - others
         denied_most = first.denied_intended - last.denied_done
         if not denied_least <= policy <= denied_most:
-            yield f"direction {direction}: the rule dropped {policy}, and {denied_least} to {denied_most} were made for it"
+            made = f"{denied_least} to {denied_most} were made for it"
+            yield f"direction {direction}: the rule dropped {policy}, and {made}"
 
 
 def _of_restarts(setup: Setup, link: str, side: int, ring: Totals, kills: Mapping[str, int]) -> Iterator[str]:

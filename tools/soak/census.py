@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +47,11 @@ def descriptors(pid: int) -> list[str]:
     return sorted(found)
 
 
-def fabrics() -> set[str]:
-    """The names in /dev/shm that brokers leave."""
-    return {path.name for path in Path("/dev/shm").glob("ringway-*")}
-
-
-def interfaces() -> set[str]:
-    return {path.name for path in Path("/sys/class/net").iterdir()}
+def fabrics_of(runtime: Path) -> list[str]:
+    """Names in /dev/shm of brokers that ran in that directory; of another's that is just leaving, nobody is told."""
+    found = []
+    for path in Path("/dev/shm").glob("ringway-*"):
+        with contextlib.suppress(OSError):
+            if str(runtime).encode() in path.read_bytes():
+                found.append(path.name)
+    return found

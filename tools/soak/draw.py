@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tools.soak.frames import LEN_MIN
-from tools.soak.pace import Death, Pace
+from tools.soak.pace import Death, DeathMoment, Pace
 from tools.soak.wire import INTERFACE
 
 # (slots, payload) by the largest frame that follows: the two links of a forward pair have to carry the same.
@@ -17,7 +17,7 @@ _GEOMETRIES = {
     65536: ((64, 2048), (128, 1024), (256, 512), (512, 256)),
     65664: ((1024, 2048), (512, 512), (256, 2048)),
 }
-_TAP_FRAME_MAX = 1514  # bytes
+_TAP_FRAME_MAX, _IP_FRAME_MAX = 1514, 14 + 65535  # bytes
 _LENGTHS = 64  # how many different ones follow each other
 
 CHAIN_OUT, CHAIN_BACK, DIRECT_OUT, DIRECT_BACK, WIRE_OUT, WIRE_BACK = range(6)
@@ -92,7 +92,9 @@ class Step:
             "attach": f"and again {self.after:.2f} of the usual time into its start",
             "death": str(self.death),
         }[self.moment]
-        return f"step {self.number}: {self.fault} {'+'.join(self.victims)} {when}, {self.pace}, {self.away * 1000:.0f} ms"
+        return (
+            f"step {self.number}: {self.fault} {'+'.join(self.victims)} {when}, {self.pace}, {self.away * 1000:.0f} ms"
+        )
 
 
 def draw_setup(seed: int, tap: bool) -> Setup:
@@ -113,7 +115,7 @@ def draw_setup(seed: int, tap: bool) -> Setup:
     longest = (chain, chain, direct, direct, _TAP_FRAME_MAX, _TAP_FRAME_MAX)
     return Setup(
         links=tuple(links),
-        lengths=tuple(_lengths(drawn, most) for most in longest),
+        lengths=tuple(_lengths(drawn, min(most, _IP_FRAME_MAX)) for most in longest),
         dropping={vm: drawn.random() < 0.3 for vm in ("client", "server")},
         agent_options={vm: _options(drawn) for vm in ("firewall", "edge")},
         connections=drawn.choice((0, 0, 4096)),
@@ -123,9 +125,9 @@ def draw_setup(seed: int, tap: bool) -> Setup:
 
 def _lengths(drawn: random.Random, most: int) -> tuple[int, ...]:
     """Mostly short ones; some go over several slots, and now and then one is as long as can be."""
-    kinds = (lambda: drawn.randint(LEN_MIN, 256), lambda: drawn.randint(LEN_MIN, min(most, 4000)), lambda: most)
+    ranges = ((LEN_MIN, 256), (LEN_MIN, min(most, 4000)), (most, most))
     weights = (90, 9, 1) if drawn.random() < 0.7 else (50, 48, 2)
-    return tuple(kind() for kind in drawn.choices(kinds, weights, k=_LENGTHS))
+    return tuple(drawn.randint(*bounds) for bounds in drawn.choices(ranges, weights, k=_LENGTHS))
 
 
 def _options(drawn: random.Random) -> tuple[str, ...]:
@@ -134,7 +136,7 @@ def _options(drawn: random.Random) -> tuple[str, ...]:
 
 
 _SINGLE = {"client": 5, "firewall": 6, "server": 4, "edge": 4, "broker": 2, "keeper": 1}
-_PAIRS = (
+_PAIRS: tuple[tuple[str, ...], ...] = (
     ("client", "firewall"),
     ("firewall", "server"),
     ("client", "server"),
@@ -160,7 +162,7 @@ def draw_steps(seed: int, tap: bool) -> Iterator[Step]:
 def _draw_step(drawn: random.Random, number: int, tap: bool) -> Step:
     singles = {vm: weight for vm, weight in _SINGLE.items() if tap or vm != "edge"}
     if drawn.random() < 0.2:
-        victims = drawn.choice([pair for pair in _PAIRS if tap or "edge" not in pair])
+        victims: tuple[str, ...] = drawn.choice([pair for pair in _PAIRS if tap or "edge" not in pair])
     else:
         victims = tuple(drawn.choices(tuple(singles), tuple(singles.values())))
     fault: Literal["kill", "pause"] = "pause" if drawn.random() < 0.1 and victims != ("keeper",) else "kill"
@@ -187,7 +189,8 @@ def _draw_moment(
     if fault == "kill" and kind < 0.25 and "keeper" not in victims:
         return "attach", drawn.uniform(0.0, 1.1), None, 0
     if fault == "kill" and kind < 0.55 and len(victims) == 1 and vm in _SENDS:
-        moment = drawn.choice(("sent", "taken", "logged"))
+        moments: tuple[DeathMoment, ...] = ("sent", "taken", "logged")
+        moment = drawn.choice(moments)
         among = _SENDS[vm] if moment == "sent" else _TAKES[vm]
         direction = drawn.choice([at for at in among if tap or at < WIRE_OUT])
         return "death", 0.0, Death(direction, moment, drawn.randint(1, 2000)), direction

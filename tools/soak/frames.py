@@ -1,4 +1,4 @@
-"""Numbered frames: each says which direction and incarnation of a sender it is of, as the how-manieth, at both its ends."""
+"""Numbered frames: each says of which direction and incarnation of a sender it is, and as the how-manieth."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def flow_of(number: int) -> int:
 
 
 class Maker:
-    """`lengths`: bytes of frame n are lengths[n % len(lengths)], each LEN_MIN at least. `denied`: some are as the rule is.
+    """`lengths`: bytes of frame n are lengths[n % len(lengths)], each LEN_MIN at least.
 
-    Those are of flows of their own, because their port is another.
+    `denied`: some are as the firewall's rule is; they are of flows of their own, because their port is another.
     """
 
     def __init__(self, direction: int, incarnation: int, lengths: Sequence[int], denied: bool) -> None:
@@ -72,5 +72,7 @@ def read(frame: bytes, direction: int, lengths: Sequence[int]) -> Seen | None:
     expected = lengths[seen.number % len(lengths)]
     (number,) = _TAIL.unpack_from(frame, len(frame) - _TAIL.size)
     if len(frame) != expected or number != seen.number or seen.direction != direction:
-        raise DamagedFrameError(f"{seen}: {len(frame)} bytes that end with {number}, where direction {direction} has {expected}")
+        raise DamagedFrameError(
+            f"{seen}: {len(frame)} bytes that end with {number}, where direction {direction} has {expected}"
+        )
     return seen

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
-from tools.soak.frames import FLOWS, Seen, flow_of
+from tools.soak.frames import DENIED_EVERY, FLOWS, Seen, flow_of
 
 _WORDS = 16  # of a row
 _INTENDED, _DONE = 0, 1  # of a sender's row
@@ -56,8 +56,6 @@ class Sent(_Ledger):
 
     def denied(self, done: bool) -> int:
         """How many of the numbers so far the firewall's rule denies."""
-        from tools.soak.frames import DENIED_EVERY
-
         return sum(number // DENIED_EVERY for number in self._words[_WORDS + (_DONE if done else _INTENDED) :: _WORDS])
 
 

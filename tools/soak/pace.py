@@ -1,10 +1,10 @@
 """How the supervisor speaks with a process that sends: how fast, until when, and when it is to kill itself.
 
-    supervisor says             the process
-    ("pace", "fast" | "slow")   sends
-    ("pace", "stopped")         answers "idle" once no thread of it is sending
-    ("die", Death)              kills itself after so many frames more
-    nothing more (closed)       ends
+supervisor says             the process
+("pace", "fast" | "slow")   sends
+("pace", "stopped")         answers "idle" once no thread of it is sending
+("die", Death)              kills itself after so many frames more
+nothing more (closed)       ends
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from tools.soak.frames import Maker
 from tools.soak.ledger import Sent
 
 Pace = Literal["fast", "slow", "stopped"]
+DeathMoment = Literal["sent", "taken", "logged"]
 BURST_MAX = 256  # frames of one call
 
 
 @dataclass(frozen=True)
 class Death:
-    """SIGKILL by itself, as soon as a direction has got so far: frames sent, taken out of the ring, or logged as well."""
+    """SIGKILL by itself, once so many frames of a direction were sent, taken out of the ring, or logged as well."""
 
     direction: int
-    moment: Literal["sent", "taken", "logged"]
+    moment: DeathMoment
     frames: int
 
 
@@ -81,7 +82,7 @@ class Pacer:
         death = self._death
         return min(count, max(1, self._left)) if death is not None and death.direction == direction else count
 
-    def moved(self, direction: int, moment: str, frames: int) -> None:
+    def moved(self, direction: int, moment: DeathMoment, frames: int) -> None:
         death = self._death
         if death is None or death.direction != direction or death.moment != moment:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -13,11 +14,11 @@ from pathlib import Path
 from ringway.shm import RegionReading
 from tools.soak.application import received_path, sent_path
 from tools.soak.books import RECEIVERS, SENDERS, WAYS, Statement, discrepancies, state
-from tools.soak.census import Possessions, descriptors, fabrics, interfaces
+from tools.soak.census import Possessions, descriptors, fabrics_of
 from tools.soak.draw import Step, draw_setup, draw_steps
 from tools.soak.ledger import Received, Sent
-from tools.soak.stage import PATIENCE, SoakError, Stage, end_by_pid
-import signal
+from tools.soak.stage import SoakError, Stage, end_by_pid
+from tools.soak.wire import INTERFACE
 
 _LOG_LINES = 12
 _KEEPER_AGAIN = "has everything again"
@@ -41,7 +42,6 @@ class Soak:
 
     def run(self, seconds: float | None = None) -> None:
         """SoakError with seed, step and state; everything is ended then, too."""
-        names, links = fabrics(), interfaces()
         with _folder() as folder:
             self._stage = Stage(self._setup, folder, self._rows)
             self._sent = {at: Sent(sent_path(folder, at), self._rows) for at in self._setup.directions}
@@ -51,13 +51,19 @@ class Soak:
                 self._steps(seconds)
                 self._step = "at the end"
                 self._stage.stop()
+                self._check_nothing_left()
             except SoakError as error:
                 raise SoakError(f"{error}\n{self._state()}") from None
             finally:
                 self._stage.close()
-        left = (fabrics() - names) | (interfaces() - links)
+
+    def _check_nothing_left(self) -> None:
+        """What a fabric has outside its processes: a name in shared memory, sockets, and the tap."""
+        left = [*fabrics_of(self._stage.runtime), *(path.name for path in self._stage.runtime.glob("*.sock"))]
+        if Path(f"/sys/class/net/{INTERFACE}").exists() and self._setup.tap:
+            left.append(INTERFACE)
         if left:
-            raise SoakError(f"seed {self._seed}: left behind: {', '.join(sorted(left))}")
+            raise SoakError(f"left behind: {', '.join(left)}")
 
     def _start(self) -> None:
         stage = self._stage
@@ -67,6 +73,8 @@ class Soak:
         stage.show()
         stage.apply()
         stage.open_regions()
+        if len(names := fabrics_of(stage.runtime)) != 1:
+            raise SoakError(f"the fabric has these names in /dev/shm, and one was expected: {names}")
         self._link_ids = {link.name: link.link_id for link in stage.show().links}
         stage.pace = "fast"
         started = time.monotonic()
@@ -222,7 +230,7 @@ class Soak:
         return found[-1]
 
     def _not_at_base(self) -> list[str]:
-        """What processes have more, or less, than at the start; they have some time to close what they no longer need."""
+        """What processes have more or less than at the start, once they had time to close what they need no more."""
         found: dict[str, str] = {}
 
         def at_base() -> bool:

@@ -32,7 +32,7 @@ from tools.soak.pace import Death, Pace
 
 PATIENCE = 60.0  # seconds for what takes a second at most: the machine may have other things to do
 _STEP = 0.005
-_PRELOAD = ["tools.soak.application", "tools.soak.wire", "ringway.cli.main", "ringway.broker.loop", "ringway.agent.run"]
+_PRELOAD = ["tools.soak.stage", "ringway.cli.main", "ringway.broker.loop", "ringway.agent.run"]
 _SPEAKING = ("client", "server", "wire")  # who takes commands
 
 
@@ -96,7 +96,9 @@ class Stage:
         }
         if self.setup.tap:
             ports["client"].append(("wire", WIRE_OUT, WIRE_BACK))
-        lines = tuple(Line(port, out, into, port == "chain", lengths[out], lengths[into]) for port, out, into in ports[name])
+        lines = tuple(
+            Line(port, out, into, port == "chain", lengths[out], lengths[into]) for port, out, into in ports[name]
+        )
         if name == "wire":
             return wire.WireTask(lines[0], self.folder, self._rows)
         self.incarnations[name] = self.incarnations.get(name, 0) + 1
@@ -217,7 +219,7 @@ class Stage:
                 return None
         try:
             with contextlib.closing(Keeper.reach(self.runtime)) as keeper:
-                return keeper.pid
+                return int(keeper.pid)
         except ControlError:
             return None
 

@@ -1,4 +1,4 @@
-"""The kernel's side of a tap: what comes out of the interface is logged, numbered frames go in. Nobody kills this one."""
+"""The kernel's side of a tap: logs what comes out of the interface, and sends numbered frames in. Never killed."""
 
 from __future__ import annotations
 
