@@ -103,6 +103,12 @@ class Statement:
     unbalanced: list[str]
 
 
+def nothing(setup: Setup) -> Statement:
+    """Of a fabric that has just been made."""
+    rings = {(link.name, side): Totals(0, 0, {}) for link in setup.links for side in (0, 1)}
+    return Statement(rings, {direction: Account(0, 0, 0, 0, 0) for direction in setup.directions}, [])
+
+
 def state(
     regions: Mapping[str, RegionReading], sent: Mapping[int, Sent], received: Mapping[int, Received]
 ) -> Statement:
@@ -124,6 +130,14 @@ def state(
         for direction in sent
     }
     return Statement(rings, accounts, unbalanced)
+
+
+def held_between(regions: Mapping[str, RegionReading]) -> Iterator[int]:
+    """How many frames the forwarder has released and not published, in each direction. Exact while it stands still."""
+    for (link_in, side_in), (link_out, side_out) in (WAYS[CHAIN_OUT], WAYS[CHAIN_BACK]):
+        taken = _totals([ring for ring in regions[link_in].rings if ring.producing_side == side_in])
+        given = _totals([ring for ring in regions[link_out].rings if ring.producing_side == side_out])
+        yield taken.delivered - given.offered
 
 
 def discrepancies(setup: Setup, before: Statement, now: Statement, kills: Mapping[str, int]) -> Iterator[str]:

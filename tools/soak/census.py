@@ -36,6 +36,12 @@ def possessions(pid: int) -> Possessions:
     )
 
 
+def is_stopped(pid: int) -> bool:
+    """All its threads, by a signal."""
+    states = (path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return all(state == "T" for state in states)
+
+
 def descriptors(pid: int) -> list[str]:
     """What they are, for whoever has to find out which one is left over."""
     found = []

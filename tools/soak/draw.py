@@ -17,6 +17,10 @@ _GEOMETRIES = {
     65536: ((64, 2048), (128, 1024), (256, 512), (512, 256)),
     65664: ((1024, 2048), (512, 512), (256, 2048)),
 }
+# After a time; when an application has moved so many frames, to the frame; when a ring has got about so many more; once
+# more while it attaches; while a forwarder holds frames that are in neither ring.
+Moment = Literal["time", "death", "frames", "attach", "between"]
+
 _TAP_FRAME_MAX, _IP_FRAME_MAX = 1514, 14 + 65535  # bytes
 _LENGTHS = 64  # how many different ones follow each other
 
@@ -78,7 +82,7 @@ class Step:
     victims: tuple[str, ...]
     fault: Literal["kill", "pause"]
     pace: Pace
-    moment: Literal["time", "death", "frames", "attach"]
+    moment: Moment
     after: float
     death: Death | None
     direction: int
@@ -91,6 +95,7 @@ class Step:
             "frames": f"after {self.after:.0f} frames of direction {self.direction}",
             "attach": f"and again {self.after:.2f} of the usual time into its start",
             "death": str(self.death),
+            "between": "between its rings",
         }[self.moment]
         return (
             f"step {self.number}: {self.fault} {'+'.join(self.victims)} {when}, {self.pace}, {self.away * 1000:.0f} ms"
@@ -183,11 +188,13 @@ def _draw_step(drawn: random.Random, number: int, tap: bool) -> Step:
 
 def _draw_moment(
     drawn: random.Random, victims: tuple[str, ...], fault: str, tap: bool
-) -> tuple[Literal["time", "death", "frames", "attach"], float, Death | None, int]:
+) -> tuple[Moment, float, Death | None, int]:
     vm = victims[0]
     kind = drawn.random()
     if fault == "kill" and kind < 0.25 and "keeper" not in victims:
         return "attach", drawn.uniform(0.0, 1.1), None, 0
+    if fault == "kill" and kind < 0.4 and vm == "firewall":
+        return "between", 0.0, None, 0
     if fault == "kill" and kind < 0.55 and len(victims) == 1 and vm in _SENDS:
         moments: tuple[DeathMoment, ...] = ("sent", "taken", "logged")
         moment = drawn.choice(moments)

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from ringway.shm import RegionReading
 from tools.soak.application import received_path, sent_path
-from tools.soak.books import RECEIVERS, SENDERS, WAYS, Statement, discrepancies, state
-from tools.soak.census import Possessions, descriptors, fabrics_of
+from tools.soak.books import RECEIVERS, SENDERS, WAYS, Statement, discrepancies, held_between, nothing, state
+from tools.soak.census import Possessions, descriptors, fabrics_of, is_stopped
 from tools.soak.draw import Step, draw_setup, draw_steps
 from tools.soak.ledger import Received, Sent
 from tools.soak.stage import SoakError, Stage, end_by_pid
 from tools.soak.wire import INTERFACE
 
 _LOG_LINES = 12
+_CATCHES = 300  # how often a forwarder is stopped, at the most, to find it between its two rings
 _KEEPER_AGAIN = "has everything again"
 
 
@@ -39,6 +40,7 @@ class Soak:
         self.restarts = 0
         self._usual_start = 0.2  # seconds
         self._step = "at the start"
+        self._statement = nothing(self._setup)  # the books at the last quiet point
 
     def run(self, seconds: float | None = None) -> None:
         """SoakError with seed, step and state; everything is ended then, too."""
@@ -132,11 +134,24 @@ class Soak:
     def _await_moment(self, step: Step) -> None:
         if step.moment == "time":
             self._stage.rest(step.after)
+        elif step.moment == "between":
+            self._stop_between(step.victims[0])
         elif step.moment == "frames":
             wanted = self._published(step.direction) + int(step.after)
             if step.pace == "slow":
                 wanted = self._published(step.direction) + int(step.after) % 20 + 1
             self._stage.until(lambda: self._published(step.direction) >= wanted, "frames go on")
+
+    def _stop_between(self, forwarder: str) -> None:
+        """Stop it where it has released frames and not yet published them, if it can be caught there."""
+        stage = self._stage
+        for _ in range(_CATCHES):
+            stage.signal(forwarder, signal.SIGSTOP)
+            stage.until(lambda: is_stopped(stage.pid(forwarder)), f"{forwarder} stands still")
+            if any(held_between(stage.regions())):
+                return
+            stage.signal(forwarder, signal.SIGCONT)
+            stage.rest(0.001)
 
     def _published(self, direction: int) -> int:
         link, side = WAYS[direction][-1]
@@ -198,9 +213,8 @@ class Soak:
 
     def _quiet_point(self) -> None:
         now = self._quiet_statement()
-        wrong = [*discrepancies(self._setup, self._statement, now, self._killed), *self._not_at_base()]
-        if wrong:
-            raise SoakError("the books do not balance, or something is left over:\n" + "\n".join(wrong))
+        if left := self._not_at_base():
+            raise SoakError("something is left over:\n" + "\n".join(left))
         self.frames = sum(account.received for account in now.accounts.values())
         self.restarts = sum(totals.drops.get("restart", 0) for totals in now.rings.values())
         self._statement = now
@@ -208,20 +222,21 @@ class Soak:
         self._stage.set_pace("fast")
 
     def _quiet_statement(self) -> Statement:
-        """Once senders have stopped, and everything has stood still for a moment."""
+        """Senders stop, receivers take what is there and log it, and then the books balance."""
         stage = self._stage
         stage.set_pace("stopped")
         found: list[Statement] = []
+        wrong: list[str] = []
 
-        def still() -> bool:
+        def balanced() -> bool:
             found.append(state(stage.regions(), self._sent, self._received))
-            if len(found) < 2 or found[-1] != found[-2] or found[-1].unbalanced:
-                stage.rest(0.06)
-                return False
-            return True
+            wrong[:] = discrepancies(self._setup, self._statement, found[-1], self._killed)
+            return len(found) > 1 and found[-1] == found[-2] and not wrong
 
-        with contextlib.suppress(SoakError):  # then the books say what is still in flight
-            stage.until(still, "rings become empty")
+        try:
+            stage.until(balanced, "the books balance")
+        except SoakError as error:
+            raise SoakError("\n".join([str(error), *wrong])) from None
         shown = stage.show()
         if (ids := {link.name: link.link_id for link in shown.links}) != self._link_ids:
             raise SoakError(f"links were replaced: {self._link_ids} became {ids}")
