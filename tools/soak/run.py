@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ringway.shm import RegionReading
+from ringway.control.errors import ControlError
+from ringway.shm import RegionError, RegionReading
 from tools.soak.application import received_path, sent_path
 from tools.soak.books import RECEIVERS, SENDERS, WAYS, Statement, discrepancies, held_between, nothing, state
 from tools.soak.census import Possessions, descriptors, fabrics_of, is_stopped
@@ -54,8 +55,8 @@ class Soak:
                 self._step = "at the end"
                 self._stage.stop()
                 self._check_nothing_left()
-            except SoakError as error:
-                raise SoakError(f"{error}\n{self._state()}") from None
+            except (SoakError, ControlError, RegionError, OSError) as error:
+                raise SoakError(f"{error}\n{self._state()}") from error
             finally:
                 self._stage.close()
 
