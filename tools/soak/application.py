@@ -1,0 +1,105 @@
+"""An application at the ends of some links: sends numbered frames over each, and logs what comes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ringway.agent import Agent, Port
+from tools.soak.frames import Maker, read
+from tools.soak.ledger import Received, Sent
+from tools.soak.pace import BURST_MAX, Pace, Pacer, send_numbered
+
+
+@dataclass(frozen=True)
+class Line:
+    """One port: the direction it sends in and the one that it receives, each with the lengths of its frames."""
+
+    port: str
+    out: int
+    into: int
+    denied: bool  # past a firewall
+    lengths_out: tuple[int, ...]
+    lengths_into: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an application is to be, and where things are."""
+
+    vm: str
+    lines: tuple[Line, ...]
+    dropping: bool  # what finds no room is dropped, instead of waiting
+    runtime: Path
+    ledgers: Path  # their folder
+    rows: int
+    incarnation: int
+    pace: Pace
+
+
+def sent_path(folder: Path, direction: int) -> Path:
+    return folder / f"sent-{direction}"
+
+
+def received_path(folder: Path, direction: int) -> Path:
+    return folder / f"received-{direction}"
+
+
+def redirect(log: Path) -> None:
+    """What this process says goes there."""
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for number in (1, 2):
+        os.dup2(fd, number)
+    os.close(fd)
+
+
+def in_thread(work: Callable[..., None], *arguments: object) -> None:
+    """Whatever ends it ends the process: the supervisor takes that for a crash, and shows the log."""
+
+    def run() -> None:
+        try:
+            work(*arguments)
+        except BaseException:  # noqa: BLE001 - the whole of it goes into the log
+            os.write(2, traceback.format_exc().encode())
+            os._exit(3)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def _send(task: Task, line: Line, port: Port, pacer: Pacer) -> None:
+    sent = Sent(sent_path(task.ledgers, line.out), task.rows)
+    maker = Maker(line.out, task.incarnation, line.lengths_out, line.denied)
+    send = port.send_or_drop if task.dropping else port.send
+    send_numbered(maker, line.out, task.incarnation, sent, pacer, send)
+
+
+def _receive(task: Task, line: Line, port: Port, pacer: Pacer) -> None:
+    received = Received(received_path(task.ledgers, line.into), task.rows)
+    while True:
+        frames = port.receive(pacer.most(line.into, BURST_MAX))
+        pacer.moved(line.into, "taken", len(frames))
+        for frame in frames:
+            seen = read(frame, line.into, line.lengths_into)
+            if seen is None:
+                received.note_foreign()
+            else:
+                received.note(seen)
+        pacer.moved(line.into, "logged", len(frames))
+
+
+def main(task: Task, commands: Connection[Any, Any], log: Path) -> None:
+    redirect(log)
+    pacer = Pacer(task.pace, len(task.lines))
+    with Agent(task.vm, task.runtime, timeout=None, log=lambda text: print(text, flush=True)) as agent:
+        for line in task.lines:
+            port = agent.port(line.port, timeout=60.0)
+            in_thread(_receive, task, line, port, pacer)
+            in_thread(_send, task, line, port, pacer)
+        pacer.serve(commands)
+        os._exit(0)  # threads are inside calls, and the kernel takes the ends back as it does after a kill
