@@ -233,7 +233,7 @@ class Member:
         for first, second in pairs:
             ends = [self._ports[name] for name in (first, second) if name in self._ports]
             if len(ends) == 2 and not self._is_run(*ends):
-                runner = ForwardRunner(ends[0], ends[1], self._filter, self._spin_us, self._most_loops)
+                runner = ForwardRunner(ends[0], ends[1], self._filter, self._spin_us, self._most_loops, self._log)
                 self._runners.append(runner)
                 self._log(f"forwarding between {first} and {second}")
 
