@@ -40,8 +40,10 @@ def create_region(geometry: Geometry, link_id: int, huge: bool = False, carried:
     """
     error = ffi.new("struct rway_error *")
     flags = lib.RWAY_CREATE_HUGE if huge else 0
-    geometry.shape()  # refuses what has no number of queues
-    begin = ffi.NULL if carried is None else carried.native(geometry.queues)
+    begin = ffi.NULL
+    if carried is not None:
+        geometry.shape()  # refuses a number of queues that no array can have
+        begin = carried.native(geometry.queues)
     fd = int(lib.rway_region_create_from(geometry.native(), link_id, flags, begin, error))
     if fd < 0:
         raise error_of(error)

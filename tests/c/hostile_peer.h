@@ -220,11 +220,13 @@ static void craft_frame(struct attack *attack, uint64_t random)
 static void near_counters(struct attack *attack, uint64_t random)
 {
     struct rway_ring_control *control = (struct rway_ring_control *)ring_at(attack, random >> 16 & 1, random >> 17);
-    uint64_t *const words[] = {&control->head, &control->tail, &control->wake_consumer, &control->wake_producer};
-    uint64_t *word = words[random >> 24 & 3];
+    uint64_t *const words[] = {&control->head,          &control->tail,   &control->wake_consumer,
+                               &control->wake_producer, &control->passed, &control->begun,
+                               &control->published[0].at, &control->released[1].at};
+    uint64_t *word = words[random >> 24 & 7];
     uint64_t before = rway_read_once(word);
     rway_write_once(word, beside(before, random >> 32));
-    if (random >> 28 & 7) /* mostly put back at once: who looks twice sees two things */
+    if (random >> 29 & 7) /* mostly put back at once: who looks twice sees two things */
         rway_write_once(word, before);
 }
 
