@@ -111,12 +111,12 @@ def mutants() -> list[object]:
 
 
 def need_spin() -> None:
-    for tool in ("spin", "gcc"):
+    for tool in ("spin", "gcc", "prlimit"):
         require(shutil.which(tool) is not None, f"{tool} is not installed; ./run test --full installs it where it may")
 
 
 @pytest.mark.full
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(580)
 @pytest.mark.parametrize("variant", CLAIMS, ids=name)
 def test_a_model_keeps_its_claims_in_every_state(variant: Variant, tmp_path: Path) -> None:
     need_spin()
@@ -128,7 +128,7 @@ def test_a_model_keeps_its_claims_in_every_state(variant: Variant, tmp_path: Pat
 
 
 @pytest.mark.full
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(580)
 @pytest.mark.parametrize(("variant", "mutant"), mutants())
 def test_a_mutant_breaks_a_claim(variant: Variant, mutant: str, tmp_path: Path) -> None:
     need_spin()
