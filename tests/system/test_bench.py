@@ -134,7 +134,8 @@ def test_bench_control_times_links_beside_a_veth_pair_and_finds_their_memory_as_
         case = f"one link more, beside {others}"
         assert {(f"{case}, p50", "limit"), (f"{case}, p50", "veth"), (f"{case}, p99", "veth")} <= set(times)
     assert ("256 links of 64 slots at once", "limit") in times
-    assert len(times) == 7
+    assert ("a new broker has adopted 256 links", "limit") in times
+    assert len(times) == 8
     memory = [row for row in rows if row["unit"] == "MiB"]
     assert len(memory) == 3
     assert [row["ours"] for row in memory] == [row["peer"] for row in memory], "allocated as stated"
