@@ -268,11 +268,9 @@ def _adopted(windows: int) -> Row:
     """From the exec of another broker to its first answer, in which all links are up."""
     pairs = [(a, b) for a in range(SIDE) for b in range(SIDE)]
     links = {f"link-{a}-{b}": (f"a{a}.to-b{b}", f"b{b}.to-a{a}") for a, b in pairs}
-    taken: list[float] = []
     with _Links(links, "slots = 64") as fabric:
         fabric.bring_up()
-        for _ in range(windows):
-            taken.append(fabric.adopt() * 1e3)
+        taken = [fabric.adopt() * 1e3 for _ in range(windows)]
     note = f"all {2 * len(links)} ends held by {2 * SIDE} agents; from its exec to its first answer to a Show"
     case = f"a new broker has adopted {len(links)} links"
     return less_is_better(case, "ms", taken, [ADOPTED_LIMIT_MS] * windows, "limit", note)

@@ -99,6 +99,7 @@ def descriptors(broker: BrokerProcess) -> tuple[int, int, int]:
     return broker.descriptors(), settled_descriptors(broker.runtime), own_descriptors()
 
 
+@pytest.mark.timeout(1800)  # with --full
 def test_a_firewall_that_is_killed_again_and_again_with_and_without_a_broker_comes_back(
     fabric: Fabric, pytestconfig: pytest.Config
 ) -> None:
