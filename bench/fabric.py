@@ -109,7 +109,20 @@ class Fabric:
         self.runtime = folder / "runtime"
         file = folder / "fabric.toml"
         file.write_text(text, encoding="utf-8")
-        self.broker_pid = self._run("broker", "broker ready", "broker", "--fabric", str(file)).pid
+        self._broker = self._run("broker", "broker ready", "broker", "--fabric", str(file))
+
+    @property
+    def broker_pid(self) -> int:
+        return self._broker.pid
+
+    def kill_broker(self) -> None:
+        """Its links go on, and its keeper has what another needs."""
+        self._broker.kill()
+        self._broker.wait()
+
+    def start_broker(self) -> None:
+        """Another one, which adopts them; returns when it is ready."""
+        self._broker = self._run("broker", "broker ready", "broker")
 
     def _run(self, name: str, ready: str, *arguments: str) -> subprocess.Popen[str]:
         process = start(name, [RINGWAY, *arguments, "--runtime", str(self.runtime)], ready)
@@ -149,6 +162,8 @@ class Fabric:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is not None:
+        return
     go_on(process.pid)
     process.terminate()
     try:

@@ -141,9 +141,13 @@ class AgentProcess:
         return self.process.returncode
 
     def cpu_ticks(self) -> int:
-        """User and system time of all its threads: proc(5), fields 14 and 15."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
+        return cpu_ticks(self.process.pid)
+
+
+def cpu_ticks(pid: int) -> int:
+    """User and system time of all its threads: proc(5), fields 14 and 15."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 class Fabric:

@@ -133,7 +133,8 @@ def test_bench_control_times_links_beside_a_veth_pair_and_finds_their_memory_as_
     for others in (1, 64):
         case = f"one link more, beside {others}"
         assert {(f"{case}, p50", "limit"), (f"{case}, p50", "veth"), (f"{case}, p99", "veth")} <= set(times)
-    assert times[-2:] == [("256 links of 64 slots at once", "limit"), ("a broker's start, no links", "limit")]
+    assert ("256 links of 64 slots at once", "limit") in times
+    assert ("a new broker has adopted 256 links", "limit") in times
     assert len(times) == 8
     memory = [row for row in rows if row["unit"] == "MiB"]
     assert len(memory) == 3

@@ -51,6 +51,7 @@ def rounds(config: pytest.Config, few: int, many: int) -> int:
     return many if config.getoption("--full") else few
 
 
+@pytest.mark.timeout(1800)  # with --full
 def test_F1_a_broker_killed_under_traffic_costs_no_frame_and_the_next_has_everything(
     fabric: Fabric, pytestconfig: pytest.Config
 ) -> None:
@@ -149,6 +150,7 @@ def half_of_links(which: int) -> str:
     return ports + "".join(links)
 
 
+@pytest.mark.timeout(1800)  # with --full
 def test_a_broker_killed_in_the_middle_of_an_apply_leaves_the_old_fabric_or_the_new_one_and_nothing_else(
     runtime: Path, pytestconfig: pytest.Config
 ) -> None:
@@ -186,6 +188,7 @@ def killed_over(broker: BrokerProcess, text: str, seconds: float) -> None:
     assert error is None or (isinstance(error, ControlError) and error.cause is Cause.TIMEOUT)
 
 
+@pytest.mark.timeout(1800)  # with --full
 def test_agents_whose_broker_is_killed_over_their_handovers_are_attached_by_the_next(
     fabric: Fabric, pytestconfig: pytest.Config
 ) -> None:

@@ -62,8 +62,13 @@ def test_an_agent_logs_and_tells_the_broker_that_its_peer_left_and_came(fabric: 
             await_peer(port, there=False)
             for what in ("attached", "left"):
                 assert f"the other end of link one {what} (incarnation {incarnation})" in lines
-                told = f"VM 'client', port 'net', link 'one': peer {what} (incarnation {incarnation})"
-                until(lambda told=told: told in fabric.broker.log(), told)
+                await_log(
+                    fabric.broker, f"VM 'client', port 'net', link 'one': peer {what} (incarnation {incarnation})"
+                )
+
+
+def await_log(broker: BrokerProcess, line: str) -> None:
+    until(lambda: line in broker.log(), line)
 
 
 def test_descriptors_return_to_their_base_over_50_deaths_of_an_end_and_5_of_the_broker(fabric: Fabric) -> None:
@@ -94,6 +99,7 @@ def descriptors(broker: BrokerProcess) -> tuple[int, int, int]:
     return broker.descriptors(), settled_descriptors(broker.runtime), own_descriptors()
 
 
+@pytest.mark.timeout(1800)  # with --full
 def test_a_firewall_that_is_killed_again_and_again_with_and_without_a_broker_comes_back(
     fabric: Fabric, pytestconfig: pytest.Config
 ) -> None:
