@@ -26,7 +26,7 @@ from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Show, Shown
 from ringway.shm import RegionError, RegionReading, read_region
 from tools.soak import application, wire
-from tools.soak.application import Line, Task, redirect
+from tools.soak.application import Line, Task, enter
 from tools.soak.census import Possessions, possessions
 from tools.soak.draw import CHAIN_BACK, CHAIN_OUT, DIRECT_BACK, DIRECT_OUT, WIRE_BACK, WIRE_OUT, Setup
 from tools.soak.pace import Death, Pace
@@ -45,7 +45,7 @@ def _command(arguments: list[str], log: Path) -> None:
     """A command of `ringway`, as from a shell."""
     from ringway.cli.main import main
 
-    redirect(log)
+    enter(log)
     sys.argv = ["ringway", *arguments]
     main()
 
