@@ -1,6 +1,7 @@
 """The books of a soak, as they stand at a quiet point: senders stopped, rings empty, everybody alive.
 
-What is checked, over all that has happened between two quiet points, or `from kernel` ever. `D` is the drops by all causes on the way.
+What is checked, over all that has happened between two quiet points, or `from kernel` ever. `D` is the drops by all
+causes on the way.
 
     each ring       published = taken out, nothing in flight
     each ring       done by its sender <= offered <= intended by its sender; equal while no sender was killed
