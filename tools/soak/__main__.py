@@ -3,6 +3,7 @@
 import argparse
 import os
 import secrets
+import signal
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ def main() -> int:
     tap = prepare_namespace()
     if not tap:
         print("soak: no namespaces of our own here, or no /dev/net/tun: going on without a tap", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak: told to end"))  # everything it has started is ended first
     started = time.monotonic()
     soak = Soak(seed, tap, chosen.kills, lambda text: print(f"soak: {text}", flush=True))
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from ringway.agent import Agent, Port
 from tools.soak.frames import Maker, read
 from tools.soak.ledger import Received, Sent
 from tools.soak.pace import BURST_MAX, Pace, Pacer, send_numbered
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,9 @@ def received_path(folder: Path, direction: int) -> Path:
     return folder / f"received-{direction}"
 
 
-def redirect(log: Path) -> None:
-    """What this process says goes there."""
+def enter(log: Path) -> None:
+    """What this process says goes into the log; it ends with the server that forked it, which ends with the soak."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for number in (1, 2):
         os.dup2(fd, number)
@@ -94,7 +99,7 @@ def _receive(task: Task, line: Line, port: Port, pacer: Pacer) -> None:
 
 
 def main(task: Task, commands: Connection[Any, Any], log: Path) -> None:
-    redirect(log)
+    enter(log)
     pacer = Pacer(task.pace, len(task.lines))
     with Agent(task.vm, task.runtime, timeout=None, log=lambda text: print(text, flush=True)) as agent:
         for line in task.lines:

@@ -1,6 +1,7 @@
 """The books of a soak, as they stand at a quiet point: senders stopped, rings empty, everybody alive.
 
-What is checked, over all that has happened between two quiet points. `D` is the drops by all causes on the way.
+What is checked, over all that has happened between two quiet points, or `from kernel` ever. `D` is the drops by all
+causes on the way.
 
     each ring       published = taken out, nothing in flight
     each ring       done by its sender <= offered <= intended by its sender; equal while no sender was killed
@@ -20,15 +21,17 @@ What is checked, over all that has happened between two quiet points. `D` is the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ringway.shm import RegionReading, RingReading
-from tools.soak.draw import CHAIN_BACK, CHAIN_OUT, DIRECT_BACK, DIRECT_OUT, WIRE_BACK, WIRE_OUT, Setup
+from tools.soak.draw import CHAIN_BACK, CHAIN_OUT, DIRECT_BACK, DIRECT_OUT, WIRE_BACK, WIRE_OUT, Link, Setup
 from tools.soak.ledger import Received, Sent
 from tools.soak.pace import BURST_MAX
 
 _RWAY_BURST = 64
+_CHAIN = ("inside", "outside")
 
 # By direction: who sends and who receives, and the way, as links with the side that produces.
 SENDERS = {
@@ -93,6 +96,10 @@ class Account:
     denied_intended: int
     received: int
 
+    def __sub__(self, before: Account) -> Account:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(before), strict=True)
+        return Account(*(now - earlier for now, earlier in pairs))
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -148,49 +155,60 @@ def discrepancies(setup: Setup, before: Statement, now: Statement, kills: Mappin
         yield from _of_direction(direction, before, now, kills)
     for link in setup.links:
         for side in (0, 1):
-            yield from _of_restarts(
-                setup, link.name, side, now.rings[link.name, side] - before.rings[link.name, side], kills
-            )
+            ring = now.rings[link.name, side] - before.rings[link.name, side]
+            yield from _of_restarts(setup, link, side, ring, kills)
 
 
 def _of_direction(direction: int, before: Statement, now: Statement, kills: Mapping[str, int]) -> Iterator[str]:
     way = [now.rings[part] - before.rings[part] for part in WAYS[direction]]
-    dropped = sum(part.dropped for part in way)
-    restarts = sum(part.drops.get("restart", 0) for part in way)
-    first, last = now.accounts[direction], before.accounts[direction]
-    least, most, received = first.done - last.done, first.intended - last.intended, first.received - last.received
-    # A sender that was killed has a last burst of which its ring knows how much was sent; its log does not.
-    offered, killed = way[0].offered, kills.get(SENDERS[direction], 0)
+    account = now.accounts[direction] - before.accounts[direction]
     if direction == WIRE_BACK:
-        least = 0
-    if not least <= offered <= most or (
-        killed == 0 and direction != WIRE_BACK and offered != first.intended - last.intended
-    ):
-        yield f"direction {direction}: {offered} were offered, and the sender says {least} to {most}"
-    if len(way) == 2 and way[0].delivered != way[1].offered:
-        yield f"direction {direction}: {way[0].delivered} went into the junction, and {way[1].offered} came out of it"
-    unlogged = offered - received - dropped
-    allowed = range(BURST_MAX * kills.get(RECEIVERS[direction], 0) + 1)
-    if direction == WIRE_OUT:
-        allowed = range(-restarts, 1)
-    if unlogged not in allowed:
-        missing = f"{offered} offered, {received} received, {dropped} dropped ({way})"
-        yield f"direction {direction}: {unlogged} are not accounted for, where {allowed} may be: {missing}"
+        wrong = list(_of_kernel(now.rings[WAYS[direction][0]].offered, now.accounts[direction].intended))
+    else:
+        wrong = list(_of_sender(way[0].offered, account, kills.get(SENDERS[direction], 0)))
+    wrong += _of_receiver(direction, way, account.received, kills.get(RECEIVERS[direction], 0))
     if len(way) == 2:
-        policy, others = way[0].drops.get("policy", 0), dropped - way[0].drops.get("policy", 0)
-        denied_least = first.denied_done - last.denied_intended - others
-        denied_most = first.denied_intended - last.denied_done
-        if not denied_least <= policy <= denied_most:
-            made = f"{denied_least} to {denied_most} were made for it"
-            yield f"direction {direction}: the rule dropped {policy}, and {made}"
+        wrong += _of_firewall(way, account)
+    yield from (f"direction {direction}: {text}" for text in wrong)
 
 
-def _of_restarts(setup: Setup, link: str, side: int, ring: Totals, kills: Mapping[str, int]) -> Iterator[str]:
-    (found,) = (each for each in setup.links if each.name == link)
-    queues = found.queues
-    if link in ("inside", "outside"):  # what is lost between the two counts with the ring out, by the ring in's queues
-        queues += max(each.queues for each in setup.links if each.name in ("inside", "outside"))
-    most = sum(kills.get(end.split(".")[0], 0) for end in found.ends) * queues * _RWAY_BURST
+def _of_kernel(offered: int, sent: int) -> Iterator[str]:
+    """Both since the beginning: the interface's queue may hold some from one quiet point to the next."""
+    if offered > sent:
+        yield f"{offered} were offered, and {sent} sent to the interface"
+
+
+def _of_sender(offered: int, account: Account, kills: int) -> Iterator[str]:
+    """One that was killed has a last burst, of which its ring knows how much was sent; its log does not."""
+    least = account.done if kills else account.intended
+    if not least <= offered <= account.intended:
+        yield f"{offered} were offered, and the sender says {least} to {account.intended}"
+
+
+def _of_receiver(direction: int, way: list[Totals], received: int, kills: int) -> Iterator[str]:
+    unlogged = way[0].offered - received - sum(part.dropped for part in way)
+    allowed = range(BURST_MAX * kills + 1)
+    if direction == WIRE_OUT:
+        allowed = range(-way[0].drops.get("restart", 0), 1)
+    if unlogged not in allowed:
+        yield f"{unlogged} are not accounted for, where {allowed} may be: {received} were received, of {way}"
+
+
+def _of_firewall(way: list[Totals], account: Account) -> Iterator[str]:
+    into, out = way
+    if into.delivered != out.offered:
+        yield f"{into.delivered} went into the junction, and {out.offered} came out of it"
+    policy = into.drops.get("policy", 0)
+    least = account.denied_done - (into.dropped - policy) - out.dropped
+    if not least <= policy <= account.denied_intended:
+        yield f"the rule dropped {policy}, and {least} to {account.denied_intended} were made for it"
+
+
+def _of_restarts(setup: Setup, link: Link, side: int, ring: Totals, kills: Mapping[str, int]) -> Iterator[str]:
+    queues = link.queues
+    if link.name in _CHAIN:  # what is lost between the two counts with the ring out, by the ring in's queues
+        queues += max(each.queues for each in setup.links if each.name in _CHAIN)
+    most = sum(kills.get(end.split(".")[0], 0) for end in link.ends) * queues * _RWAY_BURST
     lost = ring.drops.get("restart", 0)
     if lost > most:
-        yield f"{link}, from side {'ab'[side]}: {lost} lost in restarts, and {most} at the most can be"
+        yield f"{link.name}, from side {'ab'[side]}: {lost} lost in restarts, and {most} at the most can be"

@@ -17,9 +17,9 @@ _GEOMETRIES = {
     65536: ((64, 2048), (128, 1024), (256, 512), (512, 256)),
     65664: ((1024, 2048), (512, 512), (256, 2048)),
 }
-# After a time; when an application has moved so many frames, to the frame; when a ring has got about so many more; once
-# more while it attaches; while a forwarder holds frames that are in neither ring.
-Moment = Literal["time", "death", "frames", "attach", "between"]
+# After a time; when an application has moved so many frames, to the frame; when a ring got about so many more; while
+# a forwarder holds frames that are in neither ring.
+Moment = Literal["time", "death", "frames", "between"]
 
 _TAP_FRAME_MAX, _IP_FRAME_MAX = 1514, 14 + 65535  # bytes
 _LENGTHS = 64  # how many different ones follow each other
@@ -76,7 +76,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Step:
-    """`after`: seconds, or frames more of a direction. A kill while attaching: that part of the usual time to start."""
+    """`after`: seconds, or frames more of a direction. With the pace `stopped`, all ends sleep when it happens."""
 
     number: int
     victims: tuple[str, ...]
@@ -86,6 +86,7 @@ class Step:
     after: float
     death: Death | None
     direction: int
+    attempts: tuple[float, ...]  # starts that are cut short by another kill, after that part of the usual time
     away: float  # seconds until the victims are started again, or go on
     quiet: bool  # look at the books when all flows again
 
@@ -93,13 +94,12 @@ class Step:
         when = {
             "time": f"after {self.after * 1000:.0f} ms",
             "frames": f"after {self.after:.0f} frames of direction {self.direction}",
-            "attach": f"and again {self.after:.2f} of the usual time into its start",
             "death": str(self.death),
             "between": "between its rings",
         }[self.moment]
-        return (
-            f"step {self.number}: {self.fault} {'+'.join(self.victims)} {when}, {self.pace}, {self.away * 1000:.0f} ms"
-        )
+        again = "".join(f", again {part:.2f} of the usual time into its start" for part in self.attempts)
+        whom = f"{self.fault} {'+'.join(self.victims)} {when}{again}"
+        return f"step {self.number}: {whom}, {self.pace}, away for {self.away * 1000:.0f} ms"
 
 
 def draw_setup(seed: int, tap: bool) -> Setup:
@@ -150,6 +150,7 @@ _PAIRS: tuple[tuple[str, ...], ...] = (
     ("broker", "client"),
     ("client", "firewall", "server"),
 )
+_PACES: tuple[Pace, ...] = ("fast", "fast", "fast", "slow", "slow", "stopped")
 _SENDS = {"client": (CHAIN_OUT, DIRECT_OUT, WIRE_OUT), "server": (CHAIN_BACK, DIRECT_BACK)}
 _TAKES = {"client": (CHAIN_BACK, DIRECT_BACK, WIRE_BACK), "server": (CHAIN_OUT, DIRECT_OUT)}
 _CARRIES = {"firewall": (CHAIN_OUT, CHAIN_BACK), "edge": (WIRE_OUT, WIRE_BACK), "broker": (DIRECT_OUT,)}
@@ -171,36 +172,39 @@ def _draw_step(drawn: random.Random, number: int, tap: bool) -> Step:
     else:
         victims = tuple(drawn.choices(tuple(singles), tuple(singles.values())))
     fault: Literal["kill", "pause"] = "pause" if drawn.random() < 0.1 and victims != ("keeper",) else "kill"
-    moment, after, death, direction = _draw_moment(drawn, victims, fault, tap)
+    pace: Pace = drawn.choice(_PACES)
+    moment, after, death, direction = _draw_moment(drawn, victims, fault, pace, tap)
+    attempts = [drawn.uniform(0.0, 1.1) for _ in range(drawn.choice((1, 1, 2, 3)))] if drawn.random() < 0.25 else []
     return Step(
         number=number,
         victims=victims,
         fault=fault,
-        pace=drawn.choice(("fast", "fast", "slow")),
+        pace=pace,
         moment=moment,
         after=after,
         death=death,
         direction=direction,
+        attempts=tuple(attempts) if fault == "kill" and "keeper" not in victims else (),
         away=drawn.uniform(0.1, 0.6) if fault == "pause" else drawn.choice((0.0, drawn.uniform(0.0, 0.3))),
         quiet=drawn.random() < 0.35,
     )
 
 
 def _draw_moment(
-    drawn: random.Random, victims: tuple[str, ...], fault: str, tap: bool
+    drawn: random.Random, victims: tuple[str, ...], fault: str, pace: Pace, tap: bool
 ) -> tuple[Moment, float, Death | None, int]:
     vm = victims[0]
     kind = drawn.random()
-    if fault == "kill" and kind < 0.25 and "keeper" not in victims:
-        return "attach", drawn.uniform(0.0, 1.1), None, 0
-    if fault == "kill" and kind < 0.4 and vm == "firewall":
+    if kind > 0.6 or pace == "stopped":
+        return "time", drawn.uniform(0.0, 0.15), None, 0
+    if fault == "kill" and kind < 0.3 and vm == "firewall":
         return "between", 0.0, None, 0
-    if fault == "kill" and kind < 0.55 and len(victims) == 1 and vm in _SENDS:
+    if fault == "kill" and len(victims) == 1 and vm in _SENDS:
         moments: tuple[DeathMoment, ...] = ("sent", "taken", "logged")
         moment = drawn.choice(moments)
         among = _SENDS[vm] if moment == "sent" else _TAKES[vm]
         direction = drawn.choice([at for at in among if tap or at < WIRE_OUT])
         return "death", 0.0, Death(direction, moment, drawn.randint(1, 2000)), direction
-    if kind < 0.55 and vm in _CARRIES:
+    if vm in _CARRIES:
         return "frames", float(drawn.randint(1, 4000)), None, drawn.choice(_CARRIES[vm])
     return "time", drawn.uniform(0.0, 0.15), None, 0

@@ -88,8 +88,20 @@ class Soak:
         self._await_flow()
         self._usual_start = time.monotonic() - started
         self._statement = self._quiet_statement()
-        self._base = stage.possessions()
+        self._base = self._settled_possessions()
         stage.set_pace("fast")
+
+    def _settled_possessions(self) -> dict[str, Possessions]:
+        """Once nobody closes anything any more that was only there for the start."""
+        found = [self._stage.possessions()]
+
+        def settled() -> bool:
+            self._stage.rest(0.1)
+            found.append(self._stage.possessions())
+            return not any(found[-1][name].more_than(before) for name, before in found[-2].items())
+
+        self._stage.until(settled, "descriptors and threads stay the same")
+        return found[-1]
 
     def _steps(self, seconds: float | None) -> None:
         end = None if seconds is None else time.monotonic() + seconds
@@ -121,15 +133,15 @@ class Soak:
                 self._kill(name)
         self._away(step)
         started = time.monotonic()
-        if step.moment == "attach":
+        for part in step.attempts:
             self._start_all(step)
-            stage.rest(step.after * self._usual_start)
+            stage.rest(part * self._usual_start)
             for name in step.victims:
                 self._kill(name)
             self._away(step)
         self._start_all(step)
-        self._await_flow()
-        if step.moment != "attach" and "broker" not in step.victims:
+        self._return()
+        if not step.attempts and "broker" not in step.victims:
             self._usual_start = min(1.0, time.monotonic() - started)
 
     def _await_moment(self, step: Step) -> None:
@@ -186,12 +198,19 @@ class Soak:
         self._away(step)
         for name in step.victims:
             self._stage.signal(name, signal.SIGCONT)
+        self._return()
+
+    def _return(self) -> None:
+        """Everybody is there again: frames flow, without any further help."""
+        if self._stage.pace == "stopped":
+            self._stage.set_pace("slow")
         self._await_flow()
 
     def _away(self, step: Step) -> None:
         """Meanwhile the others go on, as far as they need none of those."""
         self._stage.rest(step.away)
-        self._await_flow(without=step.victims)
+        if step.pace != "stopped":
+            self._await_flow(without=step.victims)
 
     def _start_all(self, step: Step) -> None:
         for name in step.victims:

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from ringway.broker.keeper import Keeper
+from ringway.broker.keeping import close_all
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Show, Shown
 from ringway.shm import RegionError, RegionReading, read_region
 from tools.soak import application, wire
-from tools.soak.application import Line, Task, redirect
+from tools.soak.application import Line, Task, enter
 from tools.soak.census import Possessions, possessions
 from tools.soak.draw import CHAIN_BACK, CHAIN_OUT, DIRECT_BACK, DIRECT_OUT, WIRE_BACK, WIRE_OUT, Setup
 from tools.soak.pace import Death, Pace
@@ -44,7 +45,7 @@ def _command(arguments: list[str], log: Path) -> None:
     """A command of `ringway`, as from a shell."""
     from ringway.cli.main import main
 
-    redirect(log)
+    enter(log)
     sys.argv = ["ringway", *arguments]
     main()
 
@@ -136,9 +137,10 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 self.signal(name, signal.SIGCONT)
             self.kill(name)
-        keeper = self.keeper_pid()
-        if keeper is not None:
-            end_by_pid(keeper)
+        with contextlib.suppress(ControlError):
+            keeper = self.keeper_pid()
+            if keeper is not None:
+                end_by_pid(keeper)
         for connection in self._commands.values():
             connection.close()
         for fd in self._regions.values():
@@ -214,14 +216,19 @@ class Stage:
 
     def keeper_pid(self) -> int | None:
         """The keeper's process, if one listens."""
+        with self._reached_keeper() as keeper:
+            return int(keeper.pid) if keeper is not None else None
+
+    @contextlib.contextmanager
+    def _reached_keeper(self) -> Iterator[Keeper | None]:
+        """Without starting one."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            if connection.connect_ex(str(self.runtime / "keeper.sock")) != 0:
-                return None
-        try:
-            with contextlib.closing(Keeper.reach(self.runtime)) as keeper:
-                return int(keeper.pid)
-        except ControlError:
-            return None
+            listens = connection.connect_ex(str(self.runtime / "keeper.sock")) == 0
+        if not listens:
+            yield None
+            return
+        with contextlib.closing(Keeper.reach(self.runtime)) as keeper:
+            yield keeper
 
     def apply(self) -> None:
         with Client(self.runtime) as client:
@@ -258,9 +265,11 @@ class Stage:
 
     def possessions(self) -> dict[str, Possessions]:
         found = {name: possessions(self.pid(name)) for name in self.names}
-        keeper = self.keeper_pid()
-        if keeper is not None:
-            found["keeper"] = possessions(keeper)
+        with self._reached_keeper() as keeper:
+            if keeper is not None:
+                # It answers in order: those who left before us are gone by then.
+                close_all([fd for kept in keeper.take_all() for fd in kept.fds])
+                found["keeper"] = possessions(keeper.pid)
         return found
 
 

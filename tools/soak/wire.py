@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tools.soak.application import Line, in_thread, received_path, redirect, sent_path
+from tools.soak.application import Line, enter, in_thread, received_path, sent_path
 from tools.soak.frames import Maker, read
 from tools.soak.ledger import Received, Sent
 from tools.soak.pace import Pacer, send_numbered
@@ -72,7 +72,7 @@ def _send(task: WireTask, pacer: Pacer) -> None:
 
 
 def main(task: WireTask, commands: Connection[Any, Any], log: Path) -> None:
-    redirect(log)
+    enter(log)
     pacer = Pacer("stopped", 1)
     # Of all interfaces, so that it is there before the agent makes its own, each time.
     source = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
