@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ from ringway.shm import (
     DropCause,
     Geometry,
     JoinState,
+    QueueBells,
     Region,
     RegionHeldError,
     carried_from,
     create_region,
+    make_bell,
     read_region,
 )
 from ringway.shm._native import ffi, lib
@@ -424,3 +427,29 @@ def test_a_spread_alone_keeps_no_region() -> None:
         region.detach(timeout=0)
         with pytest.raises(ValueError, match="detached"):
             spread.send([FRAME])
+
+
+@pytest.mark.parametrize("killed", ["producer", "consumer"])
+def test_a_new_incarnation_rings_for_what_the_killed_one_did_not(killed: str) -> None:
+    fd = create_region(GEOMETRY, LINK)
+    pipes = [make_bell() for _ in range(4 * GEOMETRY.queues)]  # by queue: for producer and consumer of a→b, of b→a
+    sleeper = pipes[1 if killed == "producer" else 2][0]
+
+    def silent_end() -> None:  # it has no bells: as one that is killed before it rings
+        end = Region.attach(fd, GEOMETRY, LINK, 0)
+        end.producers[0].send([FRAME])
+        end.consumers[0].receive()
+
+    run_and_kill(silent_end)
+    assert select.select([sleeper], [], [], 0)[0] == []
+    bells = []
+    for queue in range(GEOMETRY.queues):
+        own_producer, peers_consumer, peers_producer, own_consumer = pipes[4 * queue : 4 * queue + 4]
+        bells.append(QueueBells(own_producer[0], peers_consumer[1], own_consumer[0], peers_producer[1]))
+    with Region.attach(fd, GEOMETRY, LINK, 0, 2, bells):
+        assert select.select([sleeper], [], [], 0)[0] == [sleeper]
+    os.close(fd)
+    for queue in range(GEOMETRY.queues):
+        own_producer, peers_consumer, peers_producer, own_consumer = pipes[4 * queue : 4 * queue + 4]
+        for left in (own_producer[1], peers_consumer[0], peers_producer[0], own_consumer[1]):
+            os.close(left)
