@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from ringway.agent import Agent, Port
 from tools.soak.frames import Maker, read
 from tools.soak.ledger import Received, Sent
 from tools.soak.pace import BURST_MAX, Pace, Pacer, send_numbered
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,19 @@ def received_path(folder: Path, direction: int) -> Path:
 
 
 def enter(log: Path) -> None:
-    """What this process says goes into the log; it ends with the server that forked it, which ends with the soak."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """What this process says goes into the log, and it ends with the supervisor, however that ends."""
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for number in (1, 2):
         os.dup2(fd, number)
     os.close(fd)
+
+
+def _end_with_supervisor() -> None:
+    supervisor = parent_process()
+    assert supervisor is not None
+    supervisor.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def in_thread(work: Callable[..., None], *arguments: object) -> None:
