@@ -54,9 +54,6 @@ class Shape:
         stack = [f'[vm.c.stack]\nforward = [["p0", "p1"]]\ndefault = "{self.stack}"'] if self.stack else []
         return "\n".join([*ports, *stack, *links])
 
-    def memory(self) -> int:
-        return sum(link.queues * link.slots for link in self.links.values())
-
 
 def shape_of(targets: Sequence[int], links: Sequence[tuple[int, int] | None], stack: str | None) -> Shape:
     chosen = {n: Link(targets[n], *geometry) for n, geometry in enumerate(links) if geometry is not None}
@@ -174,7 +171,6 @@ class FabricsThatChange(RuleBasedStateMachine):
             f"l{n}": len(self.flight[n]) for n in new.keys() & old.keys() if new[n] != old[n]
         }
         assert planned.stacks == (["c"] if shape.stack != self.shape.stack else [])
-        assert (planned.memory > 0) == (shape.memory() > self.shape.memory())
 
     def await_links(self) -> None:
         def are_up() -> bool:
