@@ -16,7 +16,9 @@ import pytest
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Cause
+from ringway.control.runtime import handover_path
 from tests.system.broker_process import (
+    FABRIC,
     BrokerProcess,
     keeper_pid,
     session_of,
@@ -208,6 +210,19 @@ def test_agents_whose_broker_is_killed_over_their_handovers_are_attached_by_the_
             assert left.port(f"p{n}").peer_attached
             assert right.port(f"p{n}").peer_attached
         broker.apply(ports)
+
+
+def test_an_agent_whose_first_handover_fails_with_its_broker_waits_for_another(fabric: Fabric) -> None:
+    """As it is between a broker's Welcome and the next one's start, for as long as that takes."""
+    fabric.broker.apply(FABRIC)
+    handover = handover_path(fabric.runtime)
+    away = handover.with_name("away")
+    handover.rename(away)
+    agent = fabric.start("client")
+    agent.await_line("waiting: no broker hands over")
+    away.rename(handover)
+    agent.await_line("ready")
+    assert fabric.broker.link().ends[0].held
 
 
 def test_an_agent_that_dies_while_there_is_no_broker_is_missed_by_the_next(fabric: Fabric) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.system.broker_process import BrokerProcess, keeper_pid, run_ringway, short_directory
 from tests.system.fabric_fixtures import Fabric, until
-from tests.system.keeper_process import keeper_by_hand, settled_descriptors
+from tests.system.keeper_process import keeper_by_hand, keys, reached, settled_descriptors
 from tests.system.restarts import CHAIN, Chain, ends_of, kill_keeper, link_ids
 
 MENDED = "has everything again"
@@ -39,6 +39,9 @@ def test_a_killed_keeper_costs_no_frame_and_the_next_one_has_everything(fabric: 
             for stream in streams:
                 stream.pass_on(1000)
         until(lambda: chain.descriptors() == base, f"broker, keeper and agents have {base} again")
+        with reached(fabric.runtime) as keeper:
+            kinds = [key.partition("/")[0] for key in keys(keeper)]
+        assert kinds == ["desk", *["end"] * 6, *["link"] * 3], "no moment at which a link is there without its holders"
         broker.restart()
         assert ends_of(broker.show()) == before
         chain.await_agents()

@@ -220,6 +220,14 @@ def test_B5_a_request_repeated_while_it_is_carried_out_is_answered_to_both() -> 
     assert answers.give("id", b"x") == [b"one", b"two"]
 
 
+def test_B5_a_request_that_was_given_up_is_carried_out_when_it_comes_again() -> None:
+    answers = Answers()
+    assert answers.open("id", b"one")
+    answers.give_up("id")
+    assert answers.open("id", b"one")
+    assert answers.give("id", b"x") == [b"one"]
+
+
 class Holding(RuleBasedStateMachine):
     """Offers, claims, closings and fabrics in any order: a side never has two holders, and incarnations only grow."""
 
