@@ -52,7 +52,7 @@ class Member:
                 message = f"VM {self.vm} has no linked port {name!r}; it has: {known}. Look at `ringway show`"
                 raise AgentError(AgentCause.NO_PORT, message)
             port = self._ports[name]
-            port.check_free()
+            port.give_out()
             return port
 
     def take_up(self, offers: Sequence[Offer], stack: Stack | None) -> None:
