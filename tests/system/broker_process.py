@@ -131,7 +131,7 @@ class BrokerProcess:
         return next(vm for vm in self.show().vms if vm.name == name)
 
     def descriptors(self) -> int:
-        """Open descriptors of the broker, once they stand still: ZeroMQ closes a client's connection in its own time."""
+        """Open descriptors of the broker, once they stand still: ZeroMQ closes a client's connection when it likes."""
         self.show()
         seen = [descriptors_of(self.process.pid)]
         while len(seen) < 6 or len(set(seen[-6:])) > 1:
