@@ -52,7 +52,7 @@ class Member:
                 message = f"VM {self.vm} has no linked port {name!r}; it has: {known}. Look at `ringway show`"
                 raise AgentError(AgentCause.NO_PORT, message)
             port = self._ports[name]
-            port.check_free()
+            port.give_out()
             return port
 
     def take_up(self, offers: Sequence[Offer], stack: Stack | None) -> None:
@@ -60,17 +60,19 @@ class Member:
         with self._changed:
             offered = {offer.port: offer for offer in offers}
             self._lacking.clear()
-            for name, port in list(self._ports.items()):
-                if name not in offered or offered[name].link_id != port.offer.link_id:
-                    self._drop(name)
-            errors = [self._try(self._attach, offer) for name, offer in offered.items() if name not in self._ports]
+            stale = [
+                name
+                for name, port in self._ports.items()
+                if name not in offered or offered[name].link_id != port.offer.link_id
+            ]
+            errors = [self._try(self._drop, name) for name in stale]
+            errors += [self._try(self._attach, offer) for name, offer in offered.items() if name not in self._ports]
             self._stack = stack
             self._run(errors)
 
     def add(self, offer: Offer) -> None:
         with self._changed:
-            self._drop(offer.port)
-            self._run([self._try(self._attach, offer)])
+            self._run([self._try(self._drop, offer.port), self._try(self._attach, offer)])
 
     def withdraw(self, name: str, link_id: int) -> None:
         with self._changed:

@@ -111,6 +111,16 @@ class Port:
             message = f"port {self.name!r} of VM {self.vm} is run by its agent (a tap, or part of its stack)"
             raise AgentError(AgentCause.NOT_LOCAL, message)
 
+    def give_out(self) -> None:
+        """To an application; AgentError as of `check_free`.
+
+        Frames that it takes out would count as lost by a forwarder that was killed before: that one's note is void.
+        """
+        self.check_free()
+        with self._life:
+            if self.attached:
+                self.region.part()
+
     def run_by_agent(self, taken: bool) -> None:
         """Take the port from applications, or give it back: a ring has one producer and one consumer."""
         with self._all():

@@ -26,9 +26,9 @@ class Answers:
         waiting.append(identity)
         return len(waiting) == 1
 
-    def give_up(self, request_id: str) -> None:
-        """It has no answer that is worth keeping: the next one to ask is the first again."""
-        self._open.pop(request_id, None)
+    def give_up(self, request_id: str) -> list[bytes]:
+        """It has no answer that is worth keeping: the next one to ask is the first again. Who is waiting for it."""
+        return self._open.pop(request_id, [])
 
     def give(self, request_id: str, answer: bytes) -> list[bytes]:
         """Keep the answer. Returns the identities that it goes to."""

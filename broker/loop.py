@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -153,9 +153,12 @@ class Loop:
             self._on_decoded(identity, request_id, message)
         except Exception as error:  # noqa: BLE001 - as above
             self._say(f"a {type(message).__name__} failed: {error!r}")
-            reply = ControlError(Cause.FAILED, f"the broker could not do it: {printable(repr(error))}").reply()
+            self._fail(request_id, error, self._answers.give_up(request_id) or [identity])
+
+    def _fail(self, request_id: str, error: Exception, asked_by: Iterable[bytes]) -> None:
+        reply = ControlError(Cause.FAILED, f"the broker could not do it: {printable(repr(error))}").reply()
+        for identity in asked_by:
             self._router.send(identity, request_id, reply)
-            self._answers.give_up(request_id)
 
     def _on_decoded(self, identity: bytes, request_id: str, message: Message) -> None:
         if isinstance(message, Done | Told | ErrorReply | Notice):
@@ -270,7 +273,7 @@ class Loop:
         else:
             # It holds nothing; only if it does not speak either, it is gone.
             judge = partial(self._on_rival_heard, current, identity, request_id, hello)
-            if not self._ask(current, judge):
+            if not self._ask(current, request_id, judge):
                 judge(None)
 
     def _on_rival_heard(self, rival: Agent, identity: bytes, request_id: str, hello: Hello, told: Told | None) -> None:
@@ -309,7 +312,7 @@ class Loop:
 
         for vm in vms:
             agent = self._agents.of(vm)
-            if agent is None or not self._ask(agent, partial(heard, vm)):
+            if agent is None or not self._ask(agent, request_id, partial(heard, vm)):
                 heard(vm, None)
         if not vms:
             self._answer_show(request_id, [])
@@ -379,13 +382,22 @@ class Loop:
 
     # -- sending
 
-    def _ask(self, agent: Agent, heard: Callable[[Told | None], None]) -> bool:
+    def _ask(self, agent: Agent, on_behalf_of: str, heard: Callable[[Told | None], None]) -> bool:
+        """`on_behalf_of`: the request that needs the agent's word."""
         request_id = wire.new_id()
         if not self._router.send(agent.identity, request_id, Ask()):
             self._agents.forget(agent)
             return False
-        self._agents.ask(request_id, agent, time.monotonic(), heard)
+        self._agents.ask(request_id, agent, time.monotonic(), partial(self._heard, on_behalf_of, heard))
         return True
+
+    def _heard(self, on_behalf_of: str, heard: Callable[[Told | None], None], told: Told | None) -> None:
+        """Who failed is not the agent that spoke, if one did, but the request behind the question."""
+        try:
+            heard(told)
+        except Exception as error:  # noqa: BLE001 - as in on_message
+            self._say(f"what an agent was asked for failed: {error!r}")
+            self._fail(on_behalf_of, error, self._answers.give_up(on_behalf_of))
 
     def _push(self, vm: str, message: Message) -> None:
         agent = self._agents.of(vm)

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ringway.control.errors import ControlError
-from ringway.control.messages import Cause
+from ringway.control.messages import PID_MAX, Cause
 from ringway.control.names import Name, PlainName
 
 MAGIC: Final = b"RWAYLIST"
@@ -26,7 +26,6 @@ VERSION: Final = 1
 LINKS_MAX: Final = 1 << 14
 COPY_SIZE: Final = 6 << 20  # bytes from one copy to the other; pages that nobody has written take no memory
 OBJECT_SIZE: Final = 2 * COPY_SIZE
-PID_MAX: Final = 1 << 22  # PID_MAX_LIMIT of the kernel
 
 HEAD_FIELDS: Final = (
     ("magic", "8s"),

@@ -33,6 +33,8 @@ from ringway.control.rules import Stack
 Text = Annotated[str, Meta(max_length=8192, pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
 Word = Annotated[str, Meta(max_length=128, pattern=r"\A[ -~]*\Z")]
 Uint = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+PID_MAX: Final = 1 << 22  # PID_MAX_LIMIT of the kernel
+Pid = Annotated[int, Meta(ge=0, le=PID_MAX)]  # an agent's own word, which others are shown: no more than one can be
 Side = Annotated[int, Meta(ge=0, le=1)]
 TicketText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Counters = dict[Word, int]
@@ -184,7 +186,7 @@ class VmShown(Part):
 
 class Hello(Message, omit_defaults=True):
     vm: PlainName
-    pid: Uint
+    pid: Pid
     version: Word
     revision: Uint = 0
     attached: Annotated[list[Uint], Meta(max_length=ENDS_MAX)] = []  # link ids, when it is not its first hello

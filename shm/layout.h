@@ -75,18 +75,21 @@
  *      commit not in use: frames,        commit not in use: frames,
  *        bytes, dropped                    bytes, dropped
  *      at of that commit := new head     at of that commit := new tail
+ *      frames, bytes                     frames, bytes
  *      head := new                       tail := new
  *      drops                             drops
  *
  * Whichever head is found, one commit has it as at, and that one's frames and bytes are right. Two can have it only
  * before the first step, where both stand at 0: then the first is right. If dropped is more than the drops that are
- * stored, the difference was not stored by cause in time, and is added to RWAY_DROP_RESTART. Where no commit has the
- * head that is found, an end of minor 0 was here last, and the counts are taken as they are.
+ * stored, the difference was not stored by cause in time, and is added to RWAY_DROP_RESTART. Frames and bytes of the
+ * account are each those of one of the two commits, because they are stored between a commit and its head. Where they
+ * are not, or no commit has the head that is found, an end of minor 0 was here last: the counts are taken as they are.
  *
  * A consumer that hands frames to somebody else one by one, before it can release them, stores begun first: the
  * position behind the frame that it is about to hand on. The next incarnation takes the frames between tail and begun
  * for handed on, if begun is neither 0 nor past head and a frame ends there. What became of the last of them nobody
- * knows: it is not handed on again, and counts as dropped, RWAY_DROP_RESTART.
+ * knows: it is not handed on again, and counts as dropped, RWAY_DROP_RESTART. Where an end of minor 0 has moved tail,
+ * begun is of one before it: it becomes 0 before there is a commit for that tail.
  *
  * A forwarder releases its input before it publishes its output, so between the two frames are in neither ring. Over
  * one direction of a forwarder, all that it took out and did not drop (frames less drops, over all queues of one link)

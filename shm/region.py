@@ -190,12 +190,13 @@ class Region:
                     del self._holders[name]
                 self._let_go.notify_all()
 
-    def detach(self, timeout: float = _HELD_S) -> None:
+    def detach(self, timeout: float | None = None) -> None:
         """Wait until nobody holds the region, mark the side detached and unmap. Safe to call twice.
 
-        RegionHeldError after `timeout` seconds, with the names of who still does; the region stays as it was. Threads
-        that use it without holding it must have ended.
+        RegionHeldError after `timeout` seconds (None: 10), with the names of who still does; the region stays as it
+        was. Threads that use it without holding it must have ended.
         """
+        timeout = _HELD_S if timeout is None else timeout
         with self._let_go:
             self._leaving = True
             try:

@@ -16,7 +16,6 @@ from ringway.broker.directory import Directory, remove_leftovers
 from ringway.control.directory import (
     HEAD,
     LINKS_MAX,
-    PID_MAX,
     DirectoryCause,
     DirectoryError,
     DirectoryState,
@@ -25,7 +24,7 @@ from ringway.control.directory import (
 )
 from ringway.control.errors import ControlError
 from ringway.control.listing import OWNERS_SHARE, ListedFabric, list_fabrics, object_path, opened, read_state
-from ringway.control.messages import Cause
+from ringway.control.messages import PID_MAX, Cause
 from tests.conftest import require
 from tests.hostile.forged_directory import GOOD_LINK, Value, forged_copy, new_fabric_id, placed
 from tests.system.broker_process import run_ringway, short_directory

@@ -15,10 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from ringway.agent import Agent, AgentCause, AgentError, Port
+from ringway.agent.member import Member
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.control.runtime import handover_path
-from ringway.shm import BreakCause, RegionBrokenError
+from ringway.shm import BreakCause, RegionBrokenError, RegionHeldError
 from ringway.shm._native import ffi, lib
 from tests.system.broker_process import BrokerProcess, only_offer, run_ringway, session_of, short_directory
 from tests.system.fabric_fixtures import AgentProcess, Fabric, check_books, until
@@ -41,6 +42,24 @@ kind = "local"
 ends = ["left.q", "right.q"]
 """
 BYTES = random.Random(2).randbytes(1 << 17)
+
+
+TWO_LINKS = """
+[vm.client.port.p]
+kind = "local"
+[vm.client.port.q]
+kind = "local"
+[vm.server.port.p]
+kind = "local"
+[vm.server.port.q]
+kind = "local"
+[link.one]
+ends = ["client.p", "server.p"]
+slots = 64
+[link.two]
+ends = ["client.q", "server.q"]
+slots = 64
+"""
 
 
 def there_and_back(port: Port, frames: list[bytes], queue: int = 0) -> None:
@@ -126,6 +145,25 @@ def test_a_replaced_link_is_asked_for_again(fabric: Fabric) -> None:
     with pytest.raises(AgentError, match="ask the agent for the port again"):
         port.receive(timeout=0)
     there_and_back(agent.port("p"), [bytes(60)], queue=1)
+
+
+def test_a_replaced_link_that_somebody_will_not_let_go_of_keeps_no_port_from_its_new_one(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringway.shm.region._HELD_S", 0.05)
+    member = Member("client", 0, 1, lambda _: None)
+    fabric.broker.apply(TWO_LINKS)
+    with session_of(fabric.runtime, "client") as session:
+        member.take_up(session.hello().offers, None)
+        held, other = member.port("p", 0), member.port("q", 0)
+        with held.region.hold("an application"):
+            fabric.broker.apply(TWO_LINKS.replace("slots = 64", "slots = 128"))
+            with pytest.raises(RegionHeldError, match="an application"):
+                member.take_up(session.hello().offers, None)
+            assert [member.port(name, 0).region.geometry.slot_count for name in "pq"] == [128, 128]
+            assert (held.attached, other.attached) == (True, False)
+        held.detach()
+        member.close()
 
 
 def test_links_come_and_go_beside_one_that_loses_nothing(fabric: Fabric) -> None:

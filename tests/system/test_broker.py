@@ -9,10 +9,14 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from ringway.broker.loop import Loop
+from ringway.control import wire
 from ringway.control.client import AgentSession, Client
 from ringway.control.errors import ControlError
 from ringway.control.handover import Handover
@@ -246,6 +250,52 @@ def test_show_asks_the_agents_and_says_who_is_silent_or_away(broker: BrokerProce
         started = time.monotonic()
         assert broker.vm("client").state == "silent"
         assert time.monotonic() - started < 5
+
+
+@contextmanager
+def loop_here(runtime: Path) -> Iterator[list[str]]:
+    """A broker in a thread of this process, with its log."""
+    log: list[str] = []
+    loop = Loop(runtime, log.append)
+    stop_fd, stopping = os.pipe()
+    thread = Thread(target=loop.run, args=(stop_fd,))
+    try:
+        loop.apply(FABRIC, "fabric.toml")
+        thread.start()
+        yield log
+    finally:
+        os.write(stopping, b"x")
+        thread.join()
+        loop.close()
+        os.close(stop_fd)
+        os.close(stopping)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_answer_that_cannot_be_given_is_refused_by_name_and_ends_no_broker(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    monkeypatch.setattr(wire, "REPLY_SIZE", 4096)  # a limit that two agents' words are enough to reach
+    rules = [RuleCount(name=f"{number:060}", frames=0, bytes=0) for number in range(50)]
+    with (
+        loop_here(runtime) as log,
+        session_of(runtime, "client") as client,
+        session_of(runtime, "server") as server,
+        Client(runtime) as asking,
+    ):
+        client.hello()
+        server.hello()
+        asking._send("e" * 32, Show(), 5)
+        client.answer(pushed(client).request_id, Told(ports=[], loops=[], rules=rules))
+        asked = pushed(server).request_id
+        if not silent:
+            server.answer(asked, Told(ports=[], loops=[], rules=rules))
+        received = asking._receive(5)
+        assert received is not None
+        assert isinstance(received.message, ErrorReply)
+        assert received.message.cause is Cause.FAILED
+        assert any("more than the 4096" in line for line in log)
+        assert only_offer(client.hello()).link == "one"
 
 
 def test_what_an_agent_fails_to_do_is_shown_and_logged(broker: BrokerProcess, runtime: Path) -> None:

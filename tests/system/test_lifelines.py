@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,10 @@ def test_an_end_that_dies_without_a_broker_is_missed_by_the_other_and_greeted_wh
         streams[0].pass_on(1000)
 
 
+def is_logged(fabric: Fabric, text: str) -> bool:
+    return text in fabric.broker.log()
+
+
 def test_an_agent_logs_and_tells_the_broker_that_its_peer_left_and_came(fabric: Fabric) -> None:
     fabric.broker.apply(FABRIC)
     with logging_agent("client", fabric.runtime) as (client, lines):
@@ -62,13 +67,8 @@ def test_an_agent_logs_and_tells_the_broker_that_its_peer_left_and_came(fabric: 
             await_peer(port, there=False)
             for what in ("attached", "left"):
                 assert f"the other end of link one {what} (incarnation {incarnation})" in lines
-                await_log(
-                    fabric.broker, f"VM 'client', port 'net', link 'one': peer {what} (incarnation {incarnation})"
-                )
-
-
-def await_log(broker: BrokerProcess, line: str) -> None:
-    until(lambda: line in broker.log(), line)
+                told = f"VM 'client', port 'net', link 'one': peer {what} (incarnation {incarnation})"
+                until(partial(is_logged, fabric, told), told)
 
 
 def test_descriptors_return_to_their_base_over_50_deaths_of_an_end_and_5_of_the_broker(fabric: Fabric) -> None:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ringway.agent import Port
+from ringway.agent import Agent, Port
 from ringway.shm._native import ffi
 from tests.system.fabric_fixtures import AgentProcess, Fabric, until
 from tests.system.peer import udp
@@ -35,6 +35,13 @@ ends = ["firewall.outside", "right.p"]
 queues = {QUEUES}
 slots = 256
 """
+WITHOUT_STACK = CHAIN.replace(
+    """[vm.firewall.stack]
+forward = [["inside", "outside"]]
+default = "allow"
+""",
+    "",
+)
 KILLS = 6
 BURSTS = 20  # that have to arrive between two kills
 NUMBER_AT = 14 + 20 + 8
@@ -124,3 +131,18 @@ def test_a_forwarder_remembers_its_way_while_it_runs_and_forgets_it_when_it_ends
     assert (joined(fabric, "one", 1), joined(fabric, "two", 0)) == (numbers["two"], numbers["one"])
     assert start_firewall(fabric).stop() == 0
     assert (joined(fabric, "one", 1), joined(fabric, "two", 0)) == (0, 0)
+
+
+def test_what_an_application_takes_is_not_counted_as_lost_by_a_forwarder_killed_before_it(fabric: Fabric) -> None:
+    fabric.apply(CHAIN)
+    start_firewall(fabric).stop(signal.SIGKILL)
+    fabric.broker.apply(WITHOUT_STACK)
+    with Agent("firewall", fabric.runtime) as application:
+        inside = application.port("inside")
+        assert fabric.port("left").send([udp(7, 7)] * 7, timeout=20) == 7
+        taken = 0
+        while taken < 7:
+            taken += len(inside.receive(timeout=20))
+    fabric.broker.apply(CHAIN)
+    start_firewall(fabric)
+    assert fabric.ring("two").drops_produced == {}

@@ -14,6 +14,7 @@ from ringway.control import wire
 from ringway.control.messages import (
     FROM_BROKER,
     KINDS,
+    PID_MAX,
     TO_BROKER,
     Apply,
     Ask,
@@ -46,6 +47,13 @@ def cause_of(payload: bytes) -> WireCause:
 def test_a_message_comes_back_as_it_was() -> None:
     hello = Hello(vm="client", pid=7, version="1")
     assert decode(encode(ID, hello), TO_BROKER) == (ID, hello)
+
+
+def test_an_agent_cannot_say_a_pid_that_no_process_has() -> None:
+    """It is listed for others, by a directory whose readers refuse what no broker writes."""
+    hello = {"vm": "client", "version": "1"}
+    assert cause_of(packed({**hello, "pid": PID_MAX + 1})) is WireCause.BODY
+    assert isinstance(decode(packed({**hello, "pid": PID_MAX}), TO_BROKER).message, Hello)
 
 
 def test_a_stack_keeps_its_pairs_and_ranges() -> None:
