@@ -124,7 +124,7 @@ class Member:
     def link_ids(self) -> list[int]:
         """The links that this VM's ends are attached to."""
         with self._changed:
-            return [port.offer.link_id for port in self._ports.values()]
+            return [port.offer.link_id for port in self._ports.values() if port.attached]
 
     def descriptors(self) -> list[int]:
         """What to poll for reading, for `on_readable`."""

@@ -216,12 +216,17 @@ class Fabric:
         return [(end.holder, end.held_by) for end in ends if end.holder is not None and end.held_by is not None]
 
     def note_attached(self, vm: str, who: Holder, attached: Collection[int]) -> dict[str, str]:
-        """Who says hello has these links. The lost ones of the VM that he has not are to be made anew, and why."""
+        """Who says hello has these links. Those of the VM that are to be made anew, and why: lost ones that he has not;
+        and such as he has and does not hold here, which happens when the keeper did not hear the broker before this one
+        and lives on: handed out as they are, they would have two ends on one side.
+        """
         anew: dict[str, str] = {}
         for name, side in self.ends_of(vm):
             link = self.links[name]
             if link.lost and link.link_id in attached:
                 link.ends[side].held_by = who
+            elif link.link_id in attached and link.ends[side].holder is None:
+                anew[name] = f"{vm} has an end of it that nobody holds here"
             elif link.lost:
                 anew[name] = f"{vm} needs it, and its memory was lost with broker and keeper"
         return anew

@@ -134,6 +134,15 @@ def test_an_offer_is_taken_with_its_ticket() -> None:
     assert fabric.holders("a") == [(5, AGENT)]
 
 
+def test_an_end_that_its_agent_has_and_nobody_holds_is_not_handed_out_a_second_time() -> None:
+    fabric = fabric_with(FIRST)
+    offer = fabric.offer("first", 0, 0.0, AGENT)
+    assert not fabric.note_attached("a", AGENT, [])
+    assert list(fabric.note_attached("a", AGENT, [offer.link_id])) == ["first"], "as after a keeper's gap"
+    fabric.redeem(take_of(offer), 5, 1.0)
+    assert not fabric.note_attached("a", AGENT, [offer.link_id])
+
+
 def test_a_ticket_is_good_once() -> None:
     fabric = fabric_with(FIRST)
     take = take_of(fabric.offer("first", 0, 0.0, AGENT))
