@@ -97,7 +97,7 @@ class Keeping:
         if self._keeper is not None:
             try:
                 self._keeper.drop(key)
-            except KeeperGone as error:
+            except ControlError as error:  # whatever keeps it from hearing that: what has happened cannot be undone
                 self._lose(str(error))
         if self._keeper is None:
             self._dropped.add(key)
