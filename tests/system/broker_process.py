@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -21,7 +20,7 @@ from ringway.broker.keeper import Keeper
 from ringway.control.client import AgentSession, Client
 from ringway.control.handover import Handover, take
 from ringway.control.messages import Applied, Apply, LinkShown, Offer, Show, Shown, Take, VmShown, Welcome
-from ringway.control.runtime import handover_path
+from ringway.control.runtime import control_path, handover_path
 
 RINGWAY = [sys.executable, "-c", "from ringway.cli.main import main; main()"]
 
@@ -131,14 +130,18 @@ class BrokerProcess:
         return next(vm for vm in self.show().vms if vm.name == name)
 
     def descriptors(self) -> int:
-        """Open descriptors of the broker, once they stand still: ZeroMQ closes a connection in its own time."""
+        """Open descriptors of the broker, after it has dealt with all that was sent or closed before.
+
+        Those of its clients' connections do not count: ZeroMQ closes them in its own time.
+        """
         self.show()
-        seen = [descriptors_of(self.process.pid)]
-        while len(seen) < 6 or len(set(seen[-6:])) > 1:
-            assert len(seen) < 500, f"the broker's descriptors do not settle: {seen[-20:]}"
-            time.sleep(0.02)
-            seen.append(descriptors_of(self.process.pid))
-        return seen[-1]
+        clients = _inodes_at(control_path(self.runtime))
+        found = []
+        for entry in _descriptors(self.process.pid):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.append(str(entry.readlink()))
+        clients |= _inodes_at(control_path(self.runtime))
+        return sum(target not in clients for target in found)
 
     def take(self, offer: Offer, vm: str) -> Handover:
         claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
@@ -159,8 +162,18 @@ def only_offer(welcome: Welcome) -> Offer:
     return offer
 
 
+def _inodes_at(path: Path) -> set[str]:
+    """What /proc/PID/fd calls the connections that were accepted there."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return {f"socket:[{line.split()[6]}]" for line in lines if line.endswith(f" {path}")}
+
+
+def _descriptors(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/fd").iterdir())
+
+
 def descriptors_of(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return len(_descriptors(pid))
 
 
 def own_descriptors() -> int:

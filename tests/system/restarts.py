@@ -116,7 +116,7 @@ def kill_keeper(runtime: Path) -> int:
 
 
 def come_to(broker: BrokerProcess, keeper: int, of_broker: int) -> None:
-    """Wait until keeper and broker have so many descriptors: ZeroMQ closes its own in its own time."""
+    """Wait until keeper and broker have so many descriptors."""
     until(
         lambda: (settled_descriptors(broker.runtime), broker.descriptors()) == (keeper, of_broker),
         f"keeper and broker have {keeper} and {of_broker} descriptors",

@@ -119,7 +119,6 @@ def test_256_links_are_adopted_with_all_their_ends(fabric: Fabric) -> None:
     broker = fabric.broker
     broker.apply(many_links())
     left, right = fabric.local("left"), fabric.local("right")
-    broker.restart()
     kept, held = settled_descriptors(broker.runtime), broker.descriptors()
     before = ends_of(broker.show())
     assert len(before) == 2 * 256
