@@ -71,6 +71,7 @@ class Agent:
         self._session: AgentSession | None = None
         self._waits_for = ""  # as it was last said
         self._hello_due = False  # the broker is another one than we said hello to
+        self._refused = ""  # why it did not take us, when last asked
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -238,12 +239,14 @@ class Agent:
         try:
             welcome = session.hello(attached=self._member.link_ids())
         except ControlError as error:
-            if error.cause in _WORTH_WAITING:
-                self._interrupted(_RETRY_S)
-                return
-            self._hello_due = False
-            raise
+            # Whatever it is, this broker or the next may get over it; an agent that gives up is deaf for good.
+            if error.cause not in _WORTH_WAITING and error.message != self._refused:
+                self._log(f"the broker does not take this agent: {error}")
+            self._refused = error.message
+            self._interrupted(_RETRY_S)
+            return
         self._hello_due = False
+        self._refused = ""
         self._member.take_up(welcome.offers, welcome.stack)
 
     def _tend(self, session: AgentSession) -> None:
