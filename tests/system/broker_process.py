@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from ringway.broker.directory import remove_leftovers
 from ringway.broker.keeper import Keeper
 from ringway.control.client import AgentSession, Client
 from ringway.control.handover import Handover, take
@@ -45,6 +46,7 @@ def short_directory() -> Iterator[Path]:
         for keeper in path.rglob("keeper.sock"):
             end_keeper(keeper.parent)
         shutil.rmtree(path)
+        remove_leftovers()
 
 
 def keeper_pid(runtime: Path) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ringway.broker.directory import remove_leftovers
 from tests.conftest import require
 from tests.system.fabric_fixtures import until
 
@@ -26,6 +27,7 @@ class Traces:
     def __init__(self, temporary: Path) -> None:
         self.temporary = temporary
         self.mark = f"RINGWAY_TEST_MARK={uuid.uuid4()}"
+        remove_leftovers()  # of brokers that tests before this one have killed: a broker of the program would do it
         self._at_first = self._world()
 
     def environment(self) -> dict[str, str]:
