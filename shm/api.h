@@ -154,7 +154,8 @@ struct rway_consumer *rway_region_consumer(struct rway_region *region, uint32_t 
 /*
  * Give a half its bells: wait_fd, the read end of the pipe on which it sleeps, and ring_fd, the write end of the one
  * its peer sleeps on. Ownership passes to the region. Without bells (-1) sleeps end by their bound only. The peer's is
- * rung once: for a step that an end before this one was killed over, after it stored its counter and before it rang.
+ * rung if the ring was used before: for a step that an end before this one was killed over, after it stored its counter
+ * and before it rang.
  * The writing thread must block or ignore SIGPIPE, as CPython does.
  */
 int rway_producer_bells(struct rway_producer *producer, int wait_fd, int ring_fd, struct rway_error *error);

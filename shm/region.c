@@ -304,13 +304,13 @@ static int set_bell(struct rway_bell *bell, int wait_fd, int ring_fd, struct rwa
 }
 
 /*
- * And ring once: an end before this one may have been killed after it stored its counter and before it rang for that,
- * and the new one takes the counter as looked at. Where nobody sleeps that costs a look.
+ * And ring, unless the counter never moved: an end before this one may have been killed after it stored its counter and
+ * before it rang for that, and the new one takes the counter as looked at. Where nobody sleeps that costs a look.
  */
 int rway_producer_bells(struct rway_producer *producer, int wait_fd, int ring_fd, struct rway_error *error)
 {
     int refused = set_bell(&producer->bell, wait_fd, ring_fd, error);
-    if (!refused)
+    if (!refused && producer->head != 0)
         rway_bell_ring(&producer->bell, &producer->counts, &producer->counts_dirty);
     return refused;
 }
@@ -318,7 +318,7 @@ int rway_producer_bells(struct rway_producer *producer, int wait_fd, int ring_fd
 int rway_consumer_bells(struct rway_consumer *consumer, int wait_fd, int ring_fd, struct rway_error *error)
 {
     int refused = set_bell(&consumer->bell, wait_fd, ring_fd, error);
-    if (!refused)
+    if (!refused && consumer->tail != 0)
         rway_bell_ring(&consumer->bell, &consumer->counts, &consumer->counts_dirty);
     return refused;
 }

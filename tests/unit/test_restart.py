@@ -489,6 +489,8 @@ def test_a_new_incarnation_rings_for_what_the_killed_one_did_not(killed: str) ->
         end.producers[0].send([FRAME])
         end.consumers[0].receive()
 
+    with Region.attach(fd, GEOMETRY, LINK, 1) as peer:
+        peer.producers[0].send([FRAME])
     run_and_kill(silent_end)
     assert select.select([sleeper], [], [], 0)[0] == []
     bells = []
