@@ -10,6 +10,7 @@ from tools import c_programs
 from tools.c_programs import AARCH64, ASAN, PLAIN, PROGRAMS, TSAN, Run, Variant
 
 LONG = ("full", "asan")
+STEPPED = "restart_step_test"  # by single steps: under ASan, which has ten times as many, it takes more than a minute
 
 
 def cases() -> list[object]:
@@ -24,8 +25,12 @@ def cases() -> list[object]:
 
 
 def case(program: Path, variant: Variant, run: Run) -> object:
-    marks = [pytest.mark.full] if run.only in LONG or variant is AARCH64 else []
+    marks = [pytest.mark.full] if is_long(program, variant, run) or variant is AARCH64 else []
     return pytest.param(program, variant, run, marks=marks, id="-".join((program.stem, variant.name, *run.arguments)))
+
+
+def is_long(program: Path, variant: Variant, run: Run) -> bool:
+    return run.only in LONG or (program.stem == STEPPED and variant is ASAN)
 
 
 @pytest.mark.timeout(360)  # the first case of a variant compiles everything
@@ -34,7 +39,8 @@ def test_the_program_succeeds(program: Path, variant: Variant, run: Run) -> None
     for tool in (variant.compiler, *variant.runner):
         require(shutil.which(tool) is not None, f"{tool} is not installed; ./run test installs it where it may")
     executable = c_programs.build(program, variant)
-    status, output = c_programs.call(executable, variant, run.arguments, timeout_s=300 if run.only in LONG else 100)
+    timeout_s = 300 if is_long(program, variant, run) else 100
+    status, output = c_programs.call(executable, variant, run.arguments, timeout_s=timeout_s)
     assert status == 0, f"{program.name} {' '.join(run.arguments)} ({variant.name}) ended with {status}:\n{output}"
 
 
