@@ -16,6 +16,7 @@ from pathlib import Path
 
 _UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 _AS_USER = ["--user", "--map-root-user"]
+_IN_CHROOT = ["--propagation", "unchanged"]  # "/" that is no mount point, as in a chroot, has none that could be changed
 
 
 def enter_private_namespaces(program: str, tools: Sequence[str]) -> None:
@@ -23,22 +24,14 @@ def enter_private_namespaces(program: str, tools: Sequence[str]) -> None:
     mark = f"RINGWAY_{program.upper()}_INSIDE"  # each program's own: one may start the other
     if os.environ.get(mark):
         for folder in ("/run", "/dev/shm"):  # what brokers leave there when all ends goes with the mount
-            run("mount", "-t", "tmpfs", "tmpfs", folder)
+            _mount_private(program, folder)
         run("ip", "link", "set", "lo", "up")
         return
     missing = [tool for tool in ("unshare", "nsenter", "ip", *tools) if shutil.which(tool) is None]
     if missing:
         advice = f"`./run {program}` installs them as root, or see README.md"
         sys.exit(f"{program}: {', '.join(missing)} not found; {advice}")
-    command = _UNSHARE + ([] if os.geteuid() == 0 else _AS_USER)
-    probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
-        sys.exit(
-            f"{program}: namespaces of its own are not allowed here ({probe.stderr.strip()}).\n"
-            "Run it as root, or allow user namespaces: on Ubuntu 24.04\n"
-            "  sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0\n"
-            "in a container add the capability SYS_ADMIN."
-        )
+    command = _allowed(program, _UNSHARE + ([] if os.geteuid() == 0 else _AS_USER))
     os.environ[mark] = "1"
     # unshare ignores SIGINT and SIGTERM, so this process waits for them, and the kernel ends unshare with this process.
     again = [sys.executable, *sys.orig_argv[1:]]
@@ -46,6 +39,32 @@ def enter_private_namespaces(program: str, tools: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: child.kill())
     sys.exit(child.wait() % 256)
+
+
+def _allowed(program: str, command: list[str]) -> list[str]:
+    """The way in which `unshare` works here; else it ends with a message."""
+    for tried in (command, [*command, *_IN_CHROOT]):
+        probe = subprocess.run([*tried, "true"], capture_output=True, text=True, check=False)
+        if probe.returncode == 0:
+            return tried
+    sys.exit(
+        f"{program}: namespaces of its own are not allowed here ({probe.stderr.strip()}).\n"
+        "Run it as root, or allow user namespaces: on Ubuntu 24.04\n"
+        "  sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0\n"
+        "in a container add the capability SYS_ADMIN."
+    )
+
+
+def _mount_private(program: str, folder: str) -> None:
+    """An empty folder over this one, or the program's end where the host would get that mount too."""
+    run("mount", "-t", "tmpfs", "tmpfs", folder)
+    if "shared" in run("findmnt", "--noheadings", "--output", "PROPAGATION", folder).stdout:
+        run("umount", folder)
+        sys.exit(
+            f"{program}: what is mounted in this chroot is mounted on the host too, and nothing of it is to change.\n"
+            "Make the chroot's folder a mount of its own first, on the host:\n"
+            "  mount --bind FOLDER FOLDER && mount --make-private FOLDER"
+        )
 
 
 def run(*command: str, namespace: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
