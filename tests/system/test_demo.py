@@ -109,6 +109,51 @@ def test_nothing_is_left_of_a_demo_that_is_ended(traces: Traces, number: signal.
     traces.check_none()
 
 
+@pytest.fixture(params=["private", "shared"])
+def chroot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[list[str], str]]:
+    """The way into a folder of this system's folders, which is no mount point itself; and how its mounts propagate."""
+    below, root = tmp_path / "mount", tmp_path / "mount" / "root"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], check=True)
+    try:
+        subprocess.run(["mount", f"--make-{request.param}", below], check=True)
+        for folder in (path for path in Path("/").iterdir() if path.is_dir()):
+            (root / folder.name).mkdir(parents=True)
+            if folder.is_symlink():
+                (root / folder.name).rmdir()
+                (root / folder.name).symlink_to(folder.readlink())
+            elif folder.name != "run":
+                subprocess.run(["mount", "--rbind", folder, root / folder.name], check=True)
+        yield ["chroot", str(root)], request.param
+    finally:
+        subprocess.run(["umount", "--recursive", "--lazy", below], check=True)
+
+
+@pytest.mark.needs_root
+def test_the_demo_runs_in_a_chroot_whose_root_is_no_mount_point_unless_its_mounts_would_reach_the_host(
+    chroot: tuple[list[str], str], traces: Traces
+) -> None:
+    into, propagation = chroot
+    mounts = Path("/proc/self/mountinfo").read_text()
+    with subprocess.Popen(
+        [*into, "env", "--default-signal", "TMPDIR=/tmp", *DEMO],
+        env=traces.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        wanted = "rtt" if propagation == "private" else "mount --make-private FOLDER"
+        shown = ""
+        while wanted not in (line := process.stdout.readline()):
+            shown += line
+            assert line, f"the demo ended: {shown}"
+        process.terminate()
+    assert process.returncode != 0
+    until(lambda: not traces.processes(), "no process is left")
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+
+
 def test_two_processes_exchange_frames_over_one_link(traces: Traces) -> None:
     command = [sys.executable, str(EXAMPLES / "two_processes.py")]
     done = subprocess.run(command, env=traces.environment(), capture_output=True, text=True, timeout=60)
