@@ -16,7 +16,7 @@ from pathlib import Path
 
 _UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 _AS_USER = ["--user", "--map-root-user"]
-_IN_CHROOT = ["--propagation", "unchanged"]  # "/" that is no mount point, as in a chroot, has none that could be changed
+_IN_CHROOT = ["--propagation", "unchanged"]  # a "/" that is no mount point has none to change
 
 
 def enter_private_namespaces(program: str, tools: Sequence[str]) -> None:
