@@ -4,12 +4,16 @@
  *      the frame's connection      what decides
  *      known                       nothing: it passes, in either direction
  *      known, and rules changed    first the rules, over the frame that opened it; denied, none of its frames passes
+ *      known, denied; the far end  the rules, if the one that allows its frame is for this direction only: it is as if
+ *                                  the connection were unknown
  *      known, over; a new SYN      the rules; allowed, it is a new connection in the same place
  *      unknown                     the rules; allowed, it is known from here on if there is room, else it is dropped
  *      none (ARP, fragments, …)    an ICMP error about a known connection passes; over all else the rules decide
  *
  * A connection that changed rules deny is not forgotten at once: under a default of "allow" the next frame from its
- * other end would make it known again, the other way round, and it would go on.
+ * other end would make it known again, the other way round, and it would go on. So what allows a frame counts here only
+ * if it speaks for the direction: a rule that matches frames this way and not those the other way. The default, and a
+ * rule that matches both, have not been asked about this end.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -138,17 +142,36 @@ static void keep(const struct rway_flow_reader *reader, const struct rway_flow_h
         hold->bucket->deadlines[hold->way] = deadline;
 }
 
+/* Is it for one direction of a connection: a rule that matches frames this way, and would not match those that way? */
+static bool tells_direction(const struct rway_flow_reader *reader, uint32_t rule, uint32_t index, bool from_low,
+                            uint8_t tcp_flags)
+{
+    struct rway_headers opposite;
+    uint32_t in_port = rway_flow_headers(&reader->keys[index], !from_low, tcp_flags, &opposite);
+
+    return !rway_filter_matches(reader->table, rule, &opposite, in_port);
+}
+
 /*
  * TCP under way, of which the opening was not seen (the agent is new, or it was silent for too long). Who opened it is
- * not known, so a rule that denies the other direction holds: its frames go on being judged one by one.
+ * not known. It is taken up as if the end that speaks had opened it, unless a rule denies the other direction and tells
+ * it from this one: then the frames go on being judged one by one. A rule that denies both, as the last of many rule
+ * sets does, says no more than a default of "deny". And where a rule for this direction lets this end open, the other
+ * end has the answers to that whatever denies it, and has them here.
  */
 static bool may_take_up(const struct rway_flow_reader *reader, uint32_t index)
 {
+    enum { SYN = 2, ACK = 16 };
+    bool from_low = reader->from_low[index];
     struct rway_headers headers;
-    uint32_t in_port = rway_flow_headers(&reader->keys[index], !reader->from_low[index], 0x10 /* ACK */, &headers);
+    uint32_t in_port = rway_flow_headers(&reader->keys[index], !from_low, ACK, &headers);
     uint32_t rule = rway_filter_find(reader->table, &headers, in_port);
 
-    return rule == reader->table->count || rway_filter_action(reader->table, rule) == RWAY_ALLOW;
+    if (rway_filter_action(reader->table, rule) == RWAY_ALLOW || !tells_direction(reader, rule, index, !from_low, ACK))
+        return true;
+    in_port = rway_flow_headers(&reader->keys[index], from_low, SYN, &headers);
+    rule = rway_filter_find(reader->table, &headers, in_port);
+    return rway_filter_action(reader->table, rule) == RWAY_ALLOW && tells_direction(reader, rule, index, from_low, SYN);
 }
 
 static bool opens(const struct rway_flow_reader *reader, const struct rway_judged *frame, uint32_t index)
@@ -197,17 +220,37 @@ static void count_established(struct rway_flow_reader *reader, const struct rway
     count(&reader->counts.bytes, frame->frame_len);
 }
 
-static int judge_known(struct rway_flow_reader *reader, const struct rway_judged *frame, bool from_opener,
-                       struct rway_flow_hold *hold)
+/*
+ * A flow whose opener the rules deny. TCP says by a SYN when something else begins (rway_flow_begins_anew); elsewhere it
+ * may begin with any frame of the far end that a rule for its direction allows. The verdict lasts only as long as it is
+ * needed: frames that the rules deny by themselves do not renew it.
+ */
+static int judge_denied(struct rway_flow_reader *reader, const struct rway_judged *frame, uint32_t index,
+                        bool from_opener, struct rway_flow_hold *hold)
 {
-    bool admitted = is_admitted(reader, hold);
-    uint8_t state = hold->bucket->states[hold->way];
+    bool lasts = frame->headers->protocol == IPPROTO_TCP;
 
-    if (!admitted) {
-        keep(reader, hold, state);
-        rway_count_frame(&reader->rule_counts[find_for_opener(reader, hold->flow)], frame->frame_len);
-        return RWAY_DROP_POLICY;
+    if (!lasts && !from_opener) {
+        uint32_t rule = rway_filter_find(reader->table, frame->headers, reader->in_port);
+
+        lasts = rway_filter_action(reader->table, rule) == RWAY_ALLOW;
+        if (lasts && tells_direction(reader, rule, index, reader->from_low[index], 0))
+            return judge_unknown(reader, frame, index, hold);
     }
+    if (lasts)
+        keep(reader, hold, hold->bucket->states[hold->way]);
+    rway_count_frame(&reader->rule_counts[find_for_opener(reader, hold->flow)], frame->frame_len);
+    return RWAY_DROP_POLICY;
+}
+
+static int judge_known(struct rway_flow_reader *reader, const struct rway_judged *frame, uint32_t index,
+                       bool from_opener, struct rway_flow_hold *hold)
+{
+    uint8_t state;
+
+    if (!is_admitted(reader, hold))
+        return judge_denied(reader, frame, index, from_opener, hold);
+    state = hold->bucket->states[hold->way];
     keep(reader, hold, rway_flow_advance(hold->flow, state, frame, from_opener));
     count_established(reader, frame);
     return RWAY_PASSES;
@@ -225,7 +268,7 @@ static int judge_followed(struct rway_flow_reader *reader, const struct rway_jud
         rway_flow_begins_anew(hold.flow, hold.bucket->states[hold.way], frame, from_opener))
         stopped = judge_unknown(reader, frame, index, &hold);
     else
-        stopped = judge_known(reader, frame, from_opener, &hold);
+        stopped = judge_known(reader, frame, index, from_opener, &hold);
     rway_flow_let_go(&hold);
     return stopped;
 }

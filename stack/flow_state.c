@@ -13,7 +13,8 @@
  *      ESTABLISHED   ACK from the end that a RST was meant for     the RST is forgotten: that end has not believed it
  *
  * Sequence numbers of a RST or FIN are not compared with the connection's, which would mean to write the flow with
- * each frame. So a forged RST that is let through costs an idle connection its long time-out, and nothing else.
+ * each frame. So a forged RST that is let through costs an idle connection its long time-out and, in a full table, its
+ * turn to give way: see rway_flow_yields.
  *
  * UDP and SCTP are established by the first answer; an ICMP echo never is, because the next request opens it again.
  */
@@ -153,10 +154,16 @@ uint32_t rway_flow_timeout(const struct rway_flow_timeouts *timeouts, uint8_t pr
     return timeouts->icmp;
 }
 
-/* A flow with a RST is as safe as before it: else a forged one would make way for whoever sent it. */
+/*
+ * A flow with a RST gives way after all that are over for certain: the RST may be forged. One that goes on has its ACKs
+ * take the RST back; so what a forged one costs is the place of a connection that is silent just then, and only while
+ * nothing else can give way. Never to give way would cost everybody: connections that end by RST would fill the table.
+ */
 uint32_t rway_flow_yields(uint8_t state)
 {
     if ((state & RWAY_FLOW_PHASE) != RWAY_FLOW_ESTABLISHED || state & RWAY_FLOW_DENIED)
+        return 3;
+    if ((state & RWAY_FLOW_FINS) == RWAY_FLOW_FINS)
         return 2;
-    return (state & RWAY_FLOW_FINS) == RWAY_FLOW_FINS ? 1 : 0;
+    return state & RWAY_FLOW_RSTS ? 1 : 0;
 }

@@ -240,6 +240,14 @@ uint32_t rway_filter_find(const struct rway_filter_table *table, const struct rw
     return index;
 }
 
+bool rway_filter_matches(const struct rway_filter_table *table, uint32_t index, const struct rway_headers *headers,
+                         uint32_t in_port)
+{
+    if (index >= table->count)
+        return true;
+    return !(table->rules[index].match & ~answerable(headers)) && matches(&table->rules[index], headers, in_port);
+}
+
 int rway_filter_action(const struct rway_filter_table *table, uint32_t index)
 {
     return (int)(index < table->count ? table->rules[index].action : table->default_action);

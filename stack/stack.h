@@ -75,4 +75,8 @@ static inline void rway_count_frame(struct rway_rule_counts *counts, uint32_t fr
 uint32_t rway_filter_find(const struct rway_filter_table *table, const struct rway_headers *headers, uint32_t in_port);
 int rway_filter_action(const struct rway_filter_table *table, uint32_t index);
 
+/* Does this one rule match, whatever stands before it? The default matches everything. */
+bool rway_filter_matches(const struct rway_filter_table *table, uint32_t index, const struct rway_headers *headers,
+                         uint32_t in_port);
+
 #endif

@@ -2,204 +2,9 @@
 /* Connections: which frames belong to one, how long it is remembered, and what gives way to what. */
 
 #include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "expect.h"
-#include "flow.h"
+#include "flow_bench.h"
 #include "siphash.h"
-
-enum { FIN = 1, SYN = 2, RST = 4, ACK = 16, INSIDE = 0, OUTSIDE = 1, ASIDE = 2, CONNECTIONS = RWAY_CONNECTIONS_MIN };
-
-static const struct rway_flow_timeouts TIMEOUTS = {60, 7440, 240, 120, 300, 60};
-
-/* ---- a filter with one reader, and frames for it ---- */
-
-struct bench {
-    struct rway_filter *filter;
-    struct rway_flow_reader *flows;
-    uint32_t reader;
-    uint32_t now;
-};
-
-static struct rway_filter_table *table_that(uint32_t default_action, uint32_t action, uint8_t protocol,
-                                            uint32_t in_port)
-{
-    struct rway_rule rule = {.name = "rule",
-                             .action = action,
-                             .match = RWAY_MATCH_PROTOCOL | RWAY_MATCH_IN_PORT,
-                             .protocol = protocol,
-                             .in_port = in_port};
-
-    return rway_filter_table_new(&rule, 1, default_action, NULL);
-}
-
-/* Denies all but what one protocol opens from inside. */
-static struct bench bench_of(uint8_t protocol)
-{
-    struct bench bench = {.filter = rway_filter_new(), .now = 1000};
-
-    EXPECT(rway_filter_track(bench.filter, CONNECTIONS, &TIMEOUTS, NULL) == 0);
-    EXPECT(rway_filter_replace(bench.filter, table_that(RWAY_DENY, RWAY_ALLOW, protocol, INSIDE)) == 0);
-    bench.reader = (uint32_t)rway_filter_reader_add(bench.filter);
-    bench.flows = rway_filter_flows(bench.filter, bench.reader);
-    return bench;
-}
-
-static void replace(struct bench *bench, struct rway_filter_table *table)
-{
-    rway_filter_leave(bench->filter, bench->reader);
-    EXPECT(rway_filter_replace(bench->filter, table) == 0);
-}
-
-struct packet {
-    uint32_t source;
-    uint32_t destination;
-    uint16_t source_port; /* ICMP: type and code */
-    uint16_t destination_port;
-    uint8_t protocol;
-    uint8_t flags;
-    uint32_t sequence; /* ICMP: identifier in the upper half */
-    uint32_t acknowledgement;
-    uint16_t vlan; /* of a tag beside the frame */
-};
-
-static void write16(uint8_t *to, uint32_t word)
-{
-    to[0] = (uint8_t)(word >> 8);
-    to[1] = (uint8_t)word;
-}
-
-static void write32(uint8_t *to, uint32_t word)
-{
-    write16(to, word >> 16);
-    write16(to + 2, word);
-}
-
-/* The IP packet; returns its length. */
-static uint32_t write_packet(uint8_t *ip, const struct packet *packet)
-{
-    uint8_t *l4 = ip + 20;
-
-    memset(ip, 0, 40);
-    ip[0] = 0x45;
-    write16(ip + 2, 40);
-    ip[9] = packet->protocol;
-    write32(ip + 12, packet->source);
-    write32(ip + 16, packet->destination);
-    write16(l4, packet->source_port);
-    write16(l4 + 2, packet->destination_port);
-    write32(l4 + 4, packet->protocol == IPPROTO_UDP ? 20u << 16 : packet->sequence);
-    write32(l4 + 8, packet->acknowledgement);
-    l4[12] = 0x50;
-    l4[13] = packet->flags;
-    return 40;
-}
-
-/* Judge it, and what it is about behind it if there is something; returns RWAY_PASSES or enum rway_drop. */
-static int judge_with(struct bench *bench, const struct packet *packet, const struct packet *about, uint32_t in_port,
-                      uint32_t out_port)
-{
-    uint8_t bytes[128] = {[12] = 8};
-    struct rway_rule_counts *counts;
-    struct rway_headers headers;
-    struct rway_judged judged = {.bytes = bytes, .headers = &headers, .vlan = packet->vlan};
-    const struct rway_filter_table *table = rway_filter_enter(bench->filter, bench->reader, &counts);
-    uint32_t len = 14 + write_packet(bytes + 14, packet);
-
-    if (about) {
-        len = 14 + 28 + write_packet(bytes + 14 + 28, about);
-        write16(bytes + 16, len - 14);
-    }
-    EXPECT(rway_parse(bytes, len, len, &headers) == RWAY_WELL_FORMED);
-    judged.copied = judged.frame_len = len;
-    rway_flow_turn(bench->flows, table, counts, bench->now);
-    rway_flow_judge(bench->flows, in_port, out_port, &judged, 1);
-    return judged.stopped;
-}
-
-static int out(struct bench *bench, const struct packet *packet)
-{
-    return judge_with(bench, packet, NULL, INSIDE, OUTSIDE);
-}
-
-static int back(struct bench *bench, const struct packet *packet)
-{
-    return judge_with(bench, packet, NULL, OUTSIDE, INSIDE);
-}
-
-static struct packet reversed(struct packet packet)
-{
-    struct packet other = packet;
-
-    other.source = packet.destination;
-    other.destination = packet.source;
-    other.source_port = packet.destination_port;
-    other.destination_port = packet.source_port;
-    return other;
-}
-
-static struct packet tcp(uint32_t client, uint8_t flags, uint32_t sequence, uint32_t acknowledgement)
-{
-    return (struct packet){.source = 0x0a000000 + client,
-                           .destination = 0xc0000201,
-                           .source_port = 40000,
-                           .destination_port = 80,
-                           .protocol = IPPROTO_TCP,
-                           .flags = flags,
-                           .sequence = sequence,
-                           .acknowledgement = acknowledgement};
-}
-
-static struct packet tcp_back(uint32_t client, uint8_t flags, uint32_t sequence, uint32_t acknowledgement)
-{
-    return reversed(tcp(client, flags, sequence, acknowledgement));
-}
-
-static struct packet udp(uint32_t client)
-{
-    struct packet packet = tcp(client, 0, 0, 0);
-
-    packet.protocol = IPPROTO_UDP;
-    return packet;
-}
-
-static int sent(struct bench *bench, struct packet packet)
-{
-    return out(bench, &packet);
-}
-
-static int came(struct bench *bench, struct packet packet)
-{
-    return back(bench, &packet);
-}
-
-/* A whole handshake; true when all of it passed. */
-static bool connect_tcp(struct bench *bench, uint32_t client)
-{
-    return sent(bench, tcp(client, SYN, 100, 0)) == RWAY_PASSES &&
-           came(bench, tcp_back(client, SYN | ACK, 500, 101)) == RWAY_PASSES &&
-           sent(bench, tcp(client, ACK, 101, 501)) == RWAY_PASSES;
-}
-
-static bool is_open(struct bench *bench, uint32_t client)
-{
-    return came(bench, tcp_back(client, ACK, 501, 101)) == RWAY_PASSES;
-}
-
-static struct rway_flow_counts counts_of(const struct bench *bench)
-{
-    struct rway_flow_counts counts;
-
-    rway_filter_flow_counts(bench->filter, &counts);
-    return counts;
-}
-
-static void close_bench(struct bench *bench)
-{
-    rway_filter_reader_remove(bench->filter, bench->reader);
-    rway_filter_free(bench->filter);
-}
 
 /* ---- the hash ---- */
 
@@ -471,6 +276,47 @@ static void a_full_table_refuses_by_name_and_keeps_what_it_has(void)
     close_bench(&bench);
 }
 
+/* A web server's clients that close by RST (SO_LINGER 0) leave connections of which nobody knows that they are over. */
+static void connections_that_a_reset_closed_give_way_last_and_not_after_an_ack(void)
+{
+    struct bench bench = bench_of(IPPROTO_TCP);
+    enum { FRIENDS = CONNECTIONS / 4, CLOSED = 8 * CONNECTIONS };
+    uint32_t passed = 0;
+    uint32_t open = 0;
+
+    for (uint32_t client = 0; client < FRIENDS; client++) {
+        EXPECT(connect_tcp(&bench, client));
+        EXPECT(sent(&bench, tcp(client, RST, 7, 0)) == RWAY_PASSES); /* forged: the server goes on */
+        EXPECT(came(&bench, tcp_back(client, ACK, 501, 101)) == RWAY_PASSES);
+    }
+    for (uint32_t client = FRIENDS; client < FRIENDS + CLOSED; client++)
+        passed += connect_tcp(&bench, client) && sent(&bench, tcp(client, RST, 102, 0)) == RWAY_PASSES;
+    EXPECT(passed == CLOSED && counts_of(&bench).refused == 0);
+    for (uint32_t client = 0; client < FRIENDS; client++)
+        open += is_open(&bench, client);
+    EXPECT(open == FRIENDS);
+    close_bench(&bench);
+}
+
+static void what_is_over_for_certain_gives_way_before_what_a_reset_may_have_closed(void)
+{
+    struct bench bench = bench_of(IPPROTO_TCP);
+    enum { RESET = CONNECTIONS / 4, CLOSED = 8 * CONNECTIONS };
+    uint32_t open = 0;
+
+    for (uint32_t client = 0; client < RESET; client++)
+        EXPECT(connect_tcp(&bench, client) && came(&bench, tcp_back(client, RST, 9, 0)) == RWAY_PASSES);
+    for (uint32_t client = RESET; client < RESET + CLOSED; client++) {
+        EXPECT(connect_tcp(&bench, client));
+        sent(&bench, tcp(client, FIN | ACK, 101, 501));
+        came(&bench, tcp_back(client, FIN | ACK, 501, 102));
+    }
+    for (uint32_t client = 0; client < RESET; client++)
+        open += is_open(&bench, client);
+    EXPECT(open == RESET && counts_of(&bench).refused == 0);
+    close_bench(&bench);
+}
+
 static void as_many_connections_as_were_asked_for_have_room(void)
 {
     struct bench bench = bench_of(IPPROTO_UDP);
@@ -601,6 +447,8 @@ int main(void)
     a_connection_under_way_is_taken_up_unless_a_rule_denies_its_other_direction();
     a_flood_of_unanswered_flows_displaces_no_established_one();
     a_full_table_refuses_by_name_and_keeps_what_it_has();
+    connections_that_a_reset_closed_give_way_last_and_not_after_an_ack();
+    what_is_over_for_certain_gives_way_before_what_a_reset_may_have_closed();
     as_many_connections_as_were_asked_for_have_room();
     a_number_that_cannot_be_is_refused();
     random_udp_is_judged_as_a_plain_model_judges_it();

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.fabric_fixtures import Fabric, namespaces, ping, socket_in, until
+from tests.system.fabric_fixtures import AgentProcess, Fabric, namespaces, ping, socket_in, until
 
 pytestmark = pytest.mark.needs_root
+VMS = ("client", "firewall", "server")
 CLIENT, SERVER = "10.77.0.1", "10.77.0.2"
 
 
@@ -21,6 +22,10 @@ ARP = allow("arp", 'ether = "arp"')
 WEB = allow("web", 'from = "inside"\nprotocol = "tcp"\ndestination_port = 80')
 PING = allow("ping", 'from = "inside"\nprotocol = "icmp"')
 NAMES = allow("names", 'from = "inside"\nprotocol = "udp"\ndestination_port = 53')
+
+
+FROM_INSIDE = allow("out", 'from = "inside"')
+REST = '[[vm.firewall.stack.rule]]\nname = "rest"\naction = "deny"\n'
 
 
 def fabric_text(*rules: str, connections: int = 4096) -> str:
@@ -50,12 +55,16 @@ ends = ["firewall.outside", "server.net"]
 
 
 @pytest.fixture
-def chain(fabric: Fabric) -> Iterator[Fabric]:
+def firewall(fabric: Fabric) -> Iterator[AgentProcess]:
     with namespaces("client", "server"):
         fabric.apply(fabric_text(ARP, WEB, PING, NAMES))
-        for vm in ("client", "firewall", "server"):
-            fabric.agent(vm, namespace=None if vm == "firewall" else vm)
-        yield fabric
+        agents = [fabric.agent(vm, namespace=None if vm == "firewall" else vm) for vm in VMS]
+        yield agents[VMS.index("firewall")]
+
+
+@pytest.fixture
+def chain(fabric: Fabric, firewall: AgentProcess) -> Fabric:
+    return fabric
 
 
 def listening(namespace: str, address: str, port: int) -> socket.socket:
@@ -170,6 +179,46 @@ def test_a_connection_goes_on_when_its_firewall_has_forgotten_it(chain: Fabric) 
             assert connection.recv(100) == b"who opened it speaks first"
             connection.sendall(b"and is answered")
             assert client.recv(100) == b"and is answered"
+
+
+def test_a_closing_rule_that_denies_the_rest_does_not_hold_up_a_connection_under_way(chain: Fabric, firewall: AgentProcess) -> None:
+    chain.apply(fabric_text(ARP, FROM_INSIDE, REST))
+    with listening("server", SERVER, 80) as listener, socket_in("client") as client:
+        client.connect((SERVER, 80))
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(20)
+            client.settimeout(20)
+            firewall.stop()
+            chain.agent("firewall")
+            client.sendall(b"after a restart")
+            assert connection.recv(100) == b"after a restart"
+            connection.sendall(b"answered")
+            assert client.recv(100) == b"answered"
+            chain.apply(fabric_text(ARP, FROM_INSIDE, REST, connections=8192))
+            client.sendall(b"with an empty table")
+            assert connection.recv(100) == b"with an empty table"
+
+
+def test_a_tunnel_that_rules_turn_round_is_opened_from_the_other_end(chain: Fabric) -> None:
+    def tunnel(end: str) -> str:
+        return allow("tunnel", f'from = "{end}"\nprotocol = "udp"\ndestination_port = 51820')
+
+    chain.apply(fabric_text(ARP, tunnel("inside")))
+    with socket_in("server", socket.SOCK_DGRAM) as server, socket_in("client", socket.SOCK_DGRAM) as client:
+        server.bind((SERVER, 51820))
+        client.bind((CLIENT, 51820))
+        client.settimeout(20)
+        client.sendto(b"from inside", (SERVER, 51820))
+        assert server.recvfrom(100) == (b"from inside", (CLIENT, 51820))
+        chain.apply(fabric_text(ARP, tunnel("outside")))
+        before = chain.rules("firewall")["default"]
+        client.sendto(b"denied by now", (SERVER, 51820))
+        until(lambda: chain.rules("firewall")["default"] > before, "it was denied")
+        server.sendto(b"from outside", (CLIENT, 51820))
+        assert client.recv(100) == b"from outside"
+        client.sendto(b"its answer", (SERVER, 51820))
+        assert server.recv(100) == b"its answer"
 
 
 def test_without_connections_answers_need_a_rule_of_their_own(chain: Fabric) -> None:
