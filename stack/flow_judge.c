@@ -221,9 +221,9 @@ static void count_established(struct rway_flow_reader *reader, const struct rway
 }
 
 /*
- * A flow whose opener the rules deny. TCP says by a SYN when something else begins (rway_flow_begins_anew); elsewhere it
- * may begin with any frame of the far end that a rule for its direction allows. The verdict lasts only as long as it is
- * needed: frames that the rules deny by themselves do not renew it.
+ * A flow whose opener the rules deny. TCP says by a SYN when something else begins (rway_flow_begins_anew); of other
+ * protocols any frame of the far end may, where a rule for its direction allows it. The verdict lasts only as long as it
+ * is needed: frames that the rules deny by themselves do not renew it.
  */
 static int judge_denied(struct rway_flow_reader *reader, const struct rway_judged *frame, uint32_t index,
                         bool from_opener, struct rway_flow_hold *hold)

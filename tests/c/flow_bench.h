@@ -94,8 +94,8 @@ static inline uint32_t write_packet(uint8_t *ip, const struct packet *packet)
 }
 
 /* Judge it, and what it is about behind it if there is something; returns RWAY_PASSES or enum rway_drop. */
-static inline int judge_with(struct bench *bench, const struct packet *packet, const struct packet *about, uint32_t in_port,
-                      uint32_t out_port)
+static inline int judge_with(struct bench *bench, const struct packet *packet, const struct packet *about,
+                             uint32_t in_port, uint32_t out_port)
 {
     uint8_t bytes[128] = {[12] = 8};
     struct rway_rule_counts *counts;

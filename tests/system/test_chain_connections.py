@@ -181,7 +181,7 @@ def test_a_connection_goes_on_when_its_firewall_has_forgotten_it(chain: Fabric) 
             assert client.recv(100) == b"and is answered"
 
 
-def test_a_closing_rule_that_denies_the_rest_does_not_hold_up_a_connection_under_way(chain: Fabric, firewall: AgentProcess) -> None:
+def test_a_closing_rule_does_not_hold_up_a_connection_under_way(chain: Fabric, firewall: AgentProcess) -> None:
     chain.apply(fabric_text(ARP, FROM_INSIDE, REST))
     with listening("server", SERVER, 80) as listener, socket_in("client") as client:
         client.connect((SERVER, 80))

@@ -1,4 +1,4 @@
-"""Random datagrams, echoes and TCP under way, both ways, while time passes and rules change: C and a model decide alike.
+"""Random datagrams, echoes and TCP under way while time passes and rules change: C and a plain model decide alike.
 
 The model is a dictionary that is looked through whole; it knows what it asked scapy to build, and no parsed header.
 """
@@ -84,16 +84,16 @@ class Model:
     index: int = 0  # in RULES
     known: dict[object, Known] = field(default_factory=dict)
 
-    def matches(self, rule: Rule, sent: Sent, by: str) -> bool:
+    def matches(self, candidate: Rule, sent: Sent, by: str) -> bool:
         protocol = {"udp": 17, "tcp": 6, "echo": 1 if sent.version == 4 else 58}[sent.kind]
-        return rule.from_port in (None, by) and rule.protocol in (None, protocol)
+        return candidate.from_port in (None, by) and candidate.protocol in (None, protocol)
 
     def says(self, sent: Sent, by: str) -> tuple[bool, bool]:
         """Do rules allow it by that port, and does the rule that decides tell that direction from the other?"""
         rules, default = RULES[self.index]
-        for rule in rules:
-            if self.matches(rule, sent, by):
-                return rule.action == "allow", not self.matches(rule, sent, OPPOSITE[by])
+        for candidate in rules:
+            if self.matches(candidate, sent, by):
+                return candidate.action == "allow", not self.matches(candidate, sent, OPPOSITE[by])
         return default == "allow", False
 
     def allows(self, sent: Sent, by: str) -> bool:
