@@ -56,8 +56,13 @@ class Grant(NamedTuple):
 
 def listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    listener.bind(os.fsencode(path))
-    listener.listen(BACKLOG)
+    try:
+        listener.bind(os.fsencode(path))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        error.filename = str(path)
+        raise
     return listener
 
 

@@ -162,7 +162,7 @@ def _create(name: str) -> int:
             if os.fstat(fd).st_nlink:
                 return fd
             os.close(fd)
-    except (posix_ipc.Error, OSError) as error:
+    except (posix_ipc.Error, OSError, ValueError) as error:  # ValueError: larger than a file may be (ulimit -f)
         message = f"the fabric's directory {name} cannot be made ({error}): `ringway list` will not show this fabric"
         raise ControlError(Cause.SYSTEM, message) from None
 

@@ -20,6 +20,7 @@ HUGE_PAGE: Final = 2 << 20  # bytes; st_blksize of memory that has them
 RESERVE: Final = 512  # descriptors for sockets, agents, the interpreter; a keeper needs some 350 of its own
 CONNECTIONS: Final = 2  # descriptors by which a link's ends are held
 LIFELINES: Final = 2
+DESCRIPTORS_LEAST: Final = RESERVE + 1 + 8 + CONNECTIONS + LIFELINES
 
 
 @dataclass
@@ -75,9 +76,15 @@ def descriptors_of(link: LinkConfig) -> int:
 
 
 def raise_descriptor_limit() -> int:
-    """Soft limit to the hard one. How many descriptors this process may have."""
+    """Soft limit to the hard one. How many descriptors this process may have; ControlError for too few for any link."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if 0 <= hard < DESCRIPTORS_LEAST:
+        message = (
+            f"the broker and its keeper may have {hard} open files each, and need {DESCRIPTORS_LEAST} for one link: "
+            "raise the hard limit (ulimit -Hn, LimitNOFILE)"
+        )
+        raise ControlError(Cause.LIMIT, message)
     return hard if hard != resource.RLIM_INFINITY else sys.maxsize
 
 

@@ -384,4 +384,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    with contextlib.suppress(OSError, ValueError):  # who reads that may be gone, and the interpreter would make it 120
+        sys.stdout.flush()
+    os._exit(status)

@@ -146,17 +146,20 @@ class Keeping:
         self._dropped.clear()
         return keeper
 
-    def close(self) -> bool:
-        """Leave the keeper to the next broker, and return True; or end it, when it is only there for this one."""
+    @property
+    def stays(self) -> bool:
+        """The keeper is there for later brokers too, whatever becomes of this one."""
+        return self._keeper is not None and not self._keeper.for_broker
+
+    def close(self, end: bool) -> None:
+        """Leave the keeper to the next broker, or `end` it."""
         keeper, self._keeper = self._keeper, None
         if keeper is None:
-            return False
-        stays = not keeper.for_broker
-        if not stays:
+            return
+        if end:
             with contextlib.suppress(ControlError):
                 keeper.end()
         keeper.close()
-        return stays
 
     def _lose(self, why: str) -> None:
         self._say(why)

@@ -6,12 +6,15 @@ second is over.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import select
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from msgspec.structs import replace
 
@@ -63,59 +66,105 @@ class Loop:
     """`say` takes one line for the log."""
 
     def __init__(self, runtime: Path, say: Callable[[str], None]) -> None:
+        """ControlError, and all that was begun is given up: what a broker before this one left stays for the next."""
         check_zmq()
         self._say = say
         self._runtime = runtime
-        self._events = select.epoll()
+        self._stopped = False
         self._agents = Agents()
         self._answers = Answers()
         self._fabric = Fabric(str(handover_path(runtime)))
-        self._lock_fd = claim(runtime)
+        try:
+            with contextlib.ExitStack() as begun:
+                self._begin(runtime, begun)
+                self._begun = begun.pop_all()
+        except OSError as error:
+            raise _cannot_start(error) from None
+
+    def _begin(self, runtime: Path, begun: contextlib.ExitStack) -> None:
+        """Each thing that has to be closed is noted with `begun` as soon as it is there."""
+        self._events = select.epoll()
+        begun.callback(self._events.close)
+        lock_fd = claim(runtime)
+        begun.callback(os.close, lock_fd)
         journal = read_journal(runtime)
         self._journal = journal or new_journal()
         adopt_fabric(self._journal, self._fabric, runtime)
         if journal is None:
             write_journal(runtime, self._journal)  # before there is a keeper, which a broker that fails would leave
-        descriptors_max = raise_descriptor_limit()  # before the keeper sends all that it has
-        self._keeping = Keeping(runtime, say)
+        descriptors_max = raise_descriptor_limit()  # before there is a keeper, which sends all that it has
+        self._keeping = Keeping(runtime, self._say)
+        begun.callback(self._close_keeping)
         found = self._keeping.recover()
         self._resources = Resources(descriptors_max, self._keeping)
+        begun.callback(self._resources.close)
         lost = adopt_links(found, self._fabric, self._resources, self._keeping)
         listener = adopt_desk(found, handover_path(runtime), self._keeping)
+        begun.callback(self._unbind, handover_path(runtime), _identity(handover_path(runtime)))
         self._ends = Ends(
             *(listener, self._events, self._fabric, self._resources, self._keeping),
             make_anew=lambda link, trouble: self._make_anew({link: trouble}),
-            say=say,
+            say=self._say,
         )
+        begun.callback(self._ends.close)
         self._desk = self._ends.desk
         adopt_ends(found, self._fabric, self._keeping, self._ends.take_over)
         if self._fabric.links:
             self._say(f"adopted {len(self._fabric.links) - len(lost)} of {len(self._fabric.links)} links")
         for name in lost:
             self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
+        self._router = Router(control_path(runtime))
+        begun.callback(self._close_router, _identity(control_path(runtime)))
         self._directory = self._open_directory()
+        begun.callback(self._close_directory)
         self._directory_said = ""
         self._list_links()
-        self._router = Router(control_path(runtime))
-        self._bound = {path: _identity(path) for path in (control_path(runtime), handover_path(runtime))}
         self._events.register(self._router.fileno(), select.EPOLLIN)
         self._watch_keeper()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Leave links to their ends; leave them to the next broker too if the keeper is not only there for this one."""
-        stays = self._keeping.close()
+        """Leave links to their ends, and to the next broker; but after an orderly stop, or without links, a keeper that
+        is only there for this broker ends. An error is not a stop: it takes from nobody what a SIGKILL would leave."""
+        self._begun.close()
+
+    @property
+    def _is_last(self) -> bool:
+        """Nothing is to be left to a broker after this one."""
+        return (self._stopped or not self._fabric.links) and not self._keeping.stays
+
+    def _close_keeping(self) -> None:
+        self._keeping.close(end=self._is_last)
+
+    def _close_directory(self) -> None:
         if self._directory is not None:
-            self._directory.close(unlink=not stays)
-        self._ends.close()
+            self._directory.close(unlink=self._is_last)
+
+    def _close_router(self, ours: tuple[int, int] | None) -> None:
         self._router.close()
-        self._resources.close()
-        self._events.close()
-        if stays:
-            del self._bound[handover_path(self._runtime)]
-        for path, ours in self._bound.items():
-            if _identity(path) == ours:  # not those of a broker that runs in a directory of the same name by now
-                path.unlink(missing_ok=True)
-        os.close(self._lock_fd)
+        self._unlink(control_path(self._runtime), ours)
+
+    def _unbind(self, path: Path, ours: tuple[int, int] | None) -> None:
+        """The socket at which agents wait for the next broker stays for it."""
+        if self._is_last:
+            self._unlink(path, ours)
+
+    def _unlink(self, path: Path, ours: tuple[int, int] | None) -> None:
+        if _identity(path) == ours:  # not that of a broker that runs in a directory of the same name by now
+            path.unlink(missing_ok=True)
+
+    @property
+    def has_fabric(self) -> bool:
+        """One was applied, by this broker or one before it."""
+        return bool(self._journal.text)
+
+    def was_applied(self, text: str) -> bool:
+        return self._journal.text == text
 
     def run(self, stop_fd: int) -> None:
         """Until stop_fd is readable."""
@@ -124,6 +173,7 @@ class Loop:
             self._list_links()
             ready = [fd for fd, _ in self._events.poll(self._patience())]
             if stop_fd in ready:
+                self._stopped = True
                 return
             now = time.monotonic()
             for fd in ready:
@@ -222,7 +272,7 @@ class Loop:
         ids = {name: self._fabric.links[name].link_id for name in plan.kept}
         ids |= {effect.config.name: effect.link_id for effect in plan.makes}
         journal = replace(journal, links=ids)
-        notes = self._resources.carry_out(plan.effects, lambda: write_journal(self._runtime, journal))
+        notes = self._resources.carry_out(plan.effects, lambda: self._write_journal(journal))
         self._journal = journal
         changes = self._fabric.commit(plan)
         self._ends.drop(changes.dropped)
@@ -239,6 +289,11 @@ class Loop:
         return notes + [
             _memory_note(vm, stack) for vm, stack in changes.stacks if stack is not None and stack.connections
         ]
+
+    def _write_journal(self, journal: Journal) -> None:
+        """Not when only the file's name is another one: what stays as it is needs no room on a full disk."""
+        if replace(journal, name=self._journal.name) != self._journal:
+            write_journal(self._runtime, journal)
 
     # -- requests
 
@@ -417,6 +472,12 @@ class Loop:
         expiries = (self._desk.deadline(), self._agents.deadline(), self._keeping.deadline())
         deadlines = [at for at in expiries if at is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+
+def _cannot_start(error: OSError) -> ControlError:
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    remedy = "raise its hard limit (ulimit -Hn, LimitNOFILE)" if error.errno == errno.EMFILE else "see to that first"
+    return ControlError(Cause.SYSTEM, f"the broker cannot start ({what}): {remedy}; links that are up go on")
 
 
 def _memory_note(vm: str, stack: Stack) -> str:

@@ -29,7 +29,10 @@ class Router:
 
     def __init__(self, path: Path) -> None:
         self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        try:
+            self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        except zmq.ZMQError as error:
+            raise ControlError(Cause.SYSTEM, f"ZeroMQ cannot make its socket ({error}): see to that first") from None
         self._socket.setsockopt(zmq.LINGER, 200)  # ms: a reply before stopping still gets out
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tells of peers that are gone
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an agent that reconnects comes with the identity it had
@@ -37,7 +40,12 @@ class Router:
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        self._socket.bind(f"ipc://{path}")
+        try:
+            self._socket.bind(f"ipc://{path}")
+        except zmq.ZMQError as error:
+            self.close()
+            message = f"the control socket {path} cannot be bound ({error}): links that are up go on meanwhile"
+            raise ControlError(Cause.SYSTEM, message) from None
 
     def close(self) -> None:
         self._socket.close()

@@ -7,16 +7,21 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from ringway.broker.fabric_file import FabricError
+from ringway.cli.output import flush_streams, prepare_streams, say
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Plan, Planned, Show, Shown
 from ringway.control.names import printable
 from ringway.control.rules import connections_size
 from ringway.control.runtime import runtime_directory
+
+if TYPE_CHECKING:
+    from ringway.broker.loop import Loop
 
 RUNTIME_OPTION = click.option(
     "--runtime",
@@ -35,7 +40,10 @@ def commands() -> None:
 @commands.command()
 @RUNTIME_OPTION
 @click.option(
-    "--fabric", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Apply this fabric at once."
+    "--fabric",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="Apply this fabric if none was applied before.",
 )
 def broker(runtime: Path | None, fabric: Path | None) -> None:
     """Run the broker, which makes links, until SIGTERM or SIGINT."""
@@ -46,32 +54,35 @@ def broker(runtime: Path | None, fabric: Path | None) -> None:
     signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    text = _fabric_text(fabric) if fabric else ""
     directory = runtime_directory(runtime)
-    loop = Loop(directory, _log)
-    try:
+    with Loop(directory, _log) as loop:
         if fabric:
-            loop.apply(text, printable(str(fabric)))
-        click.echo(f"broker ready on {directory}")
-        sys.stdout.flush()
+            _begin_with(loop, fabric)
+        with contextlib.suppress(OSError):  # who started it may not listen; agents do not depend on it
+            click.echo(f"broker ready on {directory}")
+            sys.stdout.flush()
         loop.run(stop_fd)
-    finally:
-        loop.close()
 
 
-def _fabric_text(file: Path) -> str:
-    """A fabric that was found good, or FabricError before anything else is done."""
-    from ringway.broker.checks import parse_config
+def _begin_with(loop: Loop, file: Path) -> None:
+    """A fabric for a broker that has none. One that goes on from a journal keeps to what was applied last."""
     from ringway.broker.fabric_file import read_text
 
-    text = read_text(file)
-    parse_config(text, str(file))
-    return text
+    name = printable(str(file))
+    if not loop.has_fabric:
+        loop.apply(read_text(file), name)
+        return
+    try:
+        edited = not loop.was_applied(read_text(file))
+    except FabricError as error:
+        _log(str(error))
+        edited = True
+    if edited:
+        _log(f"{name} is not what was applied last, and is left alone: see `ringway plan`, then `ringway apply` it")
 
 
 def _log(line: str) -> None:
-    with contextlib.suppress(OSError):  # whoever read the log may be gone; links do not depend on it
-        click.echo(f"ringway broker: {line}", err=True)
+    say(f"ringway broker: {line}")
 
 
 @commands.command()
@@ -206,29 +217,38 @@ def agent(vm: str, runtime: Path | None, spin_us: int, loops: int | None) -> Non
 
 
 def _fail(error: Exception) -> NoReturn:
-    with contextlib.suppress(OSError):
-        click.echo(f"ringway: {printable(str(error))}", err=True)
-    sys.exit(1)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    say(f"ringway: {printable(text)}")
+    _end(1)
+
+
+def _end(status: int) -> NoReturn:
+    """With that status, or 1 where it is 0 and not all could be printed that was asked for."""
+    trouble = flush_streams()
+    if trouble and status == 0:
+        say(f"ringway: not everything could be printed ({trouble})")
+        status = 1
+    flush_streams()
+    sys.exit(status)
 
 
 def main() -> NoReturn:
     """Every foreseen refusal becomes one line; what is not foreseen is a bug and keeps its traceback."""
-    from ringway.broker.fabric_file import FabricError
     from ringway.shm import RegionError
 
+    prepare_streams()
     try:
         commands(prog_name="ringway", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        with contextlib.suppress(OSError):
+            error.show()
+        _end(2)
     except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        _end(done.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except OSError as error:  # most likely whoever reads the output is gone, or the disk it goes to is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains once more
+        _end(130)
+    except (OSError, ControlError, FabricError, RegionError) as error:
         _fail(error)
-    except (ControlError, FabricError, RegionError) as error:
-        _fail(error)
-    sys.exit(0)
+    _end(0)

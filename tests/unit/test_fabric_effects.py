@@ -36,7 +36,7 @@ def keeping() -> Iterator[Keeping]:
     with short_directory() as runtime:
         kept = Keeping(runtime, print)
         yield kept
-        kept.close()
+        kept.close(end=True)
 
 
 @pytest.fixture
