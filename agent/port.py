@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.lifeline import Lifeline
 from ringway.control.handover import take
 from ringway.control.messages import Offer, Take
-from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Geometry, Producer, QueueBells, Region
+from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Frame, Geometry, Producer, QueueBells, Region
 from ringway.stack.spread import Spread, Stop
 
 _BURST = 1024  # frames put together for one call into C
@@ -143,12 +144,13 @@ class Port:
             self.check_free()
             self.region.serve((1 << queues) - 1)
 
-    def send(self, frames: Sequence[bytes], *, queue: int | None = None, timeout: float | None = None) -> int:
+    def send(self, frames: Sequence[bytes | Frame], *, queue: int | None = None, timeout: float | None = None) -> int:
         """Send frames in order, waiting for room; returns how many were dealt with when `timeout` seconds were over.
 
         Each goes into the queue of its flow, among those that the peer wants; or all into `queue`, when that is given.
         Frames sent in both ways are in no order with each other. Frames that the link never carries (runt, oversize)
-        are dropped and counted. RegionBrokenError, AgentError (WITHDRAWN) when the link is gone.
+        are dropped and counted, and so is a whole Frame whose offload data does not fit it. RegionBrokenError,
+        AgentError (WITHDRAWN) when the link is gone.
         """
         frames = _list_of_frames(frames)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -164,7 +166,7 @@ class Port:
                 elif stop is not None:
                     self.region.producers[stop.queue].wait(_left(deadline))
 
-    def send_or_drop(self, frames: Sequence[bytes], *, queue: int | None = None) -> int:
+    def send_or_drop(self, frames: Sequence[bytes | Frame], *, queue: int | None = None) -> int:
         """Send what there is room for now; the rest is dropped and counted as `full`. Returns how many were sent.
 
         By flow, or into one queue, as `send`. A frame that its queue does not take is dropped alone when frames are
@@ -184,7 +186,7 @@ class Port:
                     at += given_up
         return sent
 
-    def _offer(self, frames: Sequence[bytes], queue: int | None) -> tuple[int, Stop | None]:
+    def _offer(self, frames: Sequence[bytes | Frame], queue: int | None) -> tuple[int, Stop | None]:
         """Send what there is room for; what stopped it, when that was not the end of the frames."""
         if queue is None and self._spread is not None:
             return self._spread.send(frames)
@@ -192,10 +194,29 @@ class Port:
         done = producer.send(frames)
         return done, None if done == len(frames) else Stop(queue or 0, held=False)
 
-    def receive(self, count: int = 256, *, queue: int | None = None, timeout: float | None = None) -> list[bytes]:
+    @overload
+    def receive(
+        self,
+        count: int = 256,
+        *,
+        queue: int | None = None,
+        timeout: float | None = None,
+        whole: Literal[False] = False,
+    ) -> list[bytes]: ...
+    @overload
+    def receive(
+        self, count: int = 256, *, queue: int | None = None, timeout: float | None = None, whole: Literal[True]
+    ) -> list[Frame]: ...
+    def receive(
+        self, count: int = 256, *, queue: int | None = None, timeout: float | None = None, whole: bool = False
+    ) -> list[bytes] | list[Frame]:
         """Take up to `count` frames, waiting for the first one; an empty list after `timeout` seconds.
 
         From all queues in turn, or from `queue` alone: then somebody has to receive from the others too.
+
+        They are as a wire would have carried them: cut into segments, checksums finished. Segments beyond `count` are
+        the next call's; a detach drops them. With `whole` a frame comes as a `Frame` with what is left to do to it,
+        which `send` takes: for who passes frames on.
         """
         if count < 1:
             raise ValueError(f"count is {count}: ask for one frame at least")
@@ -207,7 +228,7 @@ class Port:
                     consumer = self.region.all_consumers
                 else:
                     consumer = self.region.consumers[queue or 0]
-                if (frames := consumer.receive(count)) or _is_over(deadline):
+                if (frames := consumer.receive(count, whole=whole)) or _is_over(deadline):
                     return frames
                 consumer.wait(_left(deadline))
 
@@ -236,8 +257,8 @@ class Port:
         self.lifeline.close()
 
 
-def _list_of_frames(frames: Sequence[bytes]) -> Sequence[bytes]:
-    if isinstance(frames, (bytes, bytearray, memoryview)):
+def _list_of_frames(frames: Sequence[bytes | Frame]) -> Sequence[bytes | Frame]:
+    if isinstance(frames, (bytes, bytearray, memoryview, Frame)):
         raise TypeError("send takes a list of frames: put the one frame into brackets")
     return frames
 

@@ -10,6 +10,7 @@ from ringway.shm.errors import (
     RegionError,
     RegionHeldError,
 )
+from ringway.shm.frame import Frame, GsoType, Offload
 from ringway.shm.geometry import Geometry, Shape
 from ringway.shm.reading import (
     Counts,
@@ -42,8 +43,11 @@ __all__ = [
     "Consumers",
     "Counts",
     "DropCause",
+    "Frame",
     "Geometry",
+    "GsoType",
     "JoinState",
+    "Offload",
     "Producer",
     "QueueBells",
     "RefusalCause",

@@ -298,7 +298,16 @@ struct rway_offload {
     uint16_t csum_offset;
 };
 
-/* Does the offload data fit a frame of len bytes? 0, or -1. Pure. virtio 1.2, 5.1.6.2 and 5.1.6.4. */
+/*
+ * What a frame may be cut into at the most. UDP: what Linux sends and takes at once (UDP_MAX_SEGMENTS). TCP: what the
+ * longest frame makes at the smallest segment size that Linux comes to (TCP_MIN_GSO_SIZE, 8 bytes).
+ */
+enum { RWAY_SEGMENTS_UDP_MAX = 128, RWAY_SEGMENTS_TCP_MAX = RWAY_FRAME_MAX / 8 };
+
+/*
+ * Does the offload data fit a frame of len bytes? 0, or -1. The number of segments is bounded as said above, not their
+ * size. Pure. virtio 1.2, 5.1.6.2 and 5.1.6.4.
+ */
 int rway_offload_check(const struct rway_offload *offload, uint32_t len);
 
 /* Read and check a peeked frame's offload data; all 0 when it has none. Returns 0, or -1 when it does not fit. */
@@ -316,20 +325,68 @@ int rway_frame_set_offload(const struct rway_producer *producer, struct rway_fra
 void rway_checksum_finish(uint8_t *frame, uint32_t len, const struct rway_offload *offload);
 
 /*
- * Copy frames into a ring and publish them: count frames stand in bytes one after the other, lens are their lengths.
- * Returns how many were dealt with: published, or dropped and counted because no ring of this link carries such a
- * length. Stops early when the ring is full or broken; then the caller decides to wait or to drop the rest.
+ * A whole frame on its way into segments: the frames that a wire would have carried, with headers and checksums of
+ * their own. For frames of one's own making or private copies, which must stay as they are meanwhile.
+ */
+struct rway_segmenter {
+    const uint8_t *bytes; /* the whole frame; the caller's */
+    uint32_t l3;          /* bytes from its start to the network header */
+    uint32_t l4;          /* to the transport header */
+    uint32_t payload;     /* to what is cut: each segment repeats all before */
+    uint32_t end;         /* to the end of the packet */
+    uint32_t at;          /* to the next segment's payload */
+    uint32_t size;        /* bytes of payload per segment */
+    uint32_t done;        /* segments so far */
+    uint8_t ip4;          /* IPv4; otherwise IPv6 */
+    uint8_t tcp;          /* TCP; otherwise UDP */
+};
+
+enum { RWAY_SEGMENT_HEADERS_MAX = 512 /* bytes that each segment may repeat; frames with longer ones are not cut */ };
+
+/*
+ * Begin to cut a frame of len bytes as offload says, which must have RWAY_EXT_GSO. Returns 0, or -1 for what cannot be
+ * cut: the data does not fit the frame, its headers are not those of the type (Ethernet, VLAN tags, IPv4 with options
+ * or IPv6 with hop-by-hop, routing and destination options, then the transport header at csum_start), it is a fragment
+ * or a tunnel, or it is shorter than it says.
+ */
+int rway_segmenter_begin(struct rway_segmenter *segmenter, const uint8_t *bytes, uint32_t len,
+                         const struct rway_offload *offload);
+
+/* Bytes of the next segment's frame, at most RWAY_SEGMENT_HEADERS_MAX and gso_size; 0 when there is none any more. */
+uint32_t rway_segmenter_next_len(const struct rway_segmenter *segmenter);
+
+/* Write the next segment's frame to where there is room for it. Returns its length; 0 when there is none any more. */
+uint32_t rway_segmenter_next(struct rway_segmenter *segmenter, uint8_t *to);
+
+/*
+ * Copy frames into a ring and publish them: count frames stand in bytes one after the other, lens are their lengths
+ * and offloads, unless it is NULL, what is left to do to them (flags 0: nothing). Returns how many were dealt with:
+ * published, or dropped and counted because no ring of this link carries such a length, or because offload data does
+ * not fit its frame. Stops early when the ring is full or broken; then the caller decides to wait or to drop the rest.
  */
 uint32_t rway_frames_copy_in(struct rway_producer *producer, const uint8_t *bytes, const uint32_t *lens,
                              uint32_t count);
+uint32_t rway_frames_copy_in_whole(struct rway_producer *producer, const uint8_t *bytes, const uint32_t *lens,
+                                   const struct rway_offload *offloads, uint32_t count);
 
 /*
- * Copy up to count frames out of a ring, one after the other into bytes (of size bytes), checksums finished and VLAN
- * tags put back, and release them. Their lengths go into lens. Frames that do not fit stay in the ring; ones with bad
- * offload data are dropped and counted; marks are passed over. Returns how many were copied.
+ * Copy up to count frames out of a ring, one after the other into bytes (of size bytes, at least the link's frame_max
+ * and 4), as a wire would have carried them: cut into segments, checksums finished, VLAN tags put back. Their lengths
+ * go into lens. Frames that do not fit stay in the ring; ones whose offload data is bad or cannot be carried out are
+ * dropped and counted; marks are passed over. Returns how many were copied, segments counted one by one.
+ *
+ * A frame is released and counted once, as it is taken from the ring. Segments of it that bytes or count had no room
+ * for are the consumer's own: the next call gives them first, a waiter takes them for work, and a detach drops them.
  */
 uint32_t rway_frames_copy_out(struct rway_consumer *consumer, uint8_t *bytes, size_t size, uint32_t *lens,
                               uint32_t count);
+
+/*
+ * The same for who passes frames on: they stay whole, and what is left to do to each goes into offloads. Segments that
+ * a call of rway_frames_copy_out has left come first, with nothing left to do.
+ */
+uint32_t rway_frames_copy_out_whole(struct rway_consumer *consumer, uint8_t *bytes, size_t size, uint32_t *lens,
+                                    struct rway_offload *offloads, uint32_t count);
 
 /* What a sleeper waits for. A waiter is reused: reset, add, wait. */
 struct rway_waiter;

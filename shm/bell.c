@@ -134,6 +134,8 @@ static void arm(struct sleeper *sleeper)
 static bool has_work(const struct sleeper *sleeper)
 {
     const struct rway_ring *ring = ring_of(sleeper);
+    if (sleeper->consumer && rway_segmenter_next_len(&sleeper->consumer->cut) != 0)
+        return true; /* private, whatever became of the ring */
     if (!rway_ring_whole(ring))
         return false;
     if (sleeper->consumer)

@@ -5,11 +5,10 @@
  * frame it came with before anything else sees it (CVE-2024-11614 is what happens otherwise). A forwarder checks in
  * addition that it fits the packet it has judged: rway_offload_fits in stack/.
  */
+#include "checksum.h"
 #include "ring.h"
 
-#include <string.h>
-
-enum { ETH_LEN = 14, TAG_LEN = 4, TCP_LEN = 20, TCP_CSUM_AT = 16, UDP_LEN = 8, UDP_CSUM_AT = 6, GSO_SIZE_MIN = 8 };
+enum { ETH_LEN = 14, TAG_LEN = 4, TCP_LEN = 20, TCP_CSUM_AT = 16, UDP_LEN = 8, UDP_CSUM_AT = 6 };
 
 static int check_gso(const struct rway_offload *offload, uint32_t len)
 {
@@ -22,8 +21,11 @@ static int check_gso(const struct rway_offload *offload, uint32_t len)
         return -1;
     if ((uint32_t)offload->csum_start + header > len)
         return -1;
-    /* A segment size near 0 would make the receiver's kernel cut one frame into tens of thousands. */
-    if (offload->gso_size < GSO_SIZE_MIN)
+    /* Without a bound one frame would make the receiver cut, and send on, tens of thousands. */
+    uint32_t most = tcp ? RWAY_SEGMENTS_TCP_MAX : RWAY_SEGMENTS_UDP_MAX;
+    if (len - offload->csum_start - header > offload->gso_size * most)
+        return -1;
+    if (offload->gso_size == 0)
         return -1;
     if (offload->hdr_len != 0 && ((uint32_t)offload->hdr_len < offload->csum_start + header || offload->hdr_len > len))
         return -1;
@@ -96,18 +98,9 @@ void rway_checksum_finish(uint8_t *frame, uint32_t len, const struct rway_offloa
 {
     if (!(offload->flags & RWAY_EXT_CSUM) || rway_offload_check(offload, len) != 0)
         return;
-    uint64_t sum = 0;
-    uint32_t at = offload->csum_start;
-    for (; at + 1 < len; at += 2)
-        sum += (uint32_t)frame[at] << 8 | frame[at + 1];
-    if (at < len)
-        sum += (uint32_t)frame[at] << 8;
-    while (sum >> 16)
-        sum = (sum & 0xffff) + (sum >> 16);
-    uint16_t checksum = (uint16_t)~sum;
+    uint8_t *field = frame + offload->csum_start + offload->csum_offset;
+    rway_sum_store(rway_sum_add(0, frame + offload->csum_start, len - offload->csum_start), field);
     /* RFC 768: a UDP checksum of 0 means "none"; its other form is stored instead. TCP never minds. */
-    if (checksum == 0 && offload->csum_offset == UDP_CSUM_AT)
-        checksum = 0xffff;
-    frame[offload->csum_start + offload->csum_offset] = (uint8_t)(checksum >> 8);
-    frame[offload->csum_start + offload->csum_offset + 1] = (uint8_t)checksum;
+    if (field[0] == 0 && field[1] == 0 && offload->csum_offset == UDP_CSUM_AT)
+        field[0] = field[1] = 0xff;
 }

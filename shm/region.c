@@ -77,6 +77,7 @@ static void free_region(struct rway_region *region)
         for (uint32_t queue = 0; queue < region->geometry.queues; queue++) {
             rway_bell_close(&region->producers[queue].bell);
             rway_bell_close(&region->consumers[queue].bell);
+            free(region->consumers[queue].cut_bytes);
         }
     free(region->producers);
     free(region->consumers);

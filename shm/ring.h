@@ -61,6 +61,9 @@ struct rway_consumer {
     bool counts_dirty;
     uint64_t attached_at; /* tail as it was at attach */
     struct rway_bell bell;
+    struct rway_segmenter cut; /* the frame whose segments rway_frames_copy_out gives; all 0: none */
+    uint8_t *cut_bytes;        /* its bytes, frame_max and a tag; made when the first such frame comes */
+    uint64_t cut_from;         /* the counter value in front of it */
 };
 
 struct rway_region {

@@ -6,10 +6,11 @@ import abc
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ringway.shm._native import ffi, lib
 from ringway.shm.errors import BreakCause, DropCause, RegionBrokenError
+from ringway.shm.frame import Frame, offload_from, packed
 
 if TYPE_CHECKING:
     from ringway.shm.region import Region
@@ -75,18 +76,18 @@ class Producer(_Half):
         """Nothing that is sent from now on, in whichever queue, can overtake what this one has sent."""
         return bool(lib.rway_producer_passed(self.native) == lib.rway_producer_position(self.native))
 
-    def send(self, frames: Sequence[bytes]) -> int:
+    def send(self, frames: Sequence[bytes | Frame]) -> int:
         """Copy frames into the ring and publish them; returns how many were dealt with before the ring was full.
 
-        Frames of a length that the link never carries are dropped and counted (runt, oversize), not raised.
+        Frames of a length that the link never carries are dropped and counted (runt, oversize), not raised; so are
+        those whose offload data does not fit them (offload).
         """
         count = len(frames)
         if count == 1 and type(frames[0]) is bytes:  # as it is: what answers a request is mostly one frame
             self._one_len[0] = len(frames[0])
             done = lib.rway_frames_copy_in(self.native, frames[0], self._one_len, 1)
         else:
-            lens = ffi.new("uint32_t[]", [len(frame) for frame in frames])
-            done = lib.rway_frames_copy_in(self.native, b"".join(frames), lens, count)
+            done = lib.rway_frames_copy_in_whole(self.native, *packed(frames), count)
         if done != count:
             self._check_whole()
         return int(done)
@@ -103,24 +104,27 @@ class Consumer(_Half):
     def __init__(self, region: Region, native: Any) -> None:
         super().__init__(region, native)
         self._lens = ffi.new("uint32_t[]", 256)
+        self._offloads: Any = None  # made when the first frames are asked for whole
         self._memory = bytearray()
         self._buffer: Any = None  # the same, as C takes it; made at the first call, because it is large
 
     def _add_to_waiter(self) -> None:
         lib.rway_waiter_add_consumer(self._waiter, self.native)
 
-    def receive(self, count: int = 256) -> list[bytes]:
-        """Take up to `count` frames that are there now, checksums finished; an empty list when there are none.
+    @overload
+    def receive(self, count: int = 256, *, whole: Literal[False] = False) -> list[bytes]: ...
+    @overload
+    def receive(self, count: int = 256, *, whole: Literal[True]) -> list[Frame]: ...
+    @overload
+    def receive(self, count: int = 256, *, whole: bool) -> list[bytes] | list[Frame]: ...
+    def receive(self, count: int = 256, *, whole: bool = False) -> list[bytes] | list[Frame]:
+        """Take up to `count` frames that are there now; an empty list when there are none.
 
+        They are as a wire would have carried them: cut into segments, which count one by one, checksums finished.
+        Segments beyond `count` are kept for the next call. `whole`: as they are in the ring, with what is left to do.
         RegionBrokenError once the link is broken and nothing more can come.
         """
-        if count > len(self._lens):
-            self._lens = ffi.new("uint32_t[]", count)
-        if self._buffer is None:
-            self._memory = bytearray(max(1 << 18, self._region.shape.frame_max))
-            self._buffer = ffi.from_buffer(self._memory)
-        size = len(self._memory)
-        got = lib.rway_frames_copy_out(self.native, self._buffer, size, self._lens, count)
+        got = self._copy_out(count, whole)
         if got == 0:
             self._check_whole()
             return []
@@ -129,7 +133,26 @@ class Consumer(_Half):
         for length in ffi.unpack(self._lens, got):
             frames.append(bytes(view[at : at + length]))
             at += length
-        return frames
+        if not whole:
+            return frames
+        return [Frame(data, offload_from(self._offloads[number])) for number, data in enumerate(frames)]
+
+    def _copy_out(self, count: int, whole: bool) -> int:
+        if count > len(self._lens):
+            self._lens = ffi.new("uint32_t[]", count)
+        if self._buffer is None:
+            # Behind the longest frame there is room for a VLAN tag that is put back.
+            self._memory = bytearray(max(1 << 18, self._region.shape.frame_max + 4))
+            self._buffer = ffi.from_buffer(self._memory)
+        if not whole:
+            return int(lib.rway_frames_copy_out(self.native, self._buffer, len(self._memory), self._lens, count))
+        if self._offloads is None or count > len(self._offloads):
+            self._offloads = ffi.new("struct rway_offload[]", len(self._lens))
+        return int(
+            lib.rway_frames_copy_out_whole(
+                self.native, self._buffer, len(self._memory), self._lens, self._offloads, count
+            )
+        )
 
 
 class Consumers(_Half):
@@ -144,19 +167,25 @@ class Consumers(_Half):
         for consumer in self._consumers:
             lib.rway_waiter_add_consumer(self._waiter, consumer.native)
 
-    def receive(self, count: int = 256) -> list[bytes]:
-        """Take up to `count` frames that are there now, from each queue in turn; an empty list when there are none.
+    @overload
+    def receive(self, count: int = 256, *, whole: Literal[False] = False) -> list[bytes]: ...
+    @overload
+    def receive(self, count: int = 256, *, whole: Literal[True]) -> list[Frame]: ...
+    @overload
+    def receive(self, count: int = 256, *, whole: bool) -> list[bytes] | list[Frame]: ...
+    def receive(self, count: int = 256, *, whole: bool = False) -> list[bytes] | list[Frame]:
+        """As `Consumer.receive`, from each queue in turn; an empty list when there are no frames.
 
         The frames of a flow come in the order in which a sender that spreads by flow has sent them.
         RegionBrokenError once the link is broken and nothing more can come.
         """
-        frames: list[bytes] = []
+        frames: list[Any] = []
         first, self._next = self._next, (self._next + 1) % len(self._consumers)
         for consumer in self._consumers[first:] + self._consumers[:first]:
             if len(frames) == count:
                 break
             try:
-                frames += consumer.receive(count - len(frames))
+                frames += consumer.receive(count - len(frames), whole=whole)
             except RegionBrokenError:
                 if not frames:
                     raise

@@ -203,12 +203,13 @@ void rway_spread_note(struct rway_spread *spread, uint32_t hash, int full);
 
 /*
  * Copy frames into the queues of their flows and publish them, with their hash: count frames stand in bytes one after
- * the other, lens are their lengths. Returns how many were dealt with: published, or dropped and counted because no
- * ring of this link carries such a length. Stops early at a frame that has to wait; then *stopped_by is what
- * rway_spread_choose returned for it: the queue that is full, or that its flow is held from.
+ * the other, lens are their lengths and offloads, unless it is NULL, what is left to do to them (flags 0: nothing).
+ * Returns how many were dealt with: published, or dropped and counted because no ring of this link carries such a
+ * length, or because offload data does not fit its frame. Stops early at a frame that has to wait; then *stopped_by is
+ * what rway_spread_choose returned for it: the queue that is full, or that its flow is held from.
  */
-uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens, uint32_t count,
-                             int32_t *stopped_by);
+uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens,
+                             const struct rway_offload *offloads, uint32_t count, int32_t *stopped_by);
 
 /* ---- connections ---- */
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ringway.shm import BreakCause, DropCause, Region, RegionBrokenError
+from ringway.shm import BreakCause, DropCause, Frame, Region, RegionBrokenError
 from ringway.shm._native import ffi, lib
+from ringway.shm.frame import packed
 
 _NAP = 0.001  # seconds: how soon a flow that is held back from its queue is looked at again
 
@@ -40,17 +41,18 @@ class Spread:
         """Keep the region mapped whose queues it chooses among: Region.hold."""
         return self._region.hold(name)
 
-    def send(self, frames: Sequence[bytes]) -> tuple[int, Stop | None]:
+    def send(self, frames: Sequence[bytes | Frame]) -> tuple[int, Stop | None]:
         """Copy frames into the rings and publish them, up to the first that has to wait.
 
         Returns how many were dealt with, and what stopped it. Frames of a length that the link never carries are
-        dropped and counted (runt, oversize). RegionBrokenError when the link is broken.
+        dropped and counted (runt, oversize), like those whose offload data does not fit. RegionBrokenError when the
+        link is broken.
         """
-        lens = ffi.new("uint32_t[]", [len(frame) for frame in frames])
+        bytes_, lens, offloads = packed(frames)
         stopped_by = ffi.new("int32_t *")
         with self.hold("a spread"):
             self._check()
-            done = int(lib.rway_spread_copy_in(self.native, b"".join(frames), lens, len(frames), stopped_by))
+            done = int(lib.rway_spread_copy_in(self.native, bytes_, lens, offloads, len(frames), stopped_by))
             self._check()
         if done == len(frames):
             return done, None

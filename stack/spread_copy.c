@@ -45,7 +45,8 @@ static void publish(struct rway_spread *spread, const struct burst *burst)
 }
 
 /* Returns whether the frame was dealt with; if not, *chosen says what it waits for. */
-static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *bytes, uint32_t len, int32_t *chosen)
+static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *bytes, uint32_t len,
+                const struct rway_offload *offload, int32_t *chosen)
 {
     uint32_t hash = hash_of(bytes, len);
     *chosen = rway_spread_choose(spread, hash);
@@ -55,21 +56,25 @@ static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *
     struct rway_frame *frame = &burst->frames[burst->count];
     *frame = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len, .flags = RWAY_FLAG_HASH, .hash = hash};
     int unfit = rway_producer_fits(producer, len, 0);
+    if (!unfit && rway_offload_check(offload, len) != 0)
+        unfit = RWAY_DROP_OFFLOAD + 1;
     bool claimed = !unfit && rway_ring_claim(producer, frame, 1) == 1;
     rway_spread_note(spread, hash, !unfit && !claimed);
     if (unfit)
         rway_producer_drop(producer, (uint32_t)unfit - 1, 1);
     if (claimed) {
         scatter(producer, frame, bytes);
+        rway_frame_set_offload(producer, frame, offload);
         burst->queue[burst->count++] = (uint8_t)*chosen;
     }
     burst->queues |= (uint32_t)1 << *chosen; /* a drop, too, is shown by a publish */
     return unfit || claimed;
 }
 
-uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens, uint32_t count,
-                             int32_t *stopped_by)
+uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens,
+                             const struct rway_offload *offloads, uint32_t count, int32_t *stopped_by)
 {
+    static const struct rway_offload nothing_left = {0};
     uint32_t done = 0;
     bool going = true;
     while (going && done < count) {
@@ -77,7 +82,7 @@ uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, c
         burst.count = burst.queues = 0;
         rway_spread_follow(spread);
         for (uint32_t i = 0; i < BURST && done < count; i++) {
-            going = add(spread, &burst, bytes, lens[done], stopped_by);
+            going = add(spread, &burst, bytes, lens[done], offloads ? &offloads[done] : &nothing_left, stopped_by);
             if (!going)
                 break;
             bytes += lens[done++];

@@ -28,8 +28,7 @@ BAD_OFFLOADS = {
     "P1 start in the Ethernet header": {**GOOD_TCP, "flags": CSUM, "csum_start": 13},
     "P1 start 0": {**GOOD_TCP, "flags": CSUM, "csum_start": 0},
     "P2 segments of 0 bytes": {**GOOD_TCP, "gso_size": 0},
-    "P2 segments of 1 byte": {**GOOD_TCP, "gso_size": 1},
-    "P2 segments of 7 bytes": {**GOOD_TCP, "gso_size": 7},
+    "P2 more than 128 segments of UDP": {**GOOD_UDP, "gso_size": 1},
     "P2 segmentation without checksum": {**GOOD_TCP, "flags": GSO},
     "P2 no type": {**GOOD_TCP, "gso_type": 0},
     "P2 unknown type": {**GOOD_TCP, "gso_type": 2},
@@ -52,6 +51,8 @@ GOOD_OFFLOADS = {
     "TCP over IPv4": GOOD_TCP,
     "TCP over IPv6 with ECN": {**GOOD_TCP, "gso_type": TCP6 | lib.RWAY_GSO_ECN},
     "UDP": GOOD_UDP,
+    "TCP segments of 1 byte": {**GOOD_TCP, "gso_size": 1},
+    "as many segments of UDP as can be": {**GOOD_UDP, "gso_size": 2},
     "no header length": {**GOOD_TCP, "hdr_len": 0},
     "flags that another release may know": {**GOOD_TCP, "flags": CSUM | GSO | 0xFFF0},
     "tunnel and timestamp": {"flags": lib.RWAY_EXT_TUNNEL | lib.RWAY_EXT_TIMESTAMP, "inner_l3": 65535, "clock": 2**31},
@@ -92,8 +93,33 @@ def test_offload_data_that_does_not_fit_drops_the_frame_by_name_and_the_ring_goe
 @pytest.mark.parametrize("fields", GOOD_OFFLOADS.values(), ids=GOOD_OFFLOADS)
 def test_offload_data_at_the_edge_of_what_fits_is_accepted(victim: Victim, fields: dict[str, int]) -> None:
     publish_with_offload(victim, 0, fields)
-    assert [len(frame) for frame in victim.receive()] == [LENGTH]
+    (got,) = victim.region.consumers[0].receive(whole=True)
+    assert (len(got.data), got.offload is None) == (LENGTH, not fields["flags"] & CSUM)
     assert offload_drops(victim) == 0
+
+
+@pytest.mark.parametrize("fields", [GOOD_TCP, GOOD_UDP], ids=["TCP", "UDP"])
+def test_a_frame_without_the_headers_that_its_segments_would_repeat_is_dropped_by_name(
+    victim: Victim, fields: dict[str, int]
+) -> None:
+    publish_with_offload(victim, 0, fields)
+    assert victim.receive() == []
+    assert offload_drops(victim) == 1
+
+
+def test_the_number_of_segments_is_bounded_and_not_their_size() -> None:
+    def fits(kind: int, csum_offset: int, size: int, payload: int) -> bool:
+        header = 20 if kind == TCP4 else 8
+        offload = ffi.new("struct rway_offload *", [CSUM | GSO, kind, size, 0, 34, csum_offset])
+        return bool(lib.rway_offload_check(offload, 34 + header + payload) == 0)
+
+    for size in (1, 2, 7, 8, 500):
+        assert fits(UDP, 6, size, 128 * size)
+        assert not fits(UDP, 6, size, 128 * size + 1)
+    for size in (1, 2, 7):
+        assert fits(TCP4, 16, size, lib.RWAY_SEGMENTS_TCP_MAX * size)
+        assert not fits(TCP4, 16, size, lib.RWAY_SEGMENTS_TCP_MAX * size + 1)
+    assert fits(TCP4, 16, 8, lib.RWAY_FRAME_MAX - 54)
 
 
 def test_P1_offload_data_flipped_after_it_was_read_changes_nothing(victim: Victim) -> None:
