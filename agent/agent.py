@@ -16,6 +16,7 @@ from typing import Self
 import zmq
 
 from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.interface import Owner
 from ringway.agent.member import Log, Member
 from ringway.agent.port import Port
 from ringway.control.client import AgentSession
@@ -27,6 +28,7 @@ from ringway.control.messages import (
     ErrorReply,
     Message,
     Offered,
+    SetPort,
     SetStack,
     Welcome,
     Withdrawn,
@@ -67,7 +69,7 @@ class Agent:
         self._timeout = timeout
         self._runtime = Path(runtime)
         self._say = log
-        self._member = Member(vm, spin_us, loops or lib.RWAY_QUEUES_MAX, self._log)
+        self._member = Member(vm, Owner.of(self._runtime, vm), spin_us, loops or lib.RWAY_QUEUES_MAX, self._log)
         self._session: AgentSession | None = None
         self._waits_for = ""  # as it was last said
         self._hello_due = False  # the broker is another one than we said hello to
@@ -186,7 +188,9 @@ class Agent:
             poller = zmq.Poller()
             for source in (session.socket, session.monitor, self._stop_read, *self._member.descriptors()):
                 poller.register(source, zmq.POLLIN)
-            left = max(0.0, tended + _TEND_S - time.monotonic())
+            carriers = self._member.follow_peers()
+            until = tended + _TEND_S if carriers is None else min(carriers, tended + _TEND_S)
+            left = max(0.0, until - time.monotonic())
             ready = dict(poller.poll(int(left * 1000) + 1))
             if self._stop_read in ready:
                 return
@@ -226,9 +230,11 @@ class Agent:
             if isinstance(message, Offered):
                 member.add(message.offer)
             elif isinstance(message, Withdrawn):
-                member.withdraw(message.port, message.link_id)
+                member.withdraw(message.port, message.link_id, message.replaced)
             elif isinstance(message, SetStack):
                 member.set_stack(message.stack)
+            elif isinstance(message, SetPort):
+                member.set_port(message)
             return Done()
         except Exception as error:  # noqa: BLE001 - the broker is told, whatever it is
             self._log(f"failed: {error}")

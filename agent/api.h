@@ -13,3 +13,6 @@ struct rway_job *rway_tap_new(int tap_fd, struct rway_producer *producer, struct
 
 /* Was the interface deleted? Then the job does nothing any more. Any thread, while the job's loop exists. */
 int rway_tap_gone(const struct rway_job *job);
+
+/* errno of the last attempt to read the tap, when it failed for no reason that is expected; else 0. As above. */
+int rway_tap_error(const struct rway_job *job);

@@ -30,6 +30,7 @@ class Lifeline:
         self._peer_fd = -1
         self.known = handover.life_fd >= 0  # False: the broker has no lifelines
         self.peer_attached = False
+        self.peer_has_none = False  # the other end was introduced without a lifeline: nobody tells when it goes
         self._incarnation = 0
 
     def descriptors(self) -> list[int]:
@@ -70,6 +71,7 @@ class Lifeline:
         self._end_peer()
         self._peer_fd = word.fd
         self.peer_attached = word.fd >= 0
+        self.peer_has_none = word.fd < 0
         self._incarnation = word.message.incarnation
         return PeerEvent(True, self._incarnation)
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
+from msgspec.structs import replace
+
 from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.interface import Owner, remove_orphans
 from ringway.agent.lifeline import PeerEvent
 from ringway.agent.port import Port
 from ringway.agent.runner import ForwardRunner, Runner, TapRunner
-from ringway.control.messages import Connections, LoopTold, Notice, Offer, PortTold, RuleCount, Told
+from ringway.control.messages import Connections, LoopTold, Notice, Offer, PortTold, RuleCount, SetPort, Told
 from ringway.control.rules import Stack, Timeouts
 from ringway.shm import BreakCause
 from ringway.stack.filter import Filter
 
 Log = Callable[[str], None]
-Problem = tuple[Literal["broken", "failed"], str]
+Problem = tuple[Literal["broken", "failed", "attached"], str]  # attached: it works, but for what the cause says
 
 _CAUSE_MAX = 128  # characters of a notice's cause
 
@@ -28,8 +32,10 @@ class Member:
     What fails does not keep the rest from running: the first error is raised when all has been tried.
     """
 
-    def __init__(self, vm: str, spin_us: int, most_loops: int, log: Log) -> None:
+    def __init__(self, vm: str, owner: Owner, spin_us: int, most_loops: int, log: Log) -> None:
+        """`owner`: of the interfaces that this VM's agents leave to each other."""
         self.vm = vm
+        self._owner = owner
         self._spin_us = spin_us
         self._most_loops = most_loops
         self._log = log
@@ -41,6 +47,7 @@ class Member:
         self._filtered: Stack | None = None  # whose rules are in force
         self._remembers = (0, Timeouts())  # how many connections, and for how long: the filter's
         self._stack_problem = ""
+        self._awaited: dict[str, str] = {}  # interfaces of ports that are to be attached, by port
         self._lacking: set[str] = set()  # ports that were offered and could not be attached
         self._problems: dict[str, Problem] = {}  # by port: what does not work, as last looked at
 
@@ -66,22 +73,46 @@ class Member:
                 if name not in offered or offered[name].link_id != port.offer.link_id
             ]
             errors = [self._try(self._drop, name) for name in stale]
-            errors += [self._try(self._attach, offer) for name, offer in offered.items() if name not in self._ports]
+            kept, fresh = ([offer for offer in offers if (offer.port in self._ports) is here] for here in (True, False))
+            self._awaited = {offer.port: offer.interface for offer in fresh if offer.interface is not None}
+            errors += [self._try(self._set_port, offer) for offer in kept]
+            errors += [self._try(self._attach, offer) for offer in fresh]
             self._stack = stack
-            self._run(errors)
+            try:
+                self._run(errors)
+            finally:
+                self._remove_orphans()
 
     def add(self, offer: Offer) -> None:
         with self._changed:
             self._run([self._try(self._drop, offer.port), self._try(self._attach, offer)])
 
-    def withdraw(self, name: str, link_id: int) -> None:
+    def withdraw(self, name: str, link_id: int, replaced: bool = False) -> None:
+        """`replaced`: the port is to be offered again with another link, and its interface stays for that."""
         with self._changed:
             self._lacking.discard(name)
+            self._awaited.pop(name, None)
             port = self._ports.get(name)
             if port is not None and port.offer.link_id == link_id:
                 self._drop(name)
                 self._log(f"detached port {name} from link {port.offer.link}")
+                if replaced and port.offer.interface is not None:
+                    self._awaited[name] = port.offer.interface
+                self._remove_orphans()
             self._run([])
+
+    def set_port(self, settings: SetPort) -> None:
+        """Change a tap port's settings; its link stays."""
+        with self._changed:
+            port = self._ports.get(settings.port)
+            if port is None or port.offer.link_id != settings.link_id:
+                return
+            names = ("interface", "mtu", "offload", "mac", "address", "carrier_delay_ms")
+            offer = replace(port.offer, **{name: getattr(settings, name) for name in names})
+            try:
+                self._run([self._try(self._set_port, offer)])
+            finally:
+                self._remove_orphans()
 
     def set_stack(self, stack: Stack | None) -> None:
         with self._changed:
@@ -98,6 +129,10 @@ class Member:
                 error = self._try(self._run_tap, port)
                 if error is not None:
                     problems[port.name] = ("failed", _plain(str(error)))
+            for runner in self._taps():
+                self._try(runner.try_again)
+                if runner.problem:
+                    problems.setdefault(runner.ports[0].name, ("attached", _plain(runner.problem)))
             error = self._try(self._run_stack)
             if error is not None and str(error) != self._stack_problem:
                 self._log(f"the stack does not run: {error}")
@@ -109,17 +144,20 @@ class Member:
     def _broken(self) -> list[tuple[str, Port]]:
         return [(name, port) for name, port in self._ports.items() if port.broken is not BreakCause.WHOLE]
 
-    def _notice(self, name: str, state: Literal["broken", "failed"], cause: str) -> Notice:
+    def _notice(self, name: str, state: Literal["broken", "failed", "attached"], cause: str) -> Notice:
         link = self._ports[name].offer.link
         self._log(f"port {name} of link {link}: {state}: {cause}")
-        return Notice(port=name, link=link, event=state, cause=cause)
+        return Notice(port=name, link=link, event="problem" if state == "attached" else state, cause=cause)
 
     def _port_told(self, port: Port) -> PortTold:
         found: Problem | None = self._problems.get(port.name)
         if port.broken is not BreakCause.WHOLE:
             found = ("broken", port.broken.name.lower())
         link = port.offer.link
-        return PortTold(port.name, link, *found) if found else PortTold(port.name, link, "attached")
+        if found is not None and found[0] != "attached":
+            return PortTold(port.name, link, *found)
+        told = next((runner.told() for runner in self._taps() if runner.ports == (port,)), "")
+        return PortTold(port.name, link, "attached", _plain(told))
 
     def link_ids(self) -> list[int]:
         """The links that this VM's ends are attached to."""
@@ -148,6 +186,12 @@ class Member:
         return Notice(
             port=port.name, link=port.offer.link, event=f"peer {what}", cause=f"incarnation {event.incarnation}"
         )
+
+    def follow_peers(self) -> float | None:
+        """Let carriers be what peers are. The time (monotonic, seconds) to look again, if one is waited for."""
+        with self._changed:
+            deadlines = [runner.follow_peer(time.monotonic()) for runner in self._taps()]
+            return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def lacks_ports(self) -> bool:
         with self._changed:
@@ -186,6 +230,7 @@ class Member:
         self._lacking.add(offer.port)
         self._ports[offer.port] = Port(self.vm, offer)
         self._lacking.discard(offer.port)
+        self._awaited.pop(offer.port, None)
         self._log(f"attached port {offer.port} to link {offer.link} as side {'ab'[offer.side]}")
 
     def _drop(self, name: str) -> None:
@@ -215,8 +260,35 @@ class Member:
 
     def _run_tap(self, port: Port) -> None:
         if port.offer.kind == "tap" and not self._is_run(port):
-            self._runners.append(TapRunner(port, self._spin_us, self._most_loops))
+            self._runners.append(TapRunner(port, self._owner, self._spin_us, self._most_loops))
             self._log(f"interface {port.offer.interface} is up")
+
+    def _taps(self) -> list[TapRunner]:
+        return [runner for runner in self._runners if isinstance(runner, TapRunner)]
+
+    def _set_port(self, offer: Offer) -> None:
+        """To the settings of an offer of the link that the port has; what cannot change in place is run anew."""
+        port = self._ports[offer.port]
+        offer = replace(offer, ticket=port.offer.ticket, incarnation=port.offer.incarnation)
+        if offer == port.offer:
+            return
+        try:
+            for runner in [runner for runner in self._taps() if runner.ports == (port,)]:
+                if not runner.takes(offer):
+                    self._close(runner)
+        finally:
+            port.offer = offer
+
+    def _remove_orphans(self) -> None:
+        """Interfaces that agents of this VM have left, and whose links are gone."""
+        keep = {port.offer.interface for port in self._ports.values()} | set(self._awaited.values())
+        try:
+            removed = remove_orphans(self._owner, {name for name in keep if name is not None})
+        except AgentError as error:  # it is no port's, and keeps none from running
+            self._log(str(error))
+            return
+        for name in removed:
+            self._log(f"interface {name} is removed: its link is gone")
 
     def _run_stack(self) -> None:
         stack = self._stack

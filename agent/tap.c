@@ -27,6 +27,7 @@ struct tap {
     int fd;
     bool gone; /* the interface was deleted; written by the loop's thread */
     bool held; /* not read: the ring has no room for the longest frame */
+    int error; /* of the last read, when there was no reason for one; written by the loop's thread */
     struct rway_producer *producer;
     struct rway_consumer *consumer;
     uint32_t frame_max;
@@ -77,14 +78,27 @@ static void set_gone(struct tap *tap)
     rway_write_once(&tap->gone, true);
 }
 
-/* Did readv fail without having taken a frame? EINVAL, for one, is a packet that struct virtio_net_hdr cannot say. */
-static bool nothing_there(struct tap *tap, int error)
+/*
+ * readv has given no frame. Did it take one all the same? Then it is dropped and counted: EINVAL is a packet that struct
+ * virtio_net_hdr cannot say, and a few bytes are no frame. What else fails has taken none, and may fail each time while
+ * poll calls the tap readable: it is noted, and read again when the loop wakes for another reason (see arm).
+ */
+static bool took_one(struct tap *tap, ssize_t got, int error)
 {
-    if (error == EBADFD)
+    int unexpected = 0;
+    bool taken = got > 0 || (got < 0 && error == EINVAL);
+    if (taken)
+        rway_producer_drop(tap->producer, got > 0 ? RWAY_DROP_RUNT : RWAY_DROP_OFFLOAD, 1);
+    else if (got == 0)
+        unexpected = ENODATA;
+    else if (error == EBADFD)
         set_gone(tap);
-    if (error == EFAULT)
+    else if (error == EFAULT)
         rway_producer_vanished(tap->producer);
-    return error == EAGAIN || error == EINTR || error == EIO || error == EBADFD || error == EFAULT;
+    else if (error != EAGAIN && error != EINTR && error != EIO)
+        unexpected = error;
+    rway_write_once(&tap->error, unexpected);
+    return taken;
 }
 
 /* Read one frame into a claimed one. Returns 1, or 0 when there is none (or it was dropped: *again). */
@@ -98,13 +112,13 @@ static int read_one(struct tap *tap, struct rway_frame *frame, bool *again)
     pieces[0] = (struct iovec){.iov_base = &header, .iov_len = sizeof header};
     pieces[count + 1] = (struct iovec){.iov_base = beyond, .iov_len = sizeof beyond};
     ssize_t got = readv(tap->fd, pieces, (int)count + 2);
+    int error = errno;
     if (got < (ssize_t)sizeof header) {
         rway_ring_trim(tap->producer, frame, 0);
-        *again = got >= 0 || !nothing_there(tap, errno);
-        if (*again)
-            rway_producer_drop(tap->producer, RWAY_DROP_OFFLOAD, 1);
+        *again = took_one(tap, got, error);
         return 0;
     }
+    rway_write_once(&tap->error, 0);
     struct rway_offload offload = offload_of(&header);
     uint32_t len = (uint32_t)got - (uint32_t)sizeof header;
     *again = true;
@@ -206,13 +220,18 @@ static void arm(struct rway_job *job, struct rway_waiter *waiter)
         return;
     if (tap->held)
         rway_waiter_add_producer(waiter, tap->producer, rway_producer_slots(tap->producer, tap->frame_max, 0));
-    else
+    else if (tap->error == 0) /* else poll would return at once; the waiter's own bound, at most 80 ms, is soon enough */
         rway_waiter_add_fd(waiter, tap->fd, POLLIN);
 }
 
 int rway_tap_gone(const struct rway_job *job)
 {
     return rway_read_once(&((const struct tap *)job)->gone);
+}
+
+int rway_tap_error(const struct rway_job *job)
+{
+    return rway_read_once(&((const struct tap *)job)->error);
 }
 
 static void release(struct rway_job *job)

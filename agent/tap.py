@@ -1,22 +1,28 @@
-"""A kernel interface for a tap port: made, set up through Netlink, and gone when its descriptors are closed."""
+"""A kernel interface for a tap port: made or taken over, set up through Netlink, and left for the next agent."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from pathlib import Path
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
+from ringway.agent.addresses import settle_addresses
 from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.interface import Owner, alias_of, owner_in, refusals
+from ringway.control.messages import Offer
 
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
 _TUNSETOFFLOAD = 0x400454D0
+_TUNSETPERSIST = 0x400454CB
+_TUNSETCARRIER = 0x400454E2  # Linux 5.0
+_IFF_NO_CARRIER = 0x0040  # Linux 6.0; ignored before
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 1, 2, 4, 8
 _TUN_F_USO4, _TUN_F_USO6 = 0x20, 0x40  # Linux 6.2
@@ -27,62 +33,104 @@ GSO_MAX = 65536  # the largest packet the kernel hands over unless told otherwis
 
 
 class TapInterface:
-    """A tap with one descriptor per queue. `frame_max` is the longest frame it can hand over, in bytes."""
+    """A tap with one descriptor per queue. `frame_max` is the longest frame it can hand over, in bytes.
 
-    def __init__(self, name: str, queues: int, offload: bool, mtu: int, link_frame_max: int) -> None:
-        self.name = name
-        if mtu + ETHERNET_OVERHEAD > link_frame_max:
-            message = f"mtu {mtu} of {name} does not fit the link's largest frame of {link_frame_max} bytes"
-            raise AgentError(AgentCause.INTERFACE, f"{message}: lower it, or give the link more slots")
-        self.frame_max = min(link_frame_max, mtu + ETHERNET_OVERHEAD + SECOND_TAG)
-        if offload:
-            self.frame_max = min(link_frame_max, GSO_MAX + ETHERNET_OVERHEAD)
-        self._gso_max = self.frame_max - ETHERNET_OVERHEAD
+    One that we make is marked and outlives us; one that was there without a mark is the user's.
+    """
+
+    def __init__(self, offer: Offer, queues: int, link_frame_max: int, owner: Owner, carrier: bool) -> None:
+        assert offer.interface is not None
+        assert offer.mtu is not None
+        self.name = offer.interface
+        self.frame_max = longest_frame(offer, link_frame_max)
         self.fds: list[int] = []
+        self._carrier = carrier
+        self._added: set[str] = set()  # addresses
         try:
-            for _ in range(queues):
-                self.fds.append(_open_queue(name, several=queues > 1))
-            for fd in self.fds:
-                _set_offload(fd, offload)
+            with refusals(f"making {self.name}"), IPRoute() as netlink:
+                self.ours = self._open(netlink, queues, owner)
+                for fd in self.fds:
+                    _set_offload(fd, offer.offload)
+                if self.ours:
+                    self._keep(netlink, owner.mark(offer.link_id))
         except BaseException:
             self.close()
             raise
-        self._mtu = mtu
 
-    def set_up(self, mac: str | None, addresses: Sequence[str]) -> None:
-        """Give the interface its MTU, addresses and segment limit, and bring it up."""
-        try:
-            with IPRoute() as netlink:
-                index = socket.if_nametoindex(self.name)
-                if mac is not None:
-                    netlink.link("set", index=index, address=mac)
-                netlink.link("set", index=index, mtu=self._mtu, gso_max_size=self._gso_max)
-                netlink.link("set", index=index, state="up")
-                for address in addresses:
-                    _add_address(netlink, index, address)
-        except (NetlinkError, OSError) as error:
-            message = f"setting up {self.name} failed: {error}"
-            if (error.code if isinstance(error, NetlinkError) else error.errno) == errno.EPERM:
-                message += "; it takes CAP_NET_ADMIN in this network namespace"
-            raise AgentError(AgentCause.INTERFACE, message) from None
+    def _open(self, netlink: IPRoute, queues: int, owner: Owner) -> bool:
+        """Make or take over the interface; false when it is the user's."""
+        alias = alias_of(netlink, self.name)
+        ours = alias is None or owner_in(alias) == owner
+        flags = _IFF_MULTI_QUEUE if queues > 1 else 0
+        flags |= 0 if self._carrier else _IFF_NO_CARRIER
+        for _ in range(queues):
+            try:
+                self.fds.append(_open_queue(self.name, flags))
+            except OSError as error:
+                if error.errno != errno.EINVAL or alias is None or not ours:
+                    raise _refusal(self.name, error) from None
+                # Ours has one queue and is to have several, or the other way round: it cannot stay.
+                alias = None
+                netlink.link("del", index=socket.if_nametoindex(self.name))
+                self.fds.append(_open_queue(self.name, flags))
+        return ours
+
+    def _keep(self, netlink: IPRoute, mark: str) -> None:
+        """First the mark: nobody would know an interface that lasts without one."""
+        netlink.link("set", index=socket.if_nametoindex(self.name), ifalias=mark)
+        fcntl.ioctl(self.fds[0], _TUNSETPERSIST, 1)
+
+    def set_up(self, offer: Offer, mac: str) -> list[str]:
+        """Give the interface its settings, at first and when they change. Returns what the kernel does not take.
+
+        Nothing that is as it should be is touched: setting a MAC, for one, has the neighbours asked again.
+        """
+        with refusals(f"setting up {self.name}"), IPRoute() as netlink:
+            index = socket.if_nametoindex(self.name)
+            (link,) = netlink.get_links(index)
+            if link.get_attr("IFLA_ADDRESS") != mac.lower():
+                netlink.link("set", index=index, address=mac)
+            netlink.link("set", index=index, mtu=offer.mtu, gso_max_size=self.frame_max - ETHERNET_OVERHEAD)
+            if self.ours:
+                _use_ipv6_at_once(self.name)
+            netlink.link("set", index=index, state="up")
+            self._added, problems = settle_addresses(netlink, index, offer.address, self._added)
+        return problems
+
+    def set_carrier(self, on: bool) -> None:
+        """OSError (EINVAL) before Linux 5.0."""
+        if on != self._carrier:
+            fcntl.ioctl(self.fds[0], _TUNSETCARRIER, struct.pack("i", on))
+            self._carrier = on
 
     def close(self) -> None:
-        """The interface goes with its last descriptor."""
+        """The kernel turns the carrier off; the interface stays, unless it could not be marked."""
         fds, self.fds = self.fds, []
         for fd in fds:
             os.close(fd)
 
 
-def _add_address(netlink: IPRoute, index: int, address: str) -> None:
-    host, _, prefix = address.partition("/")
-    try:
-        netlink.addr("add", index=index, address=host, prefixlen=int(prefix))
-    except NetlinkError as error:
-        if error.code != errno.EEXIST:
-            raise
+def longest_frame(offer: Offer, link_frame_max: int) -> int:
+    """What the interface may hand over, in bytes. AgentError when the link does not carry it."""
+    assert offer.mtu is not None
+    if offer.mtu + ETHERNET_OVERHEAD > link_frame_max:
+        message = (
+            f"mtu {offer.mtu} of {offer.interface} does not fit the link's largest frame of {link_frame_max} bytes"
+        )
+        raise AgentError(AgentCause.INTERFACE, f"{message}: lower it, or give the link more slots")
+    if offer.offload:
+        return min(link_frame_max, GSO_MAX + ETHERNET_OVERHEAD)
+    return min(link_frame_max, offer.mtu + ETHERNET_OVERHEAD + SECOND_TAG)
 
 
-def _open_queue(name: str, several: bool) -> int:
+def _use_ipv6_at_once(name: str) -> None:
+    """No duplicate detection for the link-local address either; where /proc/sys is read-only that takes its time."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/sys/net/ipv6/conf/{name}/accept_dad").write_text("0", encoding="ascii")
+
+
+def _open_queue(name: str, more_flags: int) -> int:
+    """OSError when the kernel does not give it."""
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -91,20 +139,24 @@ def _open_queue(name: str, several: bool) -> int:
             advice = "run as root, or give it back its usual mode (chmod 666 /dev/net/tun)"
         message = f"/dev/net/tun cannot be opened ({error.strerror}): {advice}"
         raise AgentError(AgentCause.NO_TUN, message) from None
-    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if several else 0)
+    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | more_flags
     try:
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode("ascii"), flags))
-    except OSError as error:
+    except BaseException:
         os.close(fd)
-        remedies = {
-            errno.EPERM: "it takes CAP_NET_ADMIN in this network namespace",
-            errno.EBUSY: "another program holds an interface of this name; choose another `interface`",
-            errno.EINVAL: "an interface of this name exists and is of another kind; choose another `interface`",
-        }
-        message = f"making the tap {name} failed ({error.strerror})"
-        remedy = remedies.get(error.errno or 0)
-        raise AgentError(AgentCause.INTERFACE, f"{message}: {remedy}" if remedy else message) from None
+        raise
     return fd
+
+
+def _refusal(name: str, error: OSError) -> AgentError:
+    remedies = {
+        errno.EPERM: "it takes CAP_NET_ADMIN in this network namespace",
+        errno.EBUSY: "another program holds an interface of this name; choose another `interface`",
+        errno.EINVAL: "an interface of this name exists and is of another kind; choose another `interface`",
+    }
+    message = f"making the tap {name} failed ({error.strerror})"
+    remedy = remedies.get(error.errno or 0)
+    return AgentError(AgentCause.INTERFACE, f"{message}: {remedy}" if remedy else message)
 
 
 def _set_offload(fd: int, offload: bool) -> None:

@@ -24,7 +24,12 @@ class Agent:
     @property
     def holder(self) -> Holder:
         """What it is as one who takes ends."""
-        return Holder(self.identity, self.pid, lifeline=self.revision >= 1)
+        return Holder(self.identity, self.pid, lifeline=self.revision >= 1, set_port=self.set_port)
+
+    @property
+    def set_port(self) -> bool:
+        """It knows SetPort, and what came with it."""
+        return self.revision >= 2
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
+from ringway.broker.addresses import check_addresses
 from ringway.broker.config import MIB, End, FabricConfig, LinkConfig, VmConfig, config_from
 from ringway.broker.fabric_file import FabricCause, FabricFile, read_text
 from ringway.control.rules import Stack
@@ -27,6 +28,7 @@ def parse_config(text: str, name: str) -> FabricConfig:
     config = config_from(file)
     _check_ends(file, config)
     _check_interfaces(file, config)
+    check_addresses(file, config)
     for link in config.links.values():
         _check_shape(file, config, link)
     links = {end: link for link in config.links.values() for end in link.ends}

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ringway.broker.fabric_file import FabricCause, FabricError, FabricFile, Key
+from ringway.control.messages import CARRIER_DELAY_MS
 from ringway.control.names import NAME_RULE, PLAIN_NAME_RULE, is_name, is_plain_name
 from ringway.control.rules import (
     CONNECTIONS_MAX,
@@ -29,6 +30,7 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 MTU_MIN: Final = 68  # RFC 791
+CARRIER_DELAY_MAX: Final = 3600  # seconds
 MTU_MAX: Final = 65521  # what the kernel lets a tap have: 65535 less an Ethernet header
 INTERFACE_PATTERN: Final = r"[A-Za-z0-9_.-]{1,15}"  # of what dev_valid_name() takes, what is safe to print
 TAKEN_INTERFACES: Final = (".", "..", "lo", "all", "default")  # by the kernel, as names or in /proc/sys/net
@@ -47,6 +49,7 @@ class PortConfig(Struct, frozen=True):
     offload: bool = False
     mac: str | None = None
     address: tuple[str, ...] = ()
+    carrier_delay_ms: int = CARRIER_DELAY_MS
 
 
 class End(Struct, frozen=True):
@@ -109,6 +112,7 @@ class PortTable(Struct, forbid_unknown_fields=True):
     offload: bool | None = None
     mac: str | None = None
     address: list[str] | None = None
+    carrier_delay: int | float | None = None
 
 
 class StackTable(Struct, forbid_unknown_fields=True):
@@ -250,7 +254,7 @@ def _port(file: FabricFile, vm: str, name: str, value: object) -> PortConfig:
         case "tap":
             return _tap(file, key, name, table)
         case "local":
-            for option in ("interface", "mtu", "offload", "mac", "address"):
+            for option in ("interface", "mtu", "offload", "mac", "address", "carrier_delay"):
                 if getattr(table, option) is not None:
                     message = 'is for ports of kind "tap", and this one is "local": take it out'
                     raise file.error(FabricCause.KIND, (*key, option), message)
@@ -273,7 +277,11 @@ def _tap(file: FabricFile, key: Key, name: str, table: PortTable) -> PortConfig:
         _check_mac(file, (*key, "mac"), table.mac)
     addresses = tuple(_address(file, (*key, "address"), text) for text in table.address or ())
     offload = table.offload is None or table.offload
-    return PortConfig(name, "tap", interface, mtu, offload, table.mac, addresses)
+    delay = CARRIER_DELAY_MS / 1000 if table.carrier_delay is None else table.carrier_delay
+    if not 0 <= delay <= CARRIER_DELAY_MAX:
+        message = f"{delay:g} is out of range: use 0 to {CARRIER_DELAY_MAX} seconds"
+        raise file.error(FabricCause.VALUE, (*key, "carrier_delay"), message)
+    return PortConfig(name, "tap", interface, mtu, offload, table.mac, addresses, round(delay * 1000))
 
 
 def _address(file: FabricFile, key: Key, text: str) -> str:

@@ -135,8 +135,9 @@ class Ends:
         """Give the new holder of an end and that of the other end each other's lifeline."""
         for told, other in ((link.ends[1 - side], link.ends[side]), (link.ends[side], link.ends[1 - side])):
             wants = told.held_by is not None and told.held_by.lifeline
-            if wants and told.holder is not None and other.holder in self._lives:
-                self.desk.say(told.holder, Peer(incarnation=other.incarnation), [self._lives[other.holder]])
+            if wants and told.holder is not None and other.holder is not None:
+                life = self._lives.get(other.holder)  # an agent that knows of none has none
+                self.desk.say(told.holder, Peer(incarnation=other.incarnation), [] if life is None else [life])
 
     def _released(self, connection: int) -> None:
         gone = self._fabric.released(connection)

@@ -23,7 +23,7 @@ from hmac import compare_digest
 from types import MappingProxyType
 from typing import Final
 
-from ringway.broker.config import FabricConfig, LinkConfig, PortConfig
+from ringway.broker.config import End, FabricConfig, LinkConfig, PortConfig
 from ringway.control import messages
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause, Granted, Offer, Take
@@ -51,6 +51,19 @@ Effect = MakeLink | RemoveLink
 
 
 @dataclass(frozen=True)
+class ChangedPort:
+    """An end whose link stays as it is."""
+
+    link: str
+    side: int
+    vm: str
+    port: PortConfig  # as it is to be
+
+    def __str__(self) -> str:
+        return f"{self.vm}.{self.port.name}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What leads from the fabric as it is to the one asked for. Makes come first: until then all is as it was."""
 
@@ -60,6 +73,7 @@ class Plan:
     removed: list[str]
     replaced: dict[str, str]  # with the reasons
     kept: list[str]
+    ports: list[ChangedPort] = field(default_factory=list)  # of kept links
 
     @property
     def makes(self) -> list[MakeLink]:
@@ -73,6 +87,7 @@ class Holder:
     identity: bytes  # of the agent's connection, which stays the same over reconnects
     pid: int
     lifeline: bool = False  # it knows what that is
+    set_port: bool = False  # likewise
 
 
 @dataclass
@@ -107,8 +122,8 @@ class LinkState:
         if self.config.ends != config.ends:
             return "it joins other ports"
         for end, port in zip(self.ends, ports, strict=True):
-            if end.port != port:
-                return f"port {end.vm}.{port.name} has other settings"
+            if end.port.kind != port.kind:
+                return f"port {end.vm}.{port.name} becomes {port.kind}"
         if self.config.huge_pages != config.huge_pages:
             return f"huge_pages becomes {str(config.huge_pages).lower()}"
         old, new = self.config.geometry, config.geometry
@@ -125,6 +140,7 @@ class Changes:
     """What agents must hear of after a plan was committed, and the connections whose ends are gone."""
 
     withdrawn: list[tuple[str, messages.Withdrawn]] = field(default_factory=list)
+    ports: list[tuple[ChangedPort, messages.SetPort]] = field(default_factory=list)
     offered: list[tuple[str, str, int]] = field(default_factory=list)  # vm, link, side
     stacks: list[tuple[str, Stack | None]] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
@@ -149,6 +165,8 @@ class Fabric:
             reason = broken.get(name) or (old.difference(link, _ports(config, link)) if old is not None else "")
             if old is not None and not reason:
                 plan.kept.append(name)
+                ports = enumerate(zip(old.ends, _ports(config, link), strict=True))
+                plan.ports.extend(ChangedPort(name, side, end.vm, to) for side, (end, to) in ports if end.port != to)
                 continue
             if old is None:
                 plan.made.append(name)
@@ -167,9 +185,14 @@ class Fabric:
     def commit(self, plan: Plan) -> Changes:
         """Take over a plan whose effects have been carried out."""
         changes = Changes()
+        linked = {end for effect in plan.makes for end in effect.config.ends}
         for effect in plan.effects:
             if isinstance(effect, RemoveLink):
-                self._forget(self.links.pop(effect.name), changes)
+                self._forget(self.links.pop(effect.name), changes, linked)
+        for changed in plan.ports:
+            link = self.links[changed.link]
+            link.ends[changed.side].port = changed.port
+            changes.ports.append((changed, _set_port(link.link_id, changed.port)))
         for effect in plan.makes:
             state = _new_state(plan.config, effect.config, effect.link_id)
             self.links[effect.config.name] = state
@@ -253,6 +276,7 @@ class Fabric:
             mac=port.mac,
             address=list(port.address),
             lifeline=to.lifeline,
+            carrier_delay_ms=port.carrier_delay_ms if to.set_port else messages.CARRIER_DELAY_MS,
         )
 
     def redeem(self, take: Take, holder: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:
@@ -315,9 +339,15 @@ class Fabric:
         message = f"not a ticket of this broker for link {take.link!r}: say hello for one"
         return ControlError(Cause.TICKET_WRONG, message)
 
-    def _forget(self, link: LinkState, changes: Changes) -> None:
+    def _forget(self, link: LinkState, changes: Changes, linked: Collection[End]) -> None:
+        """`linked`: ports that get another link."""
         for end in link.ends:
-            withdrawn = messages.Withdrawn(link=link.config.name, link_id=link.link_id, port=end.port.name)
+            withdrawn = messages.Withdrawn(
+                link=link.config.name,
+                link_id=link.link_id,
+                port=end.port.name,
+                replaced=End(end.vm, end.port.name) in linked,
+            )
             changes.withdrawn.append((end.vm, withdrawn))
             if end.holder is not None:
                 changes.dropped.append(end.holder)
@@ -330,6 +360,21 @@ def geometry_message(geometry: Geometry) -> messages.Geometry:
         slot_count=geometry.slot_count,
         slot_payload=geometry.slot_payload,
         headroom=geometry.headroom,
+    )
+
+
+def _set_port(link_id: int, port: PortConfig) -> messages.SetPort:
+    assert port.interface is not None  # settings are those of taps
+    assert port.mtu is not None
+    return messages.SetPort(
+        port=port.name,
+        link_id=link_id,
+        interface=port.interface,
+        mtu=port.mtu,
+        offload=port.offload,
+        mac=port.mac,
+        address=list(port.address),
+        carrier_delay_ms=port.carrier_delay_ms,
     )
 
 

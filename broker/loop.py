@@ -26,7 +26,7 @@ from ringway.broker.checks import parse_config
 from ringway.broker.directory import Directory, remove_leftovers
 from ringway.broker.effects import Resources, raise_descriptor_limit
 from ringway.broker.ends import Ends
-from ringway.broker.fabric import Fabric
+from ringway.broker.fabric import ChangedPort, Fabric
 from ringway.broker.fabric import Plan as FabricPlan
 from ringway.broker.fabric_file import FabricError
 from ringway.broker.journal import Journal, new_journal, read_journal, write_journal
@@ -50,6 +50,7 @@ from ringway.control.messages import (
     Plan,
     Planned,
     Replacement,
+    SetPort,
     SetStack,
     Show,
     Shown,
@@ -255,6 +256,7 @@ class Loop:
             ],
             kept=plan.kept,
             stacks=[vm for vm, _ in self._fabric.stacks_changed(config)],
+            ports=[str(changed) for changed in plan.ports],
             memory=sum(effect.config.memory() for effect in plan.makes) - gone,
         )
 
@@ -277,7 +279,10 @@ class Loop:
         changes = self._fabric.commit(plan)
         self._ends.drop(changes.dropped)
         for vm, withdrawn in changes.withdrawn:
-            self._push(vm, withdrawn)
+            agent = self._agents.of(vm)
+            knows = agent is not None and agent.set_port
+            self._push(vm, withdrawn if knows else replace(withdrawn, replaced=False))
+        notes += [self._set_port(changed, message) for changed, message in changes.ports]
         # Rules before links: no frame of a new link is to be judged by the old ones.
         for vm, stack in changes.stacks:
             self._push(vm, SetStack(stack=stack))
@@ -453,6 +458,14 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - as in on_message
             self._say(f"what an agent was asked for failed: {error!r}")
             self._fail(on_behalf_of, error, self._answers.give_up(on_behalf_of))
+
+    def _set_port(self, changed: ChangedPort, message: SetPort) -> str:
+        """Tell its agent, if there is one; who comes later is offered the port as it is then. A note for the user."""
+        agent = self._agents.of(changed.vm)
+        if agent is not None and not agent.set_port:
+            return f"port {changed}: changed; its agent is of an earlier release and hears of it when it is restarted"
+        self._push(changed.vm, message)
+        return f"port {changed}: changed, no frame is lost by it"
 
     def _push(self, vm: str, message: Message) -> None:
         agent = self._agents.of(vm)

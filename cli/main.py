@@ -132,6 +132,8 @@ def plan(file: Path, runtime: Path | None) -> None:
     for link in planned.replaced:
         lost = f"the frames in its rings are lost, {link.in_flight} at the moment"
         click.echo(f"replaced: {link.link} ({link.reason}): {lost}")
+    for port in planned.ports:
+        click.echo(f"port {port}: changed, no frame is lost by it")
     for vm in planned.stacks:
         click.echo(f"stack of {vm}: changed, no frame is lost by it")
     click.echo(f"kept: {len(planned.kept)} links, which lose nothing")

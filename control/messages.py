@@ -9,6 +9,7 @@
     broker to agent   Offered    Done
                       Withdrawn  Done
                       SetStack   Done
+                      SetPort    Done
                       Ask        Told
     agent, handover   Take       Granted, with descriptors
     broker, handover  Peer       (nothing), with a descriptor
@@ -39,7 +40,8 @@ Side = Annotated[int, Meta(ge=0, le=1)]
 TicketText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Counters = dict[Word, int]
 
-REVISION: Final = 1  # of what an agent understands; 0, the first release: no lifelines
+REVISION: Final = 2  # of what an agent understands; 1: no SetPort and no carriers; 0, the first release: no lifelines
+CARRIER_DELAY_MS: Final = 1000  # that a tap's peer may be gone before its carrier goes off, unless told otherwise
 ENDS_MAX: Final = 4096  # that an agent may say it is attached to
 
 
@@ -101,6 +103,7 @@ class Offer(Part, omit_defaults=True):
     mac: str | None = None
     address: list[str] = []
     lifeline: bool = False  # this broker hands one over to who asks for it
+    carrier_delay_ms: Uint = CARRIER_DELAY_MS  # of tap ports too
 
 
 class PortTold(Part):
@@ -211,10 +214,24 @@ class Offered(Message):
     offer: Offer
 
 
-class Withdrawn(Message):
+class Withdrawn(Message, omit_defaults=True):
     link: Name
     link_id: Uint
     port: PlainName
+    replaced: bool = False  # the port is offered again, with another link: its interface stays
+
+
+class SetPort(Message):
+    """A tap port has other settings from now on; its link stays."""
+
+    port: PlainName
+    link_id: Uint
+    interface: str
+    mtu: Uint
+    offload: bool
+    mac: str | None
+    address: list[str]
+    carrier_delay_ms: Uint
 
 
 class SetStack(Message):
@@ -272,6 +289,7 @@ class Planned(Message):
     stacks: list[PlainName]  # VMs whose rules change, without a frame lost
     memory: int  # bytes more than now
     notes: list[Text] = []
+    ports: list[Word] = []  # whose settings change, likewise
 
 
 class Show(Message):
@@ -301,7 +319,10 @@ class Granted(Message, omit_defaults=True):
 
 
 class Peer(Message):
-    """Who holds the other end; the descriptor with it hangs up (POLLHUP) when that incarnation lets go or dies."""
+    """Who holds the other end; the descriptor with it hangs up (POLLHUP) when that incarnation lets go or dies.
+
+    Without a descriptor: an agent of the first release, of which nobody hears when it goes.
+    """
 
     incarnation: Uint
 
@@ -314,9 +335,9 @@ class ErrorReply(Message):
 TO_BROKER: Final[tuple[type[Message], ...]] = (Hello, Notice, Apply, Plan, Show, Done, Told, ErrorReply)
 FROM_BROKER: Final[tuple[type[Message], ...]] = (
     *(Welcome, Applied, Planned, Shown, ErrorReply),
-    *(Offered, Withdrawn, SetStack, Ask),
+    *(Offered, Withdrawn, SetStack, SetPort, Ask),
 )
-PUSHED: Final[tuple[type[Message], ...]] = (Offered, Withdrawn, SetStack, Ask)
+PUSHED: Final[tuple[type[Message], ...]] = (Offered, Withdrawn, SetStack, SetPort, Ask)
 TO_HANDOVER: Final[tuple[type[Message], ...]] = (Take,)
 FROM_HANDOVER: Final[tuple[type[Message], ...]] = (Granted, Peer, ErrorReply)
 KINDS: Final[dict[str, type[Message]]] = {

@@ -46,6 +46,19 @@ class Chain:
         """In the namespace of the VM's name, unless another is named."""
         arguments = ("agent", "--vm", vm, *options)
         self.agents[vm] = self._start_ready(f"agent {vm}: ready", *arguments, namespace=namespace or vm)
+        if set(VMS) <= set(self.agents):
+            for end in ("client", "server"):
+                self._await_carrier(end)
+
+    def _await_carrier(self, vm: str) -> None:
+        """An agent turns its tap's carrier on when it hears of the other end's, which may be ready by then."""
+        deadline = time.monotonic() + 20
+        while (shown := run("ip", "link", "show", "fast0", namespace=vm, check=False)).returncode == 0:
+            if "LOWER_UP" in shown.stdout:
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"fast0 of {vm} has no carrier")
+            time.sleep(0.02)
 
     def stop_agent(self, vm: str) -> None:
         process = self.agents.pop(vm)

@@ -118,6 +118,21 @@ def link_counters(namespace: str, interface: str) -> dict[str, Any]:
     return found
 
 
+def has_carrier(namespace: str, interface: str = "fast0") -> bool:
+    return "LOWER_UP" in link_counters(namespace, interface)["flags"]
+
+
+def await_carriers(*namespaces: str, interface: str = "fast0") -> None:
+    """A tap's carrier comes on when its agent hears of the other end's, which may be when that one is ready already."""
+    for namespace in namespaces or ("west", "east"):
+        until(lambda: _is_up(namespace, interface), f"{interface} of {namespace} has a carrier")  # noqa: B023
+
+
+def _is_up(namespace: str, interface: str) -> bool:
+    shown = run("ip", "link", "show", interface, namespace=namespace, check=False)
+    return "LOWER_UP" in shown.stdout
+
+
 class AgentProcess:
     """`ringway agent`; its log is read line by line, which is how its states are awaited."""
 

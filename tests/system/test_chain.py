@@ -11,7 +11,17 @@ from dataclasses import dataclass
 import pytest
 
 from tests.conftest import require
-from tests.system.fabric_fixtures import AgentProcess, Fabric, link_counters, namespaces, ping, run, socket_in, transfer
+from tests.system.fabric_fixtures import (
+    AgentProcess,
+    Fabric,
+    await_carriers,
+    link_counters,
+    namespaces,
+    ping,
+    run,
+    socket_in,
+    transfer,
+)
 
 pytestmark = pytest.mark.needs_root
 CLIENT, SERVER, SERVER_MANAGEMENT = "10.77.0.1", "10.77.0.2", "192.0.2.3"
@@ -63,7 +73,9 @@ def chain(fabric: Fabric) -> Iterator[Chain]:
             run("ip", "addr", "add", f"192.0.2.{number}/24", "dev", "mgmt0", namespace=vm)
             run("ip", "link", "set", "mgmt0", "up", namespace=vm)
         fabric.apply(CHAIN)
-        yield Chain(fabric, {vm: fabric.agent(vm, namespace=vm) for vm in VMS})
+        agents = {vm: fabric.agent(vm, namespace=vm) for vm in VMS}
+        await_carriers("client", "server")
+        yield Chain(fabric, agents)
 
 
 def test_a_64_kib_segment_crosses_the_chain_as_one_frame(chain: Chain) -> None:
@@ -121,6 +133,7 @@ def test_nothing_passes_while_an_agent_is_down(chain: Chain, vm: str) -> None:
     assert ping("client", SERVER) == 0
     assert ping("client", SERVER_MANAGEMENT) == 3, "the switch is another way"
     chain.fabric.agent(vm, namespace=vm)
+    await_carriers("client", "server")
     assert ping("client", SERVER) == 3
     for link in LINKS:
         chain.fabric.quiet(link)
@@ -131,6 +144,7 @@ def test_a_killed_firewall_carries_on_when_started_again(chain: Chain) -> None:
     chain.agents["firewall"].process.wait(10)
     assert ping("client", SERVER) == 0
     chain.fabric.agent("firewall", namespace="firewall")
+    await_carriers("client", "server")
     assert ping("client", SERVER) == 3
     transfer("client", "server", SERVER, 8 << 20)
     for link in LINKS:
@@ -144,6 +158,7 @@ def test_each_flow_stays_in_order_through_a_chain_of_four_queues(fabric: Fabric)
         fabric.apply(FOUR_QUEUES)
         for vm, loops in (("client", 2), ("firewall", 3), ("server", 1)):
             fabric.agent(vm, vm, "--loops", str(loops))
+        await_carriers("client", "server")
         assert ping("client", SERVER) == 3
         with socket_in("server", socket.SOCK_DGRAM) as server:
             server.bind((SERVER, 0))

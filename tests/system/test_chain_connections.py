@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.fabric_fixtures import AgentProcess, Fabric, namespaces, ping, socket_in, until
+from tests.system.fabric_fixtures import AgentProcess, Fabric, await_carriers, namespaces, ping, socket_in, until
 
 pytestmark = pytest.mark.needs_root
 VMS = ("client", "firewall", "server")
@@ -59,6 +59,7 @@ def firewall(fabric: Fabric) -> Iterator[AgentProcess]:
     with namespaces("client", "server"):
         fabric.apply(fabric_text(ARP, WEB, PING, NAMES))
         agents = [fabric.agent(vm, namespace=None if vm == "firewall" else vm) for vm in VMS]
+        await_carriers("client", "server")
         yield agents[VMS.index("firewall")]
 
 

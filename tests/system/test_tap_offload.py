@@ -13,7 +13,7 @@ from scapy.packet import Raw
 
 from ringway.agent import Port
 from ringway.shm._native import ffi, lib
-from tests.system.fabric_fixtures import Fabric, namespaces, run, socket_in, until
+from tests.system.fabric_fixtures import Fabric, await_carriers, namespaces, run, socket_in, until
 
 pytestmark = pytest.mark.needs_root
 LEFT_MAC, RIGHT_MAC, NEAR_MAC, FAR_MAC = (f"02:00:00:00:00:0{number}" for number in range(1, 5))
@@ -99,6 +99,7 @@ def assert_checksums_are_right(got: Ether) -> None:
 
 def test_an_application_gets_complete_checksums_from_a_kernel(router: Fabric) -> None:
     port = router.port("left")
+    await_carriers("router", interface="near")
     with socket_in("router", socket.SOCK_DGRAM) as udp, socket_in("router") as tcp:
         for size in (0, 1, 17, 1472):
             udp.sendto(random.randbytes(size), (LEFT, 9))
@@ -112,6 +113,8 @@ def test_an_application_gets_complete_checksums_from_a_kernel(router: Fabric) ->
 
 def test_a_kernel_finishes_the_checksum_an_application_left_to_it(router: Fabric) -> None:
     left, right = router.port("left"), router.port("right")
+    await_carriers("router", interface="near")
+    await_carriers("router", interface="far")
     content = random.randbytes(1001)
     frame = Ether(src=LEFT_MAC, dst=NEAR_MAC) / IP(src=LEFT, dst=RIGHT) / UDP(sport=9, dport=9) / Raw(content)
     frame[UDP].chksum = pseudo_header_sum(frame)
@@ -123,6 +126,8 @@ def test_a_kernel_finishes_the_checksum_an_application_left_to_it(router: Fabric
 
 def test_a_kernel_cuts_the_segment_an_application_left_whole(router: Fabric) -> None:
     left, right = router.port("left"), router.port("right")
+    await_carriers("router", interface="near")
+    await_carriers("router", interface="far")
     content = random.randbytes(40_000)
     segment = TCP(sport=9, dport=9, seq=1000, flags="PA")
     frame = Ether(src=LEFT_MAC, dst=NEAR_MAC) / IP(src=LEFT, dst=RIGHT) / segment / Raw(content)
@@ -140,6 +145,7 @@ def test_a_kernel_cuts_the_segment_an_application_left_whole(router: Fabric) -> 
 def test_a_datagram_with_a_wrong_checksum_does_not_reach_a_socket(router: Fabric) -> None:
     """The control: it is the checksum that lets the others through."""
     left = router.port("left")
+    await_carriers("router", interface="near")
     with socket_in("router", socket.SOCK_DGRAM) as udp:
         udp.bind((NEAR, 0))
         head = Ether(src=LEFT_MAC, dst=NEAR_MAC) / IP(src=LEFT, dst=NEAR)

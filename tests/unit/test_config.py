@@ -277,6 +277,100 @@ def test_an_mtu_that_the_link_cannot_carry_is_refused_with_the_largest_that_it_c
     assert refused(small.replace("9000", str(largest + 1))).cause is FabricCause.MTU
 
 
+@pytest.mark.parametrize("delay", ["-1", "3601", "nan", '"1"'])
+def test_an_impossible_carrier_delay_is_refused(delay: str) -> None:
+    assert refused_after("mtu = 1500", f"carrier_delay = {delay}").cause in (FabricCause.VALUE, FabricCause.TYPE)
+
+
+def test_a_carrier_delay_may_be_a_fraction_of_a_second() -> None:
+    config = parse_config(GOOD.replace("mtu = 1500", "carrier_delay = 0.1"), "fabric.toml")
+    assert config.port(End("client", "net")).carrier_delay_ms == 100
+    assert refused_after('kind = "local"', 'kind = "local"\ncarrier_delay = 1').cause is FabricCause.KIND
+
+
+@pytest.mark.parametrize("mtu", [68, 1279])
+def test_an_mtu_that_ipv6_does_not_take_is_refused_beside_an_ipv6_address(mtu: int) -> None:
+    text = GOOD.replace("mtu = 1500", f"mtu = {mtu}")
+    parse_config(text, "fabric.toml")  # IPv4 takes it
+    text = text.replace('["10.77.0.1/24"]', '["10.77.0.1/24", "fd00::1/64"]')
+    error = refused(text)
+    assert (error.cause, error.where) == (FabricCause.MTU, line_of("mtu", text))
+    assert "use at least 1280" in error.message
+    parse_config(text.replace(str(mtu), "1280"), "fabric.toml")
+
+
+PAIR = """\
+[vm.a.port.p]
+kind = "tap"
+@a
+[vm.b.port.p]
+kind = "tap"
+@b
+[link.wire]
+ends = ["a.p", "b.p"]
+"""
+CHAIN = """\
+[vm.a.port.p]
+kind = "tap"
+@a
+[vm.fw.port.in]
+kind = "local"
+[vm.fw.port.out]
+kind = "local"
+[vm.fw.stack]
+forward = [["in", "out"]]
+default = "deny"
+[vm.b.port.p]
+kind = "tap"
+@b
+[link.left]
+ends = ["a.p", "fw.in"]
+[link.right]
+ends = ["fw.out", "b.p"]
+"""
+
+
+@pytest.mark.parametrize("fabric", [PAIR, CHAIN], ids=["pair", "chain"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('mac = "02:00:00:00:00:0a"', 'mac = "02:00:00:00:00:0A"'),
+        ('address = ["10.0.0.1/24"]', 'address = ["10.0.0.2/24", "10.0.0.1/8"]'),
+        ('address = ["fd00::1/64"]', 'address = ["fd00:0::1/64"]'),
+        ('address = ["fe80::1/64"]', 'address = ["fe80:0::1/64"]'),
+    ],
+)
+def test_what_both_ends_of_a_link_or_a_chain_have_is_refused(fabric: str, first: str, second: str) -> None:
+    text = fabric.replace("@a", first).replace("@b", second)
+    error = refused(text)
+    assert (error.cause, error.where) == (FabricCause.DUPLICATE, line_of(second, text))
+    assert "'a.p'" in error.message
+
+
+def test_the_same_address_on_two_ports_of_a_vm_is_refused_unless_it_is_link_local() -> None:
+    two = """\
+[vm.a.port.p]
+kind = "tap"
+address = ["@/24"]
+[vm.a.port.q]
+kind = "tap"
+address = [ "@/24"]
+"""
+    text = two.replace("@", "10.0.0.1")
+    error = refused(text)
+    assert (error.cause, error.where) == (FabricCause.DUPLICATE, line_of("address = [ ", text))
+    parse_config(two.replace("@", "fe80::1"), "fabric.toml")
+
+
+def test_the_same_address_twice_on_one_port_is_refused() -> None:
+    assert refused_after('["10.77.0.1/24"]', '["10.77.0.1/24", "10.77.0.1/16"]').cause is FabricCause.DUPLICATE
+
+
+def test_ports_that_nothing_joins_may_have_the_same_mac_and_address() -> None:
+    same = 'mac = "02:00:00:00:00:0a"\naddress = ["10.0.0.1/24"]'
+    parse_config(PAIR.partition("[link")[0].replace("@a", same).replace("@b", same), "fabric.toml")
+
+
 def test_a_link_over_the_limit_is_refused() -> None:
     error = refused_after('"1 GiB"', '"1 MiB"')
     assert error.cause is FabricCause.LIMIT

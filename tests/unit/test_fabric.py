@@ -13,7 +13,7 @@ from ringway.broker.checks import parse_config
 from ringway.broker.config import FabricConfig
 from ringway.broker.fabric import TICKET_LIFE, Fabric, Holder, MakeLink, RemoveLink
 from ringway.control.errors import ControlError
-from ringway.control.messages import Cause, Offer, Take
+from ringway.control.messages import CARRIER_DELAY_MS, Cause, Offer, Take
 
 VMS = """
 [vm.a.port.one]
@@ -93,11 +93,47 @@ def test_a_link_with_another_geometry_is_replaced_and_the_plan_says_why(change: 
     assert fabric.links["first"].link_id != old
 
 
-def test_a_link_whose_port_has_other_settings_is_replaced() -> None:
-    plan = fabric_with(FIRST).plan(config_of(FIRST.replace("[link", "[vm.b.port.more]\nkind='local'\n[link")))
-    assert plan.kept == ["first"]
-    changed = parse_config(VMS.replace('"tap"', '"tap"\nmtu = 1400') + FIRST, "fabric.toml")
-    assert fabric_with(FIRST).plan(changed).replaced == {"first": "port b.one has other settings"}
+@pytest.mark.parametrize(
+    "setting",
+    ["mtu = 1400", "offload = false", 'interface = "x"', 'mac = "02::1"', 'address = ["::1/64"]', "carrier_delay = 3"],
+)
+def test_a_link_stays_when_a_port_of_it_has_other_settings_and_its_agent_is_told(setting: str) -> None:
+    setting = setting.replace("02::1", "02:00:00:00:00:01").replace("::1/64", "fd00::1/64")
+    fabric = fabric_with(FIRST)
+    link_id = fabric.links["first"].link_id
+    fabric.redeem(take_of(fabric.offer("first", 1, 0.0, AGENT), "b"), 7, 1.0)
+    plan = fabric.plan(parse_config(VMS.replace('"tap"', f'"tap"\n{setting}') + FIRST, "fabric.toml"))
+    assert (plan.kept, plan.replaced, plan.effects) == (["first"], {}, [])
+    assert [str(changed) for changed in plan.ports] == ["b.one"]
+    changes = fabric.commit(plan)
+    ((changed, told),) = changes.ports
+    assert (changed.vm, told.port, told.link_id) == ("b", "one", link_id)
+    offer = fabric.offer("first", 1, 2.0, Holder(b"agent", 4711, set_port=True))
+    for name in ("interface", "mtu", "offload", "mac", "address", "carrier_delay_ms"):
+        assert getattr(offer, name) == getattr(told, name)
+    assert fabric.held_at(7) == (fabric.links["first"], 1), "who holds the end goes on"
+    assert (changes.withdrawn, changes.offered, changes.dropped) == ([], [], [])
+
+
+def test_an_agent_that_knows_no_carriers_is_offered_none() -> None:
+    fabric = Fabric("handover")
+    text = VMS.replace('"tap"', '"tap"\ncarrier_delay = 3') + FIRST
+    fabric.commit(fabric.plan(parse_config(text, "fabric.toml")))
+    assert fabric.offer("first", 1, 0.0, AGENT).carrier_delay_ms == CARRIER_DELAY_MS
+
+
+def test_a_link_whose_port_becomes_of_another_kind_is_replaced() -> None:
+    changed = parse_config(VMS.replace('"tap"', '"local"') + FIRST, "fabric.toml")
+    assert fabric_with(FIRST).plan(changed).replaced == {"first": "port b.one becomes local"}
+
+
+def test_an_agent_hears_whether_a_port_whose_link_goes_gets_another_one() -> None:
+    fabric = fabric_with(FIRST)
+    changes = fabric.commit(fabric.plan(config_of(FIRST.replace("a.one", "a.two"))))
+    assert {(vm, gone.port, gone.replaced) for vm, gone in changes.withdrawn} == {
+        ("a", "one", False),
+        ("b", "one", True),
+    }
 
 
 def test_a_link_with_other_ends_is_replaced() -> None:

@@ -11,7 +11,7 @@ from typing import Self
 import pytest
 
 from tests.system.broker_process import short_directory
-from tests.system.fabric_fixtures import namespaces, ping, socket_in, transfer, until
+from tests.system.fabric_fixtures import await_carriers, namespaces, ping, socket_in, transfer, until
 from tests.upgrade.application import FRAMES
 from tests.upgrade.conftest import Releases
 from tests.upgrade.fabric import PAIR, MixedFabric, rings_of
@@ -147,6 +147,7 @@ def test_kernels_behind_taps_of_two_releases_exchange_segments(
         fabric.apply(WIRE)
         fabric.agent(releases[client], "client", "client")
         fabric.agent(releases[server], "server", "server")
+        await_carriers("client", "server")
         assert ping("client", SERVER) == 3
         transfer("client", "server", SERVER, 8 << 20)
         transfer("server", "client", CLIENT, 8 << 20)
@@ -208,6 +209,7 @@ def test_a_killed_firewall_is_continued_by_the_other_release(
         fabric.agent(releases["before"], "client", "client")
         fabric.agent(releases["tree"], "server", "server")
         firewall = fabric.agent(releases[first], "firewall", "firewall")
+        await_carriers("client", "server")
         assert ping("client", SERVER) == 3
         transfer("client", "server", SERVER, 8 << 20)
         fabric.shown_quiet()

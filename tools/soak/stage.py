@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -141,6 +142,8 @@ class Stage:
             keeper = self.keeper_pid()
             if keeper is not None:
                 end_by_pid(keeper)
+        if self.setup.tap:  # its agent was killed
+            subprocess.run(["ip", "link", "del", wire.INTERFACE], capture_output=True, check=False)
         for connection in self._commands.values():
             connection.close()
         for fd in self._regions.values():
@@ -150,6 +153,8 @@ class Stage:
     def stop(self) -> None:
         """In an orderly way, the broker last."""
         for name in [name for name in self.names if name != "broker"]:
+            if name == "edge":
+                self._remove_tap()
             if name in _SPEAKING:
                 self._commands.pop(name).close()
             else:
@@ -159,6 +164,12 @@ class Stage:
         self._join("broker")
         if self.keeper_pid() is not None:
             raise SoakError("the broker was stopped, and its keeper goes on")
+
+    def _remove_tap(self) -> None:
+        """It stays when its agent stops, and goes with its link."""
+        with Client(self.runtime) as client:
+            client.call(Apply(name="soak", text=""), Applied, timeout=PATIENCE)
+        self.until(lambda: not Path(f"/sys/class/net/{wire.INTERFACE}").exists(), "the tap goes with its link")
 
     def _join(self, name: str) -> None:
         process = self._processes.pop(name)

@@ -1,0 +1,85 @@
+"""What is judged about the addresses of tap ports: whether the kernel takes them, and whether they are there twice."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+
+from ringway.broker.config import End, FabricConfig, PortConfig
+from ringway.broker.fabric_file import FabricCause, FabricFile
+
+IPV6_MTU_MIN: Final = 1280  # RFC 8200, section 5; below it the kernel takes IPv6 away from an interface
+
+
+def check_addresses(file: FabricFile, config: FabricConfig) -> None:
+    for vm in config.vms.values():
+        for port in vm.ports.values():
+            _check_ipv6_mtu(file, End(vm.name, port.name), port)
+        _check_vm(file, vm.name, vm.ports)
+    for segment in _segments(config):
+        _check_segment(file, config, segment)
+
+
+def _check_ipv6_mtu(file: FabricFile, end: End, port: PortConfig) -> None:
+    ipv6 = [address for address in port.address if ":" in address]
+    if ipv6 and port.mtu is not None and port.mtu < IPV6_MTU_MIN:
+        message = (
+            f"{port.mtu} is too small for the IPv6 address {ipv6[0]}: use at least {IPV6_MTU_MIN} (RFC 8200, section "
+            "5), or take the address out"
+        )
+        raise file.error(FabricCause.MTU, (*_key(end), "mtu"), message)
+
+
+def _check_vm(file: FabricFile, vm: str, ports: dict[str, PortConfig]) -> None:
+    owners: dict[str, str] = {}
+    for port in ports.values():
+        for host in map(_host, port.address):
+            if host in owners and not (ipaddress.ip_address(host).is_link_local and owners[host] != port.name):
+                message = f"port {owners[host]!r} of VM {vm!r} has the address {host} already: use another one"
+                raise file.error(FabricCause.DUPLICATE, (*_key(End(vm, port.name)), "address"), message)
+            owners[host] = port.name
+
+
+def _check_segment(file: FabricFile, config: FabricConfig, segment: list[End]) -> None:
+    """Frames go from each of these ports to the others, so that each is found by addresses of its own."""
+    owners: dict[str, End] = {}
+    for end in segment:
+        port = config.port(end)
+        found = [("mac", port.mac.lower())] if port.mac is not None else []
+        found += [("address", _host(address)) for address in port.address]
+        for what, value in found:
+            if value in owners:
+                message = (
+                    f"{str(owners[value])!r}, which links join to {str(end)!r}, has {value} too: neither would reach "
+                    f"the other; use another {what}"
+                )
+                raise file.error(FabricCause.DUPLICATE, (*_key(end), what), message)
+            owners[value] = end
+
+
+def _segments(config: FabricConfig) -> list[list[End]]:
+    """The ports that are joined, directly or through forwarders, in the order of the file."""
+    joined = [link.ends for link in config.links.values()]
+    for vm in config.vms.values():
+        pairs = vm.stack.forward if vm.stack is not None else []
+        joined += [(End(vm.name, first), End(vm.name, second)) for first, second in pairs]
+    segments: dict[End, list[End]] = {}
+    for ends in joined:
+        first, second = (segments.setdefault(end, [end]) for end in ends)
+        if first is second:
+            continue
+        shorter, longer = sorted((first, second), key=len)
+        longer += shorter
+        segments.update(dict.fromkeys(shorter, longer))
+    ports = [End(vm.name, port) for vm in config.vms.values() for port in vm.ports]
+    order = {end: position for position, end in enumerate(ports)}
+    different = {id(segment): segment for segment in segments.values()}.values()
+    return [sorted(segment, key=order.__getitem__) for segment in different]
+
+
+def _key(end: End) -> tuple[str, str, str, str]:
+    return "vm", end.vm, "port", end.port
+
+
+def _host(address: str) -> str:
+    return address.partition("/")[0]
