@@ -21,6 +21,9 @@ from ringway.stack.loop import Loop
 from ringway.stack.spread import Spread
 
 _LET_PASS = 0.1  # seconds
+# For how long a full ring may stand still before what finds no room in it is dropped: an agent is killed and started
+# again, or a process runs again on a crowded machine, in less; and TCP goes on where it was after a pause of so long.
+_PATIENCE_US = 1_000_000
 
 
 class Runner(Protocol):
@@ -201,13 +204,15 @@ def _forward(loop: Loop, source: Port, target: Port, numbers: tuple[int, int], i
     """One loop's part of one direction; `numbers` are what the filter calls the two ports."""
     owned = range(index, target.region.geometry.queues, count)
     spread = Spread(target.region, sum(1 << queue for queue in owned)) if len(owned) > 1 else None
-    for queue in range(index, source.region.geometry.queues, count):
+    queues = range(index, source.region.geometry.queues, count)
+    patience_us = _PATIENCE_US if len(queues) == 1 else 0  # of several inputs the first would take all room
+    for queue in queues:
         loop.watch(source.region, queue)
         consumer = source.region.consumers[queue]
         if spread is not None:
             loop.forward_spread(consumer, spread, *numbers)
         else:
-            loop.forward(consumer, target.region.producers[index], *numbers)
+            loop.forward(consumer, target.region.producers[index], *numbers, patience_us)
 
 
 def _serve(port: Port, loops: int) -> None:

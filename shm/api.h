@@ -222,6 +222,16 @@ void rway_consumer_vanished(struct rway_consumer *consumer);
 /* Slots free to claim now. */
 uint32_t rway_producer_room(struct rway_producer *producer);
 
+/*
+ * How many of frames that were peeked elsewhere, in order, this ring has room for now, each as a frame of its length of
+ * which nothing is pushed. Marks, and frames that the link never carries, need none: they do not go in. In a broken ring
+ * nothing waits for room: all of them. The consumer's line is looked at only if what was seen of it last is not enough.
+ */
+uint32_t rway_producer_fitting(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count);
+
+/* The consumer's counter, as it was seen last. */
+uint64_t rway_producer_released(const struct rway_producer *producer);
+
 /* The counter value behind all that is claimed. Once the consumer's counter is there, it has dealt with all of it. */
 uint64_t rway_producer_position(const struct rway_producer *producer);
 

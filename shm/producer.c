@@ -45,6 +45,11 @@ uint32_t rway_producer_room(struct rway_producer *producer)
     return producer->ring.slot_count - (uint32_t)(producer->claimed - producer->peer_tail);
 }
 
+uint64_t rway_producer_released(const struct rway_producer *producer)
+{
+    return producer->peer_tail;
+}
+
 uint32_t rway_producer_queues(const struct rway_producer *producer)
 {
     return producer->ring.region->geometry.queues;
@@ -74,6 +79,28 @@ static uint32_t room_for(struct rway_producer *producer, uint32_t count)
     if (!refresh_tail(producer))
         return 0;
     return producer->ring.slot_count - (uint32_t)(producer->claimed - producer->peer_tail);
+}
+
+uint32_t rway_producer_fitting(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count)
+{
+    uint32_t needed = 0, room = producer->ring.slot_count - (uint32_t)(producer->claimed - producer->peer_tail);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t len = frames[i].len;
+        if (frames[i].kind != RWAY_DESC_FRAME)
+            continue;
+        if (__builtin_expect(len <= producer->ring.payload, 1))
+            needed++;
+        else if (rway_producer_fits(producer, len, 0) == 0)
+            needed += rway_slots_for(&producer->ring, len, 0);
+        if (__builtin_expect(needed <= room, 1))
+            continue;
+        room = room_for(producer, needed);
+        if (!rway_ring_whole(&producer->ring))
+            break; /* they need not wait for a room that never comes */
+        if (needed > room)
+            return i;
+    }
+    return count;
 }
 
 /* Slots of a frame to be claimed; 0 when the link carries no such frame. */

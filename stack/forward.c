@@ -6,16 +6,21 @@
  * peer that rewrites its slot after the verdict changes nothing that was judged, and of a denied frame no byte leaves.
  * Input is released before output is published: whoever dies in between has lost frames, never doubled them.
  *
- * A forwarder never waits for its output, because it would be holding its input's slots: a full ring drops.
+ * Where all that comes in goes out by one ring, frames wait for room in it: those that do not fit are left in the
+ * in-ring, unjudged, so that none is judged twice, and the pressure goes back to who sent them (patience.h says for how
+ * long). It is the job that waits and not its thread: the loop's other jobs go on, and the loop sleeps on the room as
+ * it does on frames. Over a spread, or into a ring that several inputs share, one slow output would hold up the others,
+ * or one input the others: there a full ring drops.
  *
  * A burst goes through in phases, so that the cache misses of one frame overlap with those of the next:
  *
- *      peek ─► copy and parse all headers ─► judge all ─► claim all out-slots ─► copy ─► release in, publish out
+ *      peek what fits ─► copy and parse all headers ─► judge all ─► claim all out-slots ─► copy ─► release in, publish out
  *
  * Out is one ring, or, over a spread, several: each has its part of the burst, in the order of the whole.
  */
 #include "job.h"
 #include "passage.h"
+#include "patience.h"
 #include "trail.h"
 
 #include <stdlib.h>
@@ -38,6 +43,8 @@ struct forward {
     bool in_line;  /* out is one queue: whatever comes later goes behind what is there, so that it has passed */
     uint32_t runs; /* since the trail was looked at */
     struct rway_trail trail;
+    struct rway_patience patience; /* with a full out-ring; for the one way that there is */
+    uint32_t wanted;               /* slots of the out-ring for the first frame left in the in-ring; 0: none is left */
     struct rway_frame taken[RWAY_BURST];
     struct rway_passage passages[RWAY_BURST];
     struct rway_judged judged[RWAY_BURST]; /* where connections are remembered */
@@ -188,11 +195,25 @@ static void trace(struct forward *forward, uint32_t taken)
     rway_trail_step(&forward->trail, forward->in, forward->out, forward->way_count);
 }
 
+/* Frames to deal with in this turn; the others stay where they are. */
+static uint32_t take(struct forward *forward)
+{
+    uint32_t peeked = rway_ring_peek(forward->in, forward->taken, RWAY_BURST);
+    uint32_t taken = rway_patience_admit(&forward->patience, forward->out[0], forward->taken, peeked);
+    const struct rway_frame *left = &forward->taken[taken];
+    forward->wanted = 0;
+    if (__builtin_expect(taken != peeked, 0)) {
+        forward->wanted = rway_producer_slots(forward->out[0], left->len, 0);
+        rway_consumer_put_back(forward->in, left, peeked - taken);
+    }
+    return taken;
+}
+
 static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
 {
     struct forward *forward = (struct forward *)job;
     uint32_t count = 0;
-    uint32_t taken = rway_ring_peek(forward->in, forward->taken, RWAY_BURST);
+    uint32_t taken = take(forward);
     for (uint32_t i = 0; i < taken; i++)
         if (forward->taken[i].kind != RWAY_DESC_MARK)
             rway_passage_open(&forward->passages[count++], forward->in, &forward->taken[i]);
@@ -215,7 +236,11 @@ static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
 
 static void arm(struct rway_job *job, struct rway_waiter *waiter)
 {
-    rway_waiter_add_consumer(waiter, ((struct forward *)job)->in);
+    struct forward *forward = (struct forward *)job;
+    if (forward->wanted != 0)
+        rway_waiter_add_producer(waiter, forward->out[0], forward->wanted);
+    else
+        rway_waiter_add_consumer(waiter, forward->in);
 }
 
 static void release(struct rway_job *job)
@@ -242,11 +267,12 @@ static struct forward *forward_new(struct rway_consumer *in, uint32_t in_port, u
 }
 
 struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,
-                                  uint32_t out_port)
+                                  uint32_t out_port, uint64_t patience_us)
 {
     struct forward *forward = forward_new(in, in_port, out_port, 1);
     if (forward == NULL)
         return NULL;
+    forward->patience.lasts_ns = patience_us * 1000;
     forward->out[0] = out;
     forward->in_line = rway_producer_queues(out) == 1;
     return &forward->job;

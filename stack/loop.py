@@ -39,9 +39,12 @@ class Loop:
         if job == ffi.NULL or lib.rway_loop_add(self._native, job) != 0:
             raise MemoryError("no memory, or no room, for a job")
 
-    def forward(self, source: Consumer, target: Producer, in_port: int, out_port: int) -> None:
-        """Forward frames past the loop's filter, as coming in by port number `in_port` and leaving by `out_port`."""
-        self.add(lib.rway_forward_new(source.native, target.native, in_port, out_port), source, target)
+    def forward(self, source: Consumer, target: Producer, in_port: int, out_port: int, patience_us: int) -> None:
+        """Forward frames past the loop's filter, as coming in by port number `in_port` and leaving by `out_port`.
+
+        Frames wait for room in `target` until its consumer has not moved for `patience_us`; 0: they are dropped.
+        """
+        self.add(lib.rway_forward_new(source.native, target.native, in_port, out_port, patience_us), source, target)
 
     def forward_spread(self, source: Consumer, target: Spread, in_port: int, out_port: int) -> None:
         """The same into several queues, each flow into its own; jobs of this loop may share the spread."""

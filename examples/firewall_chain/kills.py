@@ -51,8 +51,9 @@ def firewall_killed(chain: Chain) -> Iterator[str]:
     expect(load.wait(30) == 0, "iperf3 did not go on")
     expect([link["link_id"] for link in chain.show()["links"]] == ids, "the links were made anew")
     chain.quiet_books()
-    restart = (_losses(chain) - lost_before)["restart"]
-    yield f"the links are the same ones; iperf3 went on; {restart} frames were lost, booked as 'restart'"
+    lost = _losses(chain) - lost_before
+    expect(not lost["full"], f"{lost['full']} frames were dropped as 'full': the firewall did not wait for the server")
+    yield f"the links are the same ones; iperf3 went on; {lost['restart']} frames were lost, booked as 'restart'; 0 as 'full'"
 
 
 def _identities(chain: Chain) -> list[tuple[object, ...]]:

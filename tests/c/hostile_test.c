@@ -157,12 +157,14 @@ static void forward(struct rway_region *hostile, uint64_t random)
     struct rway_filter *filter = filter_that_denies(DENIED_PORT);
     const struct rway_flow_timeouts timeouts = {1, 1, 1, 1, 1, 1};
     CHECK(random & 64 || rway_filter_track(filter, RWAY_CONNECTIONS_MIN, &timeouts, NULL) == 0, "connections");
+    uint64_t patience_us = random & 128 ? random >> 8 & 0xffff : 0;
     struct rway_loop *loop = rway_loop_new((uint32_t)(random & 63));
     CHECK(rway_loop_filter(loop, filter) == 0, "filter");
     for (uint32_t queue = 0; queue < rway_region_geometry(hostile)->queues; queue++)
         CHECK(rway_loop_add(loop, rway_forward_new(rway_region_consumer(hostile, queue), rway_region_producer(near, 0),
-                                                   0, 1)) == 0, "job");
-    rway_loop_add(loop, rway_forward_new(rway_region_consumer(near, 0), rway_region_producer(hostile, 0), 1, 0));
+                                                   0, 1, patience_us)) == 0, "job");
+    rway_loop_add(loop, rway_forward_new(rway_region_consumer(near, 0), rway_region_producer(hostile, 0), 1, 0,
+                                         patience_us));
     rway_loop_watch(loop, hostile, 0);
     CHECK(rway_loop_start(loop) == 0, "start");
     struct patience patience = {.region = hostile, .until_ms = now_ms() + ROUND_MS};

@@ -99,7 +99,9 @@ struct forwarder {
     struct rway_turn turn;
 };
 
-static inline void open_forwarder(struct forwarder *forwarder, struct rway_region *in, struct rway_region *out)
+/* patience_us: as for rway_forward_new. */
+static inline void open_forwarder(struct forwarder *forwarder, struct rway_region *in, struct rway_region *out,
+                                  uint64_t patience_us)
 {
     struct rway_error error;
     const struct rway_rule denied = {.name = "denied",
@@ -114,8 +116,8 @@ static inline void open_forwarder(struct forwarder *forwarder, struct rway_regio
     forwarder->turn = (struct rway_turn){.table = forwarder->table,
                                          .counts = rway_filter_table_row(forwarder->table, 0)};
     for (uint32_t queue = 0; queue < rway_region_geometry(in)->queues; queue++) {
-        forwarder->jobs[queue] =
-            rway_forward_new(rway_region_consumer(in, queue), rway_region_producer(out, queue), 0, 1);
+        forwarder->jobs[queue] = rway_forward_new(rway_region_consumer(in, queue), rway_region_producer(out, queue), 0,
+                                                  1, patience_us);
         CHECK(forwarder->jobs[queue] != NULL, "no job");
     }
 }
@@ -126,6 +128,17 @@ static inline uint32_t run_forwarder(struct forwarder *forwarder)
     for (uint32_t queue = 0; queue < rway_region_geometry(forwarder->in)->queues; queue++)
         moved += forwarder->jobs[queue]->run(forwarder->jobs[queue], &forwarder->turn);
     return moved;
+}
+
+/* Frames that wait for room in the second link. */
+static inline bool has_waiting(const struct forwarder *forwarder)
+{
+    bool waiting = false;
+    for (uint32_t queue = 0; queue < rway_region_geometry(forwarder->in)->queues; queue++) {
+        const struct rway_consumer *consumer = rway_region_consumer(forwarder->in, queue);
+        waiting |= rway_read_once(&consumer->ring.control->head) != consumer->tail;
+    }
+    return waiting;
 }
 
 static inline void close_forwarder(struct forwarder *forwarder)

@@ -240,27 +240,30 @@ static void attach_receiver(void)
     op.regions[0] = end_of(0, RWAY_SIDE_B);
 }
 
-static void prepare_forward(void)
-{
-    uint64_t lost;
-    op.regions[0] = end_of(0, RWAY_SIDE_B);
-    op.regions[1] = end_of(1, RWAY_SIDE_A);
-    rway_region_join(op.regions[0], op.regions[1], &lost);
-    open_forwarder(&op.forwarder, op.regions[0], op.regions[1]);
-}
-
-static void forward(void)
-{
-    while (run_forwarder(&op.forwarder) != 0)
-        ;
-}
-
 static void attach_and_join(void)
 {
     uint64_t lost;
     op.regions[0] = end_of(0, RWAY_SIDE_B);
     op.regions[1] = end_of(1, RWAY_SIDE_A);
     rway_region_join(op.regions[0], op.regions[1], &lost);
+}
+
+static void prepare_forward(void)
+{
+    attach_and_join();
+    open_forwarder(&op.forwarder, op.regions[0], op.regions[1], 0);
+}
+
+static void prepare_waiting_forward(void)
+{
+    attach_and_join();
+    open_forwarder(&op.forwarder, op.regions[0], op.regions[1], 300 * 1000 * 1000);
+}
+
+static void forward(void)
+{
+    while (run_forwarder(&op.forwarder) != 0)
+        ;
 }
 
 static void close_receiver(void)
@@ -555,6 +558,45 @@ static void kill_recovery(const struct operation *first, const struct operation 
     free_lefts(lefts);
 }
 
+static void send_numbered(uint32_t count)
+{
+    struct rway_region *sender = end_of(0, RWAY_SIDE_A);
+    struct rway_producer *producer = rway_region_producer(sender, 0);
+    op.count = claim_numbered(producer, op.frames, count, producer->counts.frames);
+    rway_ring_publish(producer, op.frames, op.count);
+    rway_region_detach(sender);
+}
+
+static uint64_t dropped_full; /* by the forwarder, so far */
+
+/* The second link is full but for the frames of which the receiver has taken some; the first has more than fit. */
+static void leave_little_room(void)
+{
+    for (uint32_t burst = 0; burst < 12; burst++) {
+        send_numbered(8);
+        prepare_forward();
+        forward();
+        close_forwarder(&op.forwarder);
+        rway_region_detach(op.regions[0]);
+        rway_region_detach(op.regions[1]);
+    }
+    dropped_full = read_books(world.fds[1], 1).produced_drops[RWAY_DROP_FULL];
+    CHECK(dropped_full != 0, "the second link is not full");
+    struct rway_region *receiver = end_of(1, RWAY_SIDE_B);
+    op.count = rway_ring_peek(rway_region_consumer(receiver, 0), op.frames, 4);
+    rway_ring_release(rway_region_consumer(receiver, 0));
+    rway_region_detach(receiver);
+    send_numbered(16);
+}
+
+/* As after any forwarding; and what did not fit is where it was. */
+static void after_waiting_forward(const struct books *before)
+{
+    after_forward(before);
+    CHECK(read_books(world.fds[0], 1).in_flight != 0, "nothing waits");
+    CHECK(read_books(world.fds[1], 1).produced_drops[RWAY_DROP_FULL] == dropped_full, "dropped as full");
+}
+
 /* Traffic before, so that no word is 0 that might have to be something else; some frames stay in the first link. */
 static void fill_world(void)
 {
@@ -579,11 +621,7 @@ static void kill_at_the_start(const struct operation operations[3], const struct
 {
     make_world(carried);
     kill_everywhere(&operations[0]);
-    struct rway_region *sender = end_of(0, RWAY_SIDE_A);
-    struct rway_producer *producer = rway_region_producer(sender, 0);
-    op.count = claim_numbered(producer, op.frames, 8, producer->counts.frames);
-    rway_ring_publish(producer, op.frames, op.count);
-    rway_region_detach(sender);
+    send_numbered(8);
     kill_everywhere(&operations[1]);
     kill_everywhere(&operations[2]);
     end_world();
@@ -593,6 +631,8 @@ int main(int argc, char **argv)
 {
     static const struct operation HAND_ON = {"hand on", prepare_receive, hand_on, after_hand_on};
     static const struct operation FORWARD = {"forward", prepare_forward, forward, after_forward};
+    static const struct operation WAITING_FORWARD = {"forward into little room", prepare_waiting_forward, forward,
+                                                     after_waiting_forward};
     static const struct operation ATTACH = {"attach", NULL, attach_receiver, after_hand_on};
     static const struct operation JOIN = {"attach and join", NULL, attach_and_join, after_forward};
     const struct operation OPERATIONS[] = {
@@ -623,6 +663,8 @@ int main(int argc, char **argv)
         kill_everywhere(&OPERATIONS[i]);
     kill_recovery(&HAND_ON, &ATTACH);
     kill_recovery(&FORWARD, &JOIN);
+    leave_little_room();
+    kill_everywhere(&WAITING_FORWARD);
     end_world();
     return 0;
 }

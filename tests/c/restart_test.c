@@ -3,6 +3,8 @@
  * same two links. Each frame arrives once at the most and in order, and the books of the whole way balance by the
  * frame: what the sender offered was delivered or dropped by cause, and what a kill cost is under restart.
  *
+ * The forwarder waits while the second link is full, so that it drops nothing; with --full drop, sender and forwarder drop.
+ *
  * The receiver is one that hands frames on one by one, to a pipe: what is in there was delivered, whoever is killed
  * next. A frame's number is how many frames the sender had offered before it by its books, so it goes on by them too.
  *
@@ -35,6 +37,7 @@ static struct rway_shape shape;
 static const uint8_t *first_link; /* mapped here too, to look at */
 static int sink[2];
 enum { SENDER, FORWARDER, RECEIVER, ENDS };
+enum { PATIENCE_US = 300 * 1000 * 1000 /* longer than the test: who is killed comes back */ };
 static uint32_t *ending; /* shared by all processes; bit n: end n is to go when it has nothing to do */
 
 struct arrival {
@@ -85,14 +88,14 @@ static void run_the_forwarder(void)
     struct rway_region *out = attach(links[1], &geometry, SECOND_LINK, RWAY_SIDE_A);
     int joined = rway_region_join(in, out, &lost);
     CHECK(joined != RWAY_JOIN_IMPLAUSIBLE, "%lu frames lost", (unsigned long)lost);
-    open_forwarder(&forwarder, in, out);
+    open_forwarder(&forwarder, in, out, options.drop ? 0 : PATIENCE_US);
     bool more, last;
     do {
         last = is_ending(FORWARDER); /* before looking: what was sent by then is all there is */
         more = run_forwarder(&forwarder) != 0;
         if (!more)
             sched_yield();
-    } while (more || !last);
+    } while (more || !last || has_waiting(&forwarder));
     close_forwarder(&forwarder);
     rway_region_part(in);
     rway_region_detach(in);
@@ -274,6 +277,7 @@ static void check_books(void)
     CHECK(restarts <= kills * RWAY_BURST * geometry.queues, "%lu lost", (unsigned long)restarts);
     CHECK(kills != 0 || restarts == 0, "%lu lost without a kill", (unsigned long)restarts);
     const uint64_t held = second.produced_drops[RWAY_DROP_RESTART];
+    CHECK(options.drop || second.produced_drops[RWAY_DROP_FULL] == 0, "the forwarder did not wait");
     CHECK(!CAN_STEP || options.aimed == 0 || held != 0, "no aimed kill cost a frame");
     const uint64_t known = first.produced_drops[RWAY_DROP_FULL] + first.consumed_drops[RWAY_DROP_POLICY] +
                            second.produced_drops[RWAY_DROP_FULL];

@@ -12,7 +12,8 @@
  *      one ring     a producer and a consumer
  *      DUPLEX       two rings between two processes that are the producer of one and the consumer of the other, and
  *                   sleep for both at once (a tap's loop)
- *
+ *      FORWARDER    two rings in a row, and between them a process that sleeps for frames of the first, or, while it has
+ *                   one and no room for it, for room in the second
  *      RESTARTS     one ring, and each end is killed once, after any store of its counter, and attaches anew
  *
  * A bell is a word that the ringer sets behind the counter it rings for (the lock of a pipe sees to that), and that who
@@ -32,7 +33,7 @@
 #define WAKE_PRODUCER(ring) (6 * (ring) + 3)
 #define CONSUMERS_BELL(ring) (6 * (ring) + 4)
 #define PRODUCERS_BELL(ring) (6 * (ring) + 5)
-#ifdef DUPLEX
+#if defined(DUPLEX) || defined(FORWARDER)
 #define RINGS 2
 #else
 #define RINGS 1
@@ -41,6 +42,9 @@
 
 #ifndef STORES
 #define STORES 3
+#endif
+#ifdef FORWARDER
+#define PROCESSES 3
 #endif
 #include "memory.pml"
 
@@ -160,7 +164,9 @@ inline publish(me, ring)
     atomic {
         if
         :: producer[ring].at++
+#if SLOTS > 1
         :: ROOM(ring) > 1 && LEFT(ring) > 1 -> producer[ring].at = producer[ring].at + 2
+#endif
         fi;
         store(me, HEAD(ring), producer[ring].at, RELEASE)
     }
@@ -177,7 +183,9 @@ inline release(me, ring)
     atomic {
         if
         :: consumer[ring].at++
+#if SLOTS > 1
         :: READY(ring) > 1 -> consumer[ring].at = consumer[ring].peer
+#endif
         fi;
         store(me, TAIL(ring), consumer[ring].at, RELEASE)
     }
@@ -214,24 +222,85 @@ proctype Producer()
     stopped[0] = true
 }
 
-proctype Consumer()
+proctype Consumer(byte self; byte ring)
 {
     byte wake;
     do
-    :: READY(0) > 0 -> release(1, 0)
+    :: READY(ring) > 0 -> release(self, ring)
+    :: d_step { READY(ring) == 0 && word[HEAD(ring)] != consumer[ring].peer -> consumer[ring].peer = word[HEAD(ring)] }
+    :: READY(ring) == 0 && word[HEAD(ring)] == consumer[ring].peer ->
+        BEFORE_SLEEPING(settle_consumer(self, ring));
+        store(self, WAKE_CONSUMER(ring), consumer[ring].at + 1, RELAXED);
+        if
+        :: SLEEPER_MAY_LOOK(self) && WORK(HAS_FRAMES(ring))
+        :: SLEEPER_MAY_LOOK(self) && !WORK(HAS_FRAMES(ring)) ->
+end:        d_step { word[CONSUMERS_BELL(ring)] == 1 -> word[CONSUMERS_BELL(ring)] = 0 }
+        fi
+    od
+}
+
+#ifndef FORWARDER
+
+#define AT_REST (stopped[0] && consumer[0].at == producer[0].at)
+
+#else
+
+/* One frame after the other: released in the first ring, then published in the second. */
+inline forward(me)
+{
+    atomic {
+        consumer[0].at++;
+        store(me, TAIL(0), consumer[0].at, RELEASE)
+    }
+    if
+    :: settle_consumer(me, 0)
+    :: atomic { look(me, consumer[0], WAKE_PRODUCER(0), PRODUCERS_BELL(0)) }
+    fi;
+    atomic {
+        producer[1].at++;
+        store(me, HEAD(1), producer[1].at, RELEASE)
+    }
+    if
+    :: settle_producer(me, 1)
+    :: atomic { look(me, producer[1], WAKE_CONSUMER(1), CONSUMERS_BELL(1)) }
+    fi
+}
+
+inline settle_both(me)
+{
+    settle_consumer(me, 0);
+    settle_producer(me, 1)
+}
+
+proctype Forwarder()
+{
+    byte wake;
+    do
+    :: READY(0) > 0 && ROOM(1) > 0 -> forward(1)
     :: d_step { READY(0) == 0 && word[HEAD(0)] != consumer[0].peer -> consumer[0].peer = word[HEAD(0)] }
+    :: d_step { ROOM(1) == 0 && word[TAIL(1)] != producer[1].peer -> producer[1].peer = word[TAIL(1)] }
     :: READY(0) == 0 && word[HEAD(0)] == consumer[0].peer ->
-        BEFORE_SLEEPING(settle_consumer(1, 0));
+        BEFORE_SLEEPING(settle_both(1));
         store(1, WAKE_CONSUMER(0), consumer[0].at + 1, RELAXED);
         if
         :: SLEEPER_MAY_LOOK(1) && WORK(HAS_FRAMES(0))
         :: SLEEPER_MAY_LOOK(1) && !WORK(HAS_FRAMES(0)) ->
 end:        d_step { word[CONSUMERS_BELL(0)] == 1 -> word[CONSUMERS_BELL(0)] = 0 }
         fi
+    :: READY(0) > 0 && ROOM(1) == 0 && word[TAIL(1)] == producer[1].peer ->
+        BEFORE_SLEEPING(settle_both(1));
+        store(1, WAKE_PRODUCER(1), WANTED(1), RELAXED);
+        if
+        :: SLEEPER_MAY_LOOK(1) && WORK(HAS_ROOM(1))
+        :: SLEEPER_MAY_LOOK(1) && !WORK(HAS_ROOM(1)) ->
+            d_step { word[PRODUCERS_BELL(1)] == 1 -> word[PRODUCERS_BELL(1)] = 0 }
+        fi
     od
 }
 
-#define AT_REST (stopped[0] && consumer[0].at == producer[0].at)
+#define AT_REST (stopped[0] && consumer[0].at == producer[0].at && consumer[1].at == producer[0].at)
+
+#endif
 
 #else
 
@@ -281,9 +350,14 @@ init
 #ifdef DUPLEX
         run End(0);
         run End(1)
+#elif defined(FORWARDER)
+        run Memory(2);
+        run Producer();
+        run Forwarder();
+        run Consumer(2, 1)
 #else
         run Producer();
-        run Consumer()
+        run Consumer(1, 0)
 #endif
     }
     timeout;

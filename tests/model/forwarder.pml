@@ -82,7 +82,10 @@ inline join()
     fi
 }
 
-/* Judge each frame of the burst, and copy those that pass into free slots of the output. Nobody sees any of it yet. */
+/*
+ * Judge each frame of the burst, and copy those that pass into free slots of the output. Nobody sees any of it yet. What
+ * has no room is left in the input, or, once its consumer has stood still for too long, dropped.
+ */
 inline pass_through()
 {
     do
@@ -100,8 +103,24 @@ inline pass_through()
             :: out.at - out_tail == SLOTS -> out.drops++; out.dirty = true
             fi
         }
+    :: d_step {
+            burst > 0 && out.at - out_tail == SLOTS ->
+#ifdef WAITING_IS_RELEASED
+            in.at = in.at + burst;
+            in.frames = in.frames + burst;
+#endif
+            burst = 0
+        }
     :: burst == 0 -> break
     od
+}
+
+inline release()
+{
+    if
+    :: in.at != released.at -> STORE_ACCOUNT(released, in, skip)
+    :: in.at == released.at
+    fi
 }
 
 inline publish()
@@ -130,7 +149,7 @@ again:
 #ifdef PUBLISHED_BEFORE_RELEASED
         publish();
 #endif
-        STORE_ACCOUNT(released, in, skip);
+        release();
 #ifndef PUBLISHED_BEFORE_RELEASED
         publish();
 #endif

@@ -20,7 +20,10 @@ typedef Buffer {
     byte value[STORES];
     bool ordered[STORES]
 };
-Buffer buffer[2];
+#ifndef PROCESSES
+#define PROCESSES 2
+#endif
+Buffer buffer[PROCESSES];
 
 #define RELAXED false
 #define RELEASE true

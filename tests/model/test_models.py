@@ -19,6 +19,7 @@ CLAIMS: list[Variant] = [
     ("bell", "SLOTS=4", "LAST=6", "WEAK"),
     ("bell", "DUPLEX", "LAST=2"),
     ("bell", "RESTARTS", "LAST=4"),
+    ("bell", "FORWARDER", "SLOTS=1", "LAST=3"),
     ("crash",),
     ("forwarder",),
     ("hostile", "BAD_IN"),
@@ -51,6 +52,11 @@ MUTANTS: dict[Variant, tuple[str, ...]] = {
         "SLEEPER_WITHOUT_FENCE",
     ),
     ("bell", "RESTARTS", "LAST=4"): ("ATTACHES_IN_SILENCE",),
+    ("bell", "FORWARDER", "SLOTS=1", "LAST=3"): (
+        "SETTLE_WITHOUT_FENCE",
+        "SLEEPER_WITHOUT_FENCE",
+        "SLEEPS_UNSETTLED",
+    ),
     ("crash",): (
         "COMMIT_IN_ONE_COPY",
         "COUNTER_BEFORE_COMMIT",
@@ -63,6 +69,7 @@ MUTANTS: dict[Variant, tuple[str, ...]] = {
     ("forwarder",): (
         "PUBLISHED_BEFORE_RELEASED",
         "LOST_IS_NOT_BOOKED",
+        "WAITING_IS_RELEASED",
         "JOINED_BEFORE_LEAD",
         "COMMIT_IN_ONE_COPY",
         "COUNTER_BEFORE_COMMIT",
@@ -95,7 +102,7 @@ MUTANTS: dict[Variant, tuple[str, ...]] = {
     ),
 }
 
-BOUNDS_AND_VARIANTS = {"WEAK", "DUPLEX", "RESTARTS", "BAD_IN", "BAD_OUT", "SLOTS", "STORES", "LAST", "KILLS"}
+BOUNDS_AND_VARIANTS = {"WEAK", "DUPLEX", "RESTARTS", "FORWARDER", "BAD_IN", "BAD_OUT", "SLOTS", "STORES", "LAST", "KILLS"}
 
 
 def name(variant: Variant) -> str:
