@@ -223,9 +223,10 @@ void rway_consumer_vanished(struct rway_consumer *consumer);
 uint32_t rway_producer_room(struct rway_producer *producer);
 
 /*
- * How many of frames that were peeked elsewhere, in order, this ring has room for now, each as a frame of its length of
- * which nothing is pushed. Marks, and frames that the link never carries, need none: they do not go in. In a broken ring
- * nothing waits for room: all of them. The consumer's line is looked at only if what was seen of it last is not enough.
+ * How many of frames that were peeked elsewhere, in order, this ring has room for now, each as a frame of its length
+ * with nothing pushed. Marks, and frames that the link never carries, need none, because they do not go in. All of them
+ * if the ring is broken: there is nothing to wait for. The consumer's line is looked at only if what was seen of it
+ * last is not enough.
  */
 uint32_t rway_producer_fitting(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count);
 

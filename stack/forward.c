@@ -14,7 +14,7 @@
  *
  * A burst goes through in phases, so that the cache misses of one frame overlap with those of the next:
  *
- *      peek what fits ─► copy and parse all headers ─► judge all ─► claim all out-slots ─► copy ─► release in, publish out
+ *      peek what fits ─► copy and parse headers ─► judge all ─► claim all out-slots ─► copy ─► release in, publish out
  *
  * Out is one ring, or, over a spread, several: each has its part of the burst, in the order of the whole.
  */

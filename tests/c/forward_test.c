@@ -227,7 +227,7 @@ static struct rway_loop_counts counts_of(const struct rway_loop *loop)
     return counts;
 }
 
-/* Both directions of a pair in one loop: one waits, and the other carries all its frames while the loop sleeps between. */
+/* Both directions of a pair in one loop: one waits, the other carries all its frames, and the loop sleeps. */
 static void a_direction_that_waits_holds_up_neither_the_other_nor_the_thread(void)
 {
     enum { FRAMES = 2000, SLEEPS = 20 };
@@ -268,7 +268,7 @@ static void a_direction_that_waits_holds_up_neither_the_other_nor_the_thread(voi
     close_link(&right);
 }
 
-/* Three forwarders in a circle, and a feeder that pushes in more than goes round: none can go on unless one gives up. */
+/* Three forwarders in a circle, and a feeder that pushes in more than goes round: one has to give up. */
 static void a_circle_of_forwarders_that_is_full_goes_on_and_its_books_balance(void)
 {
     enum { CIRCLE = 3, ROUNDS = 5 };

@@ -3,7 +3,7 @@
  * same two links. Each frame arrives once at the most and in order, and the books of the whole way balance by the
  * frame: what the sender offered was delivered or dropped by cause, and what a kill cost is under restart.
  *
- * The forwarder waits while the second link is full, so that it drops nothing; with --full drop, sender and forwarder drop.
+ * The forwarder waits while the second link is full, so that it drops nothing; with --full drop, both drop.
  *
  * The receiver is one that hands frames on one by one, to a pipe: what is in there was delivered, whoever is killed
  * next. A frame's number is how many frames the sender had offered before it by its books, so it goes on by them too.

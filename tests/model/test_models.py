@@ -19,7 +19,7 @@ CLAIMS: list[Variant] = [
     ("bell", "SLOTS=4", "LAST=6", "WEAK"),
     ("bell", "DUPLEX", "LAST=2"),
     ("bell", "RESTARTS", "LAST=4"),
-    ("bell", "FORWARDER", "SLOTS=1", "LAST=3"),
+    ("bell", "FORWARDER", "SLOTS=1", "LAST=2", "STORES=2"),
     ("crash",),
     ("forwarder",),
     ("hostile", "BAD_IN"),
@@ -52,7 +52,7 @@ MUTANTS: dict[Variant, tuple[str, ...]] = {
         "SLEEPER_WITHOUT_FENCE",
     ),
     ("bell", "RESTARTS", "LAST=4"): ("ATTACHES_IN_SILENCE",),
-    ("bell", "FORWARDER", "SLOTS=1", "LAST=3"): (
+    ("bell", "FORWARDER", "SLOTS=1", "LAST=2", "STORES=2"): (
         "SETTLE_WITHOUT_FENCE",
         "SLEEPER_WITHOUT_FENCE",
         "SLEEPS_UNSETTLED",
@@ -102,7 +102,18 @@ MUTANTS: dict[Variant, tuple[str, ...]] = {
     ),
 }
 
-BOUNDS_AND_VARIANTS = {"WEAK", "DUPLEX", "RESTARTS", "FORWARDER", "BAD_IN", "BAD_OUT", "SLOTS", "STORES", "LAST", "KILLS"}
+BOUNDS_AND_VARIANTS = {
+    "WEAK",
+    "DUPLEX",
+    "RESTARTS",
+    "FORWARDER",
+    "BAD_IN",
+    "BAD_OUT",
+    "SLOTS",
+    "STORES",
+    "LAST",
+    "KILLS",
+}
 
 
 def name(variant: Variant) -> str:

@@ -1,4 +1,4 @@
-"""A firewall between two applications whose way out is full: it waits while the receiver moves, and so does the sender."""
+"""A firewall whose way out is full: it waits while the receiver moves, and so does who sends through it."""
 
 from __future__ import annotations
 
