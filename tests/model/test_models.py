@@ -107,6 +107,7 @@ BOUNDS_AND_VARIANTS = {
     "DUPLEX",
     "RESTARTS",
     "FORWARDER",
+    "PROCESSES",
     "BAD_IN",
     "BAD_OUT",
     "SLOTS",
