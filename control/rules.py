@@ -96,8 +96,11 @@ class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def connections_size(connections: int) -> int:
-    """Bytes that an agent takes to remember so many: as rway_flows_size has it, 3/2 places in buckets of 8."""
-    return -(-(connections * 3 // 2) // 8) * (8 + 1) * 64
+    """Bytes that an agent takes to remember so many: as rway_flows_size has it, 3/2 places in buckets of 8.
+
+    And 256 KiB for datagrams that come in fragments.
+    """
+    return -(-(connections * 3 // 2) // 8) * (8 + 1) * 64 + (256 << 10)
 
 
 class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,7 +137,7 @@ def check(text: RuleText, ports: Collection[str]) -> Rule:
     """Check one rule and bring it to plain values."""
     if not is_name(text.name):
         raise RuleError(RuleCause.NAME, "name", f"{text.name!r} is not a rule name: use {NAME_RULE}")
-    if text.name in (DEFAULT_NAME, ESTABLISHED_NAME):
+    if text.name in (DEFAULT_NAME, ESTABLISHED_NAME) or text.name.startswith(f"{ESTABLISHED_NAME}."):
         whose = "the default action's counters" if text.name == DEFAULT_NAME else "frames of known connections"
         raise RuleError(RuleCause.NAME, "name", f"{text.name!r} stands for {whose}; use another name")
     if text.from_port is not None and text.from_port not in ports:

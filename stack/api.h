@@ -267,12 +267,16 @@ void rway_flow_judge(struct rway_flow_reader *reader, uint32_t in_port, uint32_t
 
 /* What became of connections. Writer: one reader; others may read at any time. */
 struct rway_flow_counts {
-    uint64_t frames;   /* that passed because their connection is known, and no rule was asked */
-    uint64_t bytes;    /* of those */
-    uint64_t made;     /* connections */
-    uint64_t gone;     /* expired or replaced; made - gone are in use, those included whose time is over */
-    uint64_t replaced; /* gave way to a new one before their time was over: unanswered, or closed by both ends */
-    uint64_t refused;  /* frames dropped as RWAY_DROP_FLOWS: no place, and none that gives way */
+    uint64_t frames;    /* that passed because their connection is known, and no rule was asked */
+    uint64_t bytes;     /* of those */
+    uint64_t made;      /* connections */
+    uint64_t gone;      /* expired or replaced; made - gone are in use, those included whose time is over */
+    uint64_t replaced;  /* gave way to a new one before their time was over: unanswered, or closed */
+    uint64_t refused;   /* frames dropped as RWAY_DROP_FLOWS: no place, and none that gives way */
+    uint64_t fragments; /* later fragments that passed because the first one of their datagram had */
+    uint64_t fragment_bytes;
+    uint64_t invalid; /* frames of known TCP connections dropped as RWAY_DROP_POLICY: flags that no segment has */
+    uint64_t invalid_bytes;
 };
 
 /* The sum over all readers. All 0 when the filter remembers none. Any thread. */

@@ -104,6 +104,8 @@ class Connections:
 
 DEFAULT_NAME = "default"  # what the default action's counts are listed under
 ESTABLISHED_NAME = "established"  # and those of frames that passed because their connection is known
+FRAGMENTS_NAME = "established.fragments"  # or because their datagram's first fragment passed
+INVALID_NAME = "established.invalid"  # and of those dropped because no TCP segment has such flags
 
 TIMEOUT_NAMES = tuple(field for field, _ in ffi.typeof("struct rway_flow_timeouts").fields)
 
@@ -175,7 +177,8 @@ class Filter:
     def counts(self) -> list[RuleCount]:
         """What each rule has decided over so far, in the rules' order; then the default action.
 
-        Frames that passed because their connection is known come last, where connections are remembered.
+        Where connections are remembered, what was decided because of them comes last: frames that passed; and, once
+        there were any, later fragments that passed and frames of no valid TCP flags that were dropped.
         """
         with self._lock:
             names = [*self._names, DEFAULT_NAME]
@@ -185,6 +188,10 @@ class Filter:
             if self._places:
                 flows = self._flow_counts()
                 found.append(RuleCount(ESTABLISHED_NAME, flows.frames, flows.bytes))
+                if flows.fragments:
+                    found.append(RuleCount(FRAGMENTS_NAME, flows.fragments, flows.fragment_bytes))
+                if flows.invalid:
+                    found.append(RuleCount(INVALID_NAME, flows.invalid, flows.invalid_bytes))
             return found
 
     def connections(self) -> Connections | None:

@@ -9,13 +9,13 @@
 #include "flow.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 
 #include "siphash.h"
+#include "spinlock.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
@@ -23,7 +23,6 @@
 
 enum {
     PREFERRED = 4, /* flows in the first bucket from which on the second one is looked at: simulated, see ADR 8 */
-    SPINS = 100,   /* looks at a lock before the processor is given away: its holder may not be running */
     PAGE = 4096
 };
 
@@ -43,7 +42,7 @@ static uint32_t buckets_for(uint32_t connections)
 
 uint64_t rway_flows_size(uint32_t connections)
 {
-    return (uint64_t)buckets_for(connections) * (RWAY_FLOW_WAYS + 1) * RWAY_LINE;
+    return (uint64_t)buckets_for(connections) * (RWAY_FLOW_WAYS + 1) * RWAY_LINE + RWAY_DATAGRAMS_SIZE;
 }
 
 uint32_t rway_flows_places(uint32_t connections)
@@ -94,6 +93,7 @@ struct rway_flows *rway_flows_new(uint32_t connections, const struct rway_flow_t
         return no_memory(flows, error, flows->size);
     flows->buckets = memory;
     flows->flows = (struct rway_flow *)(flows->buckets + flows->bucket_count);
+    flows->datagrams = (struct rway_datagram_bucket *)(flows->flows + (size_t)flows->bucket_count * RWAY_FLOW_WAYS);
     if (populate(memory, flows->size) != 0)
         return no_memory(flows, error, flows->size);
     if (getrandom(flows->secret, sizeof(flows->secret), 0) != (ssize_t)sizeof(flows->secret)) {
@@ -114,7 +114,7 @@ void rway_flows_free(struct rway_flows *flows)
 /* ---- where a key may stand ---- */
 
 /* IPv4 addresses go into one word: half the work for most frames. */
-static uint64_t hash(const struct rway_flows *flows, const struct rway_flow_key *key)
+uint64_t rway_flow_keyed_hash(const struct rway_flows *flows, const struct rway_flow_key *key)
 {
     const uint64_t *words = key->words;
     const uint64_t short_key[3] = {words[0] | words[2] << 32, words[4], words[5]};
@@ -126,7 +126,7 @@ static uint64_t hash(const struct rway_flows *flows, const struct rway_flow_key 
 /* A bucket from the upper bits of each half, the tag from the lower ones: they say nothing of each other. */
 struct rway_flow_probe rway_flow_probe(const struct rway_flows *flows, const struct rway_flow_key *key)
 {
-    uint64_t value = hash(flows, key);
+    uint64_t value = rway_flow_keyed_hash(flows, key);
     uint64_t low = (uint32_t)value;
     uint64_t high = value >> 32;
     uint64_t tag = (low & 0xff) | (high & 0xff) << 8;
@@ -192,42 +192,15 @@ void rway_flow_fetch_second(const struct rway_flows *flows, const struct rway_fl
 
 /* ---- locks ---- */
 
-/* Acquire pairs with the release in unlock: what the holder before has done to bucket and flows is seen. */
-static bool try_lock(struct rway_flow_bucket *bucket)
-{
-    return __atomic_exchange_n(&bucket->lock, 1, __ATOMIC_ACQUIRE) == 0;
-}
-
-static void lock(struct rway_flow_bucket *bucket)
-{
-    for (uint32_t looks = 1; !try_lock(bucket); looks++)
-        if (looks % SPINS == 0)
-            sched_yield();
-}
-
-static void unlock(struct rway_flow_bucket *bucket)
-{
-    __atomic_store_n(&bucket->lock, 0, __ATOMIC_RELEASE);
-}
-
 void rway_flow_let_go(struct rway_flow_hold *hold)
 {
     for (uint32_t index = 0; index < 2; index++)
         if (hold->buckets[index])
-            unlock(hold->buckets[index]);
+            rway_unlock(&hold->buckets[index]->lock);
     hold->buckets[0] = hold->buckets[1] = NULL;
 }
 
 /* ---- finding ---- */
-
-static bool equal(const struct rway_flow_key *one, const struct rway_flow_key *other)
-{
-    uint64_t difference = 0;
-
-    for (uint32_t word = 0; word < RWAY_FLOW_KEY_WORDS; word++)
-        difference |= one->words[word] ^ other->words[word];
-    return difference == 0;
-}
 
 /* Is it in this bucket, which is locked? */
 static bool find_in(const struct rway_flows *flows, struct rway_flow_bucket *bucket, uint64_t tag,
@@ -237,7 +210,7 @@ static bool find_in(const struct rway_flows *flows, struct rway_flow_bucket *buc
         uint32_t way = (uint32_t)__builtin_ctz(ways);
         struct rway_flow *flow = flow_at(flows, bucket, way);
 
-        if (equal(&flow->key, key)) {
+        if (rway_flow_key_equal(&flow->key, key)) {
             hold->bucket = bucket;
             hold->flow = flow;
             hold->way = way;
@@ -256,11 +229,11 @@ static bool lock_second(struct rway_flow_hold *hold, struct rway_flow_bucket *se
     struct rway_flow_bucket *first = hold->buckets[0];
 
     if (second > first) {
-        lock(second);
-    } else if (second < first && !try_lock(second)) {
-        unlock(first);
-        lock(second);
-        lock(first);
+        rway_lock(&second->lock);
+    } else if (second < first && !rway_try_lock(&second->lock)) {
+        rway_unlock(&first->lock);
+        rway_lock(&second->lock);
+        rway_lock(&first->lock);
         hold->buckets[1] = second;
         return false;
     }
@@ -275,7 +248,7 @@ void rway_flow_find(const struct rway_flows *flows, const struct rway_flow_probe
     struct rway_flow_bucket *second = &flows->buckets[probe->second];
 
     *hold = (struct rway_flow_hold){.buckets = {first, NULL}};
-    lock(first);
+    rway_lock(&first->lock);
     if (find_in(flows, first, probe->tag, key, hold))
         return;
     if (!lock_second(hold, second) && find_in(flows, first, probe->tag, key, hold))
@@ -370,7 +343,7 @@ uint32_t rway_flow_sweep(const struct rway_flows *flows, uint32_t index, uint32_
     struct rway_flow_bucket *bucket = &flows->buckets[index];
     uint32_t freed = 0;
 
-    lock(bucket);
+    rway_lock(&bucket->lock);
     for (uint32_t way = 0; way < RWAY_FLOW_WAYS; way++) {
         if (bucket->states[way] == 0 || !rway_flow_expired(bucket->deadlines[way], now))
             continue;
@@ -378,6 +351,6 @@ uint32_t rway_flow_sweep(const struct rway_flows *flows, uint32_t index, uint32_
         set_tag(bucket, way, 0);
         freed++;
     }
-    unlock(bucket);
+    rway_unlock(&bucket->lock);
     return freed;
 }

@@ -18,7 +18,9 @@
 enum {
     RWAY_FLOW_WAYS = 8,      /* places of a bucket */
     RWAY_FLOW_KEY_WORDS = 6, /* 64-bit words */
-    RWAY_FLOW_BURST = 32     /* frames whose fetches overlap */
+    RWAY_FLOW_BURST = 32,    /* frames whose fetches overlap */
+    RWAY_DATAGRAM_BUCKETS = 512,
+    RWAY_DATAGRAMS_SIZE = RWAY_DATAGRAM_BUCKETS * 8 * RWAY_LINE
 };
 
 /*
@@ -68,7 +70,8 @@ struct rway_flow_bucket {
 
 struct rway_flows {
     struct rway_flow_bucket *buckets;
-    struct rway_flow *flows; /* RWAY_FLOW_WAYS for each bucket */
+    struct rway_flow *flows;                /* RWAY_FLOW_WAYS for each bucket */
+    struct rway_datagram_bucket *datagrams; /* RWAY_DATAGRAM_BUCKETS of them */
     uint32_t bucket_count;
     struct rway_flow_timeouts timeouts;
     uint64_t secret[2];
@@ -94,6 +97,18 @@ struct rway_flow_hold {
 struct rway_flows *rway_flows_new(uint32_t connections, const struct rway_flow_timeouts *timeouts,
                                   struct rway_error *error);
 void rway_flows_free(struct rway_flows *flows);
+
+/* Under the table's secret. */
+uint64_t rway_flow_keyed_hash(const struct rway_flows *flows, const struct rway_flow_key *key);
+
+static inline bool rway_flow_key_equal(const struct rway_flow_key *one, const struct rway_flow_key *other)
+{
+    uint64_t difference = 0;
+
+    for (uint32_t word = 0; word < RWAY_FLOW_KEY_WORDS; word++)
+        difference |= one->words[word] ^ other->words[word];
+    return difference == 0;
+}
 
 struct rway_flow_probe rway_flow_probe(const struct rway_flows *flows, const struct rway_flow_key *key);
 
@@ -143,6 +158,12 @@ static inline uint8_t rway_flow_protocol(const struct rway_flow_key *key)
 }
 
 /*
+ * The VLANs that the frame is in, the outer one first: connections with the same addresses in two VLANs are two.
+ * VLAN id 0 is a priority and no VLAN (IEEE 802.1Q).
+ */
+uint32_t rway_flow_vlan_ids(const struct rway_judged *frame);
+
+/*
  * The key of a frame that came in by in_port and would leave by out_port. False when it is of no connection that can
  * be followed. from_low: it was sent by the lower end.
  */
@@ -160,12 +181,35 @@ uint32_t rway_flow_headers(const struct rway_flow_key *key, bool from_low, uint8
 /* May this frame of a protocol other than TCP open a connection? UDP, SCTP and echo requests do. */
 bool rway_flow_opens(const struct rway_judged *frame);
 
+/* ---- fragments: flow_datagram.c ---- */
+
+/* After the verdict over the first fragment of a datagram: those behind it will follow it. */
+void rway_datagram_note_first(const struct rway_flows *flows, const struct rway_judged *frame, uint32_t in_port,
+                              uint32_t out_port, uint32_t now);
+
+/* Does this fragment follow a first one that passed? */
+bool rway_datagram_passes_later(const struct rway_flows *flows, const struct rway_judged *frame, uint32_t in_port,
+                                uint32_t out_port, uint32_t now);
+
 /* ---- what a connection has been through: flow_state.c ---- */
 
 enum rway_flow_opening { RWAY_FLOW_OPENS_NOTHING, RWAY_FLOW_OPENS, RWAY_FLOW_UNDER_WAY };
 
 /* What a TCP frame of no known connection may begin: one that opens, or one of which the beginning was not seen. */
 enum rway_flow_opening rway_flow_opens_tcp(uint8_t flags);
+
+/*
+ * Does any segment have these flags together (RFC 9293 3.10)? None is without SYN, RST and ACK, as those of NULL and
+ * Xmas scans are, and none opens and closes at once. What receivers make of others differs.
+ */
+static inline bool rway_flow_is_segment(uint8_t tcp_flags)
+{
+    enum { FIN_BIT = 1, SYN_BIT = 2, RST_BIT = 4, ACK_BIT = 16 };
+
+    if (tcp_flags & (SYN_BIT | RST_BIT))
+        return (tcp_flags & (SYN_BIT | RST_BIT | FIN_BIT)) == (tcp_flags & SYN_BIT ? SYN_BIT : RST_BIT);
+    return (tcp_flags & ACK_BIT) != 0;
+}
 
 /* The state of a flow that this frame has just opened; sequence is set. */
 uint8_t rway_flow_begin(struct rway_flow *flow, const struct rway_judged *frame);

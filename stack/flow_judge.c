@@ -8,7 +8,9 @@
  *                                  the connection were unknown
  *      known, over; a new SYN      the rules; allowed, it is a new connection in the same place
  *      unknown                     the rules; allowed, it is known from here on if there is room, else it is dropped
- *      none (ARP, fragments, …)    an ICMP error about a known connection passes; over all else the rules decide
+ *      known, not a segment        TCP flags that none has: it is dropped
+ *      none: a later fragment      it follows its datagram's first one if that passed; else the rules
+ *      none (ARP, other ICMP, …)   an ICMP error about a known connection passes; over all else the rules decide
  *
  * A connection that changed rules deny is not forgotten at once: under a default of "allow" the next frame from its
  * other end would make it known again, the other way round, and it would go on. So what allows a frame counts here only
@@ -74,6 +76,10 @@ void rway_flow_counts_add(const struct rway_flow_reader *reader, struct rway_flo
     sum->gone += rway_read_once(&counts->gone);
     sum->replaced += rway_read_once(&counts->replaced);
     sum->refused += rway_read_once(&counts->refused);
+    sum->fragments += rway_read_once(&counts->fragments);
+    sum->fragment_bytes += rway_read_once(&counts->fragment_bytes);
+    sum->invalid += rway_read_once(&counts->invalid);
+    sum->invalid_bytes += rway_read_once(&counts->invalid_bytes);
 }
 
 void rway_flow_turn(struct rway_flow_reader *reader, const struct rway_filter_table *table,
@@ -214,16 +220,21 @@ static int judge_unknown(struct rway_flow_reader *reader, const struct rway_judg
     return RWAY_PASSES;
 }
 
+static void count_frame(uint64_t *frames, uint64_t *bytes, const struct rway_judged *frame)
+{
+    count(frames, 1);
+    count(bytes, frame->frame_len);
+}
+
 static void count_established(struct rway_flow_reader *reader, const struct rway_judged *frame)
 {
-    count(&reader->counts.frames, 1);
-    count(&reader->counts.bytes, frame->frame_len);
+    count_frame(&reader->counts.frames, &reader->counts.bytes, frame);
 }
 
 /*
  * A flow whose opener the rules deny. TCP says by a SYN when something else begins (rway_flow_begins_anew); of other
- * protocols any frame of the far end may, where a rule for its direction allows it. The verdict lasts only as long as it
- * is needed: frames that the rules deny by themselves do not renew it.
+ * protocols any frame of the far end may, where a rule for its direction allows it. The verdict lasts only as long as
+ * it is needed: frames that the rules deny by themselves do not renew it.
  */
 static int judge_denied(struct rway_flow_reader *reader, const struct rway_judged *frame, uint32_t index,
                         bool from_opener, struct rway_flow_hold *hold)
@@ -248,6 +259,10 @@ static int judge_known(struct rway_flow_reader *reader, const struct rway_judged
 {
     uint8_t state;
 
+    if (frame->headers->protocol == IPPROTO_TCP && !rway_flow_is_segment(frame->headers->tcp_flags)) {
+        count_frame(&reader->counts.invalid, &reader->counts.invalid_bytes, frame);
+        return RWAY_DROP_POLICY;
+    }
     if (!is_admitted(reader, hold))
         return judge_denied(reader, frame, index, from_opener, hold);
     state = hold->bucket->states[hold->way];
@@ -293,6 +308,11 @@ static bool is_error_of_known(struct rway_flow_reader *reader, const struct rway
 
 static int judge_other(struct rway_flow_reader *reader, const struct rway_judged *frame)
 {
+    if (frame->headers->flags & RWAY_HEADERS_LATER_FRAGMENT &&
+        rway_datagram_passes_later(reader->flows, frame, reader->in_port, reader->out_port, reader->now)) {
+        count_frame(&reader->counts.fragments, &reader->counts.fragment_bytes, frame);
+        return RWAY_PASSES;
+    }
     if (!is_error_of_known(reader, frame))
         return judge_by_rules(reader, frame);
     count_established(reader, frame);
@@ -329,9 +349,12 @@ void rway_flow_judge(struct rway_flow_reader *reader, uint32_t in_port, uint32_t
         uint32_t burst = frame_count < RWAY_FLOW_BURST ? frame_count : RWAY_FLOW_BURST;
 
         fetch(reader, frames, burst);
-        for (uint32_t i = 0; i < burst; i++)
+        for (uint32_t i = 0; i < burst; i++) {
             frames[i].stopped =
                 reader->followed[i] ? judge_followed(reader, &frames[i], i) : judge_other(reader, &frames[i]);
+            if (frames[i].headers->flags & RWAY_HEADERS_FIRST_FRAGMENT)
+                rway_datagram_note_first(reader->flows, &frames[i], in_port, out_port, reader->now);
+        }
         frames += burst;
         frame_count -= burst;
     }

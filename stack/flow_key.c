@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "flow.h"
+#include "ip6_chain.h"
 
 enum {
     ECHO_REPLY = 0, /* RFC 792 */
@@ -61,11 +62,7 @@ static bool join(const struct end *source, const struct end *destination, uint64
     return from_low;
 }
 
-/*
- * The VLANs that the frame is in, the outer one first: connections with the same addresses in two VLANs are two.
- * VLAN id 0 is a priority and no VLAN (IEEE 802.1Q).
- */
-static uint32_t vlan_ids(const struct rway_judged *frame)
+uint32_t rway_flow_vlan_ids(const struct rway_judged *frame)
 {
     uint32_t ids = frame->vlan & VLAN_ID;
 
@@ -76,7 +73,7 @@ static uint32_t vlan_ids(const struct rway_judged *frame)
 
 static uint64_t rest_of(const struct rway_judged *frame, uint8_t protocol)
 {
-    return vlan_ids(frame) | (uint64_t)protocol << 32 | (uint64_t)frame->headers->ip_version << 40;
+    return rway_flow_vlan_ids(frame) | (uint64_t)protocol << 32 | (uint64_t)frame->headers->ip_version << 40;
 }
 
 /* The first bytes of an ICMP or ICMPv6 message, or NULL when the frame holds no whole header of one. */
@@ -138,7 +135,20 @@ struct embedded {
     uint8_t protocol;
 };
 
-/* A later fragment has no ports, and extension headers are not followed: such errors are left to the rules. */
+/* IPv6: walked within the bytes that are here. A packet that is a later fragment has no ports. */
+static bool skip_extensions(struct embedded *packet)
+{
+    struct rway_ip6_chain chain;
+
+    if (!rway_ip6_walk(packet->bytes, packet->len, &chain) ||
+        (chain.fragment != 0 && read16(packet->bytes + chain.fragment + 2) >> 3 != 0))
+        return false;
+    packet->l4 = chain.end;
+    packet->protocol = chain.protocol;
+    return true;
+}
+
+/* An error about a later fragment, or with less than its headers, is left to the rules. */
 static bool read_embedded(struct embedded *packet, uint8_t ip_version, struct end *source, struct end *destination)
 {
     const uint8_t *bytes = packet->bytes;
@@ -146,11 +156,9 @@ static bool read_embedded(struct embedded *packet, uint8_t ip_version, struct en
     if (packet->len < (ip_version == 4 ? 20u : 40u) || bytes[0] >> 4 != ip_version)
         return false;
     if (ip_version == 6) {
-        packet->l4 = 40;
-        packet->protocol = bytes[6];
         memcpy(source->address, bytes + 8, 16);
         memcpy(destination->address, bytes + 24, 16);
-        return true;
+        return skip_extensions(packet);
     }
     packet->l4 = (bytes[0] & 15) * 4u;
     packet->protocol = bytes[9];

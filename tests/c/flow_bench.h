@@ -93,26 +93,35 @@ static inline uint32_t write_packet(uint8_t *ip, const struct packet *packet)
     return 40;
 }
 
+/* Judge the bytes of a frame; returns RWAY_PASSES or enum rway_drop. */
+static inline int judge_bytes(struct bench *bench, const uint8_t *bytes, uint32_t len, uint16_t vlan, uint32_t in_port,
+                              uint32_t out_port)
+{
+    struct rway_rule_counts *counts;
+    struct rway_headers headers;
+    struct rway_judged judged = {.bytes = bytes, .headers = &headers, .vlan = vlan};
+    const struct rway_filter_table *table = rway_filter_enter(bench->filter, bench->reader, &counts);
+
+    EXPECT(rway_parse(bytes, len, len, &headers) == RWAY_WELL_FORMED);
+    judged.copied = len < RWAY_HEADERS_MAX ? len : RWAY_HEADERS_MAX;
+    judged.frame_len = len;
+    rway_flow_turn(bench->flows, table, counts, bench->now);
+    rway_flow_judge(bench->flows, in_port, out_port, &judged, 1);
+    return judged.stopped;
+}
+
 /* Judge it, and what it is about behind it if there is something; returns RWAY_PASSES or enum rway_drop. */
 static inline int judge_with(struct bench *bench, const struct packet *packet, const struct packet *about,
                              uint32_t in_port, uint32_t out_port)
 {
     uint8_t bytes[128] = {[12] = 8};
-    struct rway_rule_counts *counts;
-    struct rway_headers headers;
-    struct rway_judged judged = {.bytes = bytes, .headers = &headers, .vlan = packet->vlan};
-    const struct rway_filter_table *table = rway_filter_enter(bench->filter, bench->reader, &counts);
     uint32_t len = 14 + write_packet(bytes + 14, packet);
 
     if (about) {
         len = 14 + 28 + write_packet(bytes + 14 + 28, about);
         write16(bytes + 16, len - 14);
     }
-    EXPECT(rway_parse(bytes, len, len, &headers) == RWAY_WELL_FORMED);
-    judged.copied = judged.frame_len = len;
-    rway_flow_turn(bench->flows, table, counts, bench->now);
-    rway_flow_judge(bench->flows, in_port, out_port, &judged, 1);
-    return judged.stopped;
+    return judge_bytes(bench, bytes, len, packet->vlan, in_port, out_port);
 }
 
 static inline int out(struct bench *bench, const struct packet *packet)

@@ -89,6 +89,27 @@ static void an_error_about_a_known_connection_passes_to_its_sender_only(void)
     close_bench(&bench);
 }
 
+/* ---- what no segment is ---- */
+
+static void flags_that_no_segment_has_do_not_pass_inside_a_known_connection(void)
+{
+    static const uint8_t SCANS[] = {0, FIN, FIN | 8 | 32, 8, 32, SYN | FIN, SYN | FIN | ACK, SYN | RST, RST | FIN, 255};
+    static const uint8_t GOOD[] = {ACK, ACK | 8, ACK | 32, ACK | FIN, SYN, SYN | ACK, 0xc0 | SYN, RST | ACK, RST};
+    struct bench bench = bench_of(IPPROTO_TCP);
+
+    EXPECT(connect_tcp(&bench, 1));
+    for (uint32_t i = 0; i < sizeof(SCANS); i++) {
+        EXPECT(came(&bench, tcp_back(1, SCANS[i], 501, 101)) == RWAY_DROP_POLICY);
+        EXPECT(sent(&bench, tcp(1, SCANS[i], 101, 501)) == RWAY_DROP_POLICY); /* whom the rules would let */
+    }
+    bench.now += TIMEOUTS.tcp_established; /* nor have they left a mark */
+    EXPECT(is_open(&bench, 1));
+    EXPECT(counts_of(&bench).invalid == 2 * sizeof(SCANS));
+    for (uint32_t i = 0; i < sizeof(GOOD); i++)
+        EXPECT(sent(&bench, tcp(1, GOOD[i], 101, 501)) == RWAY_PASSES);
+    close_bench(&bench);
+}
+
 /* ---- how long ---- */
 
 static void a_connection_lasts_as_long_as_its_state_says(void)
@@ -436,6 +457,7 @@ int main(void)
     replies_of_an_allowed_connection_pass_and_nothing_else_does();
     an_echo_is_answered_only_by_its_own_reply();
     an_error_about_a_known_connection_passes_to_its_sender_only();
+    flags_that_no_segment_has_do_not_pass_inside_a_known_connection();
     a_connection_lasts_as_long_as_its_state_says();
     an_answer_lets_udp_last_longer();
     the_sweep_frees_what_is_over();

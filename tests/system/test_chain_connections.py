@@ -135,6 +135,22 @@ def test_an_answer_over_udp_comes_back_and_a_question_does_not(chain: Fabric) ->
         assert client.recv(100) == b"answer"
 
 
+def test_an_answer_in_fragments_comes_back_and_a_strange_one_does_not(chain: Fabric) -> None:
+    with socket_in("server", socket.SOCK_DGRAM) as server, socket_in("client", socket.SOCK_DGRAM) as client:
+        server.bind((SERVER, 53))
+        client.bind((CLIENT, 5000))
+        server.settimeout(20)
+        client.settimeout(20)
+        before = chain.rules("firewall")["default"]
+        server.sendto(bytes(4000), (CLIENT, 5000))
+        until(lambda: chain.rules("firewall")["default"] == before + 3, "all three were denied")
+        client.sendto(b"question" * 500, (SERVER, 53))
+        assert server.recv(5000) == b"question" * 500
+        server.sendto(b"answer" * 500, (CLIENT, 5000))
+        assert client.recv(5000) == b"answer" * 500
+    assert chain.rules("firewall")["established.fragments"] == 2 + 2
+
+
 def test_an_icmp_error_about_a_connection_reaches_who_opened_it(chain: Fabric) -> None:
     with socket_in("client", socket.SOCK_DGRAM) as client:
         client.connect((SERVER, 53))
