@@ -79,9 +79,9 @@ static void set_gone(struct tap *tap)
 }
 
 /*
- * readv has given no frame. Did it take one all the same? Then it is dropped and counted: EINVAL is a packet that struct
- * virtio_net_hdr cannot say, and a few bytes are no frame. What else fails has taken none, and may fail each time while
- * poll calls the tap readable: it is noted, and read again when the loop wakes for another reason (see arm).
+ * readv has given no frame. Did it take one all the same? Then it is dropped and counted: EINVAL is a packet that
+ * struct virtio_net_hdr cannot say, and a few bytes are no frame. What else fails has taken none, and may fail each
+ * time while poll calls the tap readable: it is noted, and read again when the loop wakes by its bound (see arm).
  */
 static bool took_one(struct tap *tap, ssize_t got, int error)
 {
@@ -220,7 +220,7 @@ static void arm(struct rway_job *job, struct rway_waiter *waiter)
         return;
     if (tap->held)
         rway_waiter_add_producer(waiter, tap->producer, rway_producer_slots(tap->producer, tap->frame_max, 0));
-    else if (tap->error == 0) /* else poll would return at once; the waiter's own bound, at most 80 ms, is soon enough */
+    else if (tap->error == 0) /* else poll returns at once; the waiter's bound, at most 80 ms, is soon enough */
         rway_waiter_add_fd(waiter, tap->fd, POLLIN);
 }
 
