@@ -68,6 +68,12 @@ class Agents:
         if self._by_identity.get(agent.identity) is agent:
             del self._by_identity[agent.identity]
 
+    def lose(self, agent: Agent) -> None:
+        """It is gone: forget it, and give up what it was asked."""
+        self.forget(agent)
+        for request_id in [key for key, question in self._questions.items() if question.agent is agent]:
+            self._questions.pop(request_id).heard(None)
+
     def ask(self, request_id: str, agent: Agent, now: float, heard: Callable[[Told | None], None]) -> None:
         self._questions[request_id] = Question(agent, now + ANSWER_TIME, heard)
 

@@ -88,6 +88,8 @@ class Loop:
         begun.callback(self._events.close)
         lock_fd = claim(runtime)
         begun.callback(os.close, lock_fd)
+        self._router = Router(control_path(runtime), self._events, self._say)  # it starts while the rest is adopted
+        begun.callback(self._close_router, _identity(control_path(runtime)))
         journal = read_journal(runtime)
         self._journal = journal or new_journal()
         adopt_fabric(self._journal, self._fabric, runtime)
@@ -114,13 +116,11 @@ class Loop:
             self._say(f"adopted {len(self._fabric.links) - len(lost)} of {len(self._fabric.links)} links")
         for name in lost:
             self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
-        self._router = Router(control_path(runtime))
-        begun.callback(self._close_router, _identity(control_path(runtime)))
         self._directory = self._open_directory()
         begun.callback(self._close_directory)
         self._directory_said = ""
         self._list_links()
-        self._events.register(self._router.fileno(), select.EPOLLIN)
+        self._router.await_ready()
         self._watch_keeper()
 
     def __enter__(self) -> Self:
@@ -183,6 +183,9 @@ class Loop:
                     self._at_desk(fd, now)
             for identity, payload in self._router.messages():
                 self.on_message(identity, payload)
+            for identity in self._router.lost():
+                self._lose(identity)
+            self._router.mend(now)
             self._desk.expire(now)
             self._agents.expire(now)
             self._mend_keeper(now)
@@ -224,6 +227,7 @@ class Loop:
     def apply(self, text: str, name: str) -> Applied:
         """Make the fabric as the text says, or FabricError or ControlError and nothing changed. Tells the agents."""
         config = parse_config(text, name)
+        self._router.check_room(len(config.vms))
         plan = self._fabric.plan(config, self._troubles())
         notes = self._carry_out(plan, replace(self._journal, name=name, text=text))
         self._say(
@@ -332,9 +336,7 @@ class Loop:
             self._welcome(identity, request_id, hello)
         else:
             # It holds nothing; only if it does not speak either, it is gone.
-            judge = partial(self._on_rival_heard, current, identity, request_id, hello)
-            if not self._ask(current, request_id, judge):
-                judge(None)
+            self._ask(current, request_id, partial(self._on_rival_heard, current, identity, request_id, hello))
 
     def _on_rival_heard(self, rival: Agent, identity: bytes, request_id: str, hello: Hello, told: Told | None) -> None:
         current = self._agents.of(hello.vm)
@@ -372,8 +374,10 @@ class Loop:
 
         for vm in vms:
             agent = self._agents.of(vm)
-            if agent is None or not self._ask(agent, request_id, partial(heard, vm)):
+            if agent is None:
                 heard(vm, None)
+            else:
+                self._ask(agent, request_id, partial(heard, vm))
         if not vms:
             self._answer_show(request_id, [])
 
@@ -442,14 +446,11 @@ class Loop:
 
     # -- sending
 
-    def _ask(self, agent: Agent, on_behalf_of: str, heard: Callable[[Told | None], None]) -> bool:
+    def _ask(self, agent: Agent, on_behalf_of: str, heard: Callable[[Told | None], None]) -> None:
         """`on_behalf_of`: the request that needs the agent's word."""
         request_id = wire.new_id()
-        if not self._router.send(agent.identity, request_id, Ask()):
-            self._agents.forget(agent)
-            return False
+        self._router.send(agent.identity, request_id, Ask())
         self._agents.ask(request_id, agent, time.monotonic(), partial(self._heard, on_behalf_of, heard))
-        return True
 
     def _heard(self, on_behalf_of: str, heard: Callable[[Told | None], None], told: Told | None) -> None:
         """Who failed is not the agent that spoke, if one did, but the request behind the question."""
@@ -469,9 +470,15 @@ class Loop:
 
     def _push(self, vm: str, message: Message) -> None:
         agent = self._agents.of(vm)
-        if agent is not None and not self._router.send(agent.identity, wire.new_id(), message):
-            self._agents.forget(agent)
-            self._say(f"agent of VM {vm!r} is gone")
+        if agent is not None:
+            self._router.send(agent.identity, wire.new_id(), message)
+
+    def _lose(self, identity: bytes) -> None:
+        """Something did not reach that peer. An agent that is still there hears so when it next speaks."""
+        agent = self._agents.by(identity)
+        if agent is not None:
+            self._say(f"agent of VM {agent.vm!r} is gone")
+            self._agents.lose(agent)
 
     def _answer(self, request_id: str, message: Message) -> None:
         answer = wire.encode(request_id, message, wire.REPLY_SIZE)
@@ -479,10 +486,10 @@ class Loop:
             self._router.send_bytes(identity, answer)
 
     def _patience(self) -> float | None:
-        """Seconds until something expires; none while ZeroMQ has messages that its descriptor tells of only once."""
+        """Seconds until something expires; none while there are messages that were read and not yet heard."""
         if self._router.pending():
             return 0.0
-        expiries = (self._desk.deadline(), self._agents.deadline(), self._keeping.deadline())
+        expiries = (self._desk.deadline(), self._agents.deadline(), self._keeping.deadline(), self._router.deadline())
         deadlines = [at for at in expiries if at is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
