@@ -23,6 +23,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import zmq
 
@@ -220,8 +221,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     broker = Stream(socket.socket(fileno=broker_fd))
     try:
-        with open("/proc/self/comm", "w") as name:  # for `ps`
-            name.write("ringway-listen")
+        Path("/proc/self/comm").write_text("ringway-listen")  # for `ps`
         Listener(broker, path, door_fd, min(hard, 1 << 30) if hard >= 0 else 1 << 30, message_size).run()
     except (zmq.ZMQError, OSError) as error:
         sys.stderr.write(f"ringway listener: {error}\n")

@@ -72,9 +72,11 @@ def end_keeper(runtime: Path) -> None:
 class BrokerProcess:
     """Its log goes to a file: a broker must never wait for a test to read it."""
 
-    def __init__(self, runtime: Path, *options: str) -> None:
+    def __init__(self, runtime: Path, *options: str, descriptors_max: int = 0) -> None:
         self.runtime = runtime
         self._command = [*RINGWAY, "broker", "--runtime", str(runtime), *options]
+        if descriptors_max:
+            self._command[:0] = ["prlimit", f"--nofile={descriptors_max}:{descriptors_max}"]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the broker
         self.process = self._start()
 
