@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -95,9 +96,12 @@ class Connection:
             raise ControlError(Cause.BAD_MESSAGE, error.message) from None
         if not self.socket.poll(0, zmq.POLLOUT):
             self._probe()  # says at once that there is nobody, where ZeroMQ would keep trying
-        if not self.socket.poll(int(timeout * 1000), zmq.POLLOUT):
-            raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} took no message for {timeout:g} s")
-        self.socket.send(payload, zmq.NOBLOCK)
+        deadline = time.monotonic() + timeout
+        while self.socket.poll(int(max(deadline - time.monotonic(), 0) * 1000), zmq.POLLOUT):
+            with contextlib.suppress(zmq.Again):  # the connection was lost between the two
+                self.socket.send(payload, zmq.NOBLOCK)
+                return
+        raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} took no message for {timeout:g} s")
 
     def _receive(self, timeout: float) -> wire.Received | None:
         if not self.socket.poll(int(max(timeout, 0) * 1000), zmq.POLLIN):
