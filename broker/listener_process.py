@@ -37,7 +37,7 @@ LINGER_MS = 200  # a reply before stopping still gets out
 ROUND = 64  # messages passed on before looking at the rest again
 READ_SIZE = 1 << 18  # bytes at a time
 UNREAD_MAX = 4 << 20  # bytes for a broker that is busy; more waits in ZeroMQ's queues, and in the peers' own
-RESERVE_MIN, RESERVE_MAX = 16, 4096  # descriptors above the last connection: a quarter of all, within these bounds
+RESERVE_MIN, RESERVE_MAX = 16, 4096  # descriptors above the last connection: half of all, within these bounds
 FULL_EVERY = 5.0  # seconds between words about connections closed
 EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3), first frame: event and value
 MONITOR = "inproc://monitor"
@@ -135,7 +135,7 @@ class Listener:
         self._monitor.connect(MONITOR)
         # The kernel gives the lowest number that is free. So a connection with a number up to `_last` is one of those
         # there is room for, whatever became of others, and one above it is one too many.
-        self._last = descriptors_max - 1 - min(max(RESERVE_MIN, descriptors_max // 4), RESERVE_MAX)
+        self._last = descriptors_max - 1 - min(max(RESERVE_MIN, descriptors_max // 2), RESERVE_MAX)
         self._shed = 0
         self._full_said = -FULL_EVERY
         self._router.bind(f"ipc://{path}")

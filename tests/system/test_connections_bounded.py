@@ -50,21 +50,37 @@ def listener_pid(broker: BrokerProcess) -> int:
     return pid
 
 
-def test_a_silent_crowd_aborts_nothing_and_disturbs_no_agent_that_is_connected(broker: BrokerProcess) -> None:
-    listener = listener_pid(broker)
-    with session_of(broker.runtime, "client") as session, contextlib.ExitStack() as crowd:
-        held = broker.take(only_offer(session.hello()), "client")
-        for _ in range(2 * LIMIT):
+@contextlib.contextmanager
+def silent_crowd(broker: BrokerProcess, count: int) -> Iterator[None]:
+    with contextlib.ExitStack() as crowd:
+        for _ in range(count):
             silent = crowd.enter_context(socket.socket(socket.AF_UNIX))
             silent.connect(str(control_path(broker.runtime)))  # waits for its place in the backlog
-        assert session.hello().vm == "client"
-        assert not session.rejoined()
-        assert broker.link().ends[0].held, "a newcomer finds a place as soon as the silent ones have had their time"
+        yield
+
+
+def test_a_silent_crowd_disturbs_no_agent_that_is_connected(broker: BrokerProcess) -> None:
+    listener = listener_pid(broker)
+    with session_of(broker.runtime, "client") as session:
+        held = broker.take(only_offer(session.hello()), "client")
+        with silent_crowd(broker, LIMIT - 200):  # more than are let in, and fewer than could take the reserve
+            assert session.hello(PATIENCE).vm == "client"
+            assert not session.rejoined()
         held.discard()
     assert listener_pid(broker) == listener
     code, log = broker.stop()
     assert code == 0
     assert "connections were closed, for there are" in log
+
+
+def test_a_crowd_larger_than_all_descriptors_takes_neither_broker_nor_links(broker: BrokerProcess) -> None:
+    with session_of(broker.runtime, "client") as session:
+        held = broker.take(only_offer(session.hello()), "client")
+        with silent_crowd(broker, 2 * LIMIT):
+            pass
+        assert broker.link().ends[0].held
+        held.discard()
+    assert broker.stop()[0] == 0
 
 
 def test_a_listener_that_dies_is_replaced_and_agents_come_back_to_their_links(broker: BrokerProcess) -> None:
