@@ -15,7 +15,17 @@ from ringway.agent.interface import Owner, remove_orphans
 from ringway.agent.lifeline import PeerEvent
 from ringway.agent.port import Port
 from ringway.agent.runner import ForwardRunner, Runner, TapRunner
-from ringway.control.messages import Connections, LoopTold, Notice, Offer, PortTold, RuleCount, SetPort, Told
+from ringway.control.messages import (
+    Connections,
+    LoopTold,
+    Notice,
+    Offer,
+    PortTold,
+    RuleCount,
+    SetPort,
+    Told,
+    UnparsedCount,
+)
 from ringway.control.rules import Stack, Timeouts
 from ringway.shm import BreakCause
 from ringway.stack.filter import Filter
@@ -207,6 +217,7 @@ class Member:
                 loops=[LoopTold(loop.name, loop.counts()) for runner in self._runners for loop in runner.loops],
                 rules=[RuleCount(rule.name, rule.frames, rule.bytes) for rule in rules],
                 connections=Connections(**dataclasses.asdict(connections)) if connections else None,
+                unparsed=[UnparsedCount(*count) for count in self._filter.unparsed()] if self._filter else [],
             )
 
     def close(self) -> None:
@@ -302,7 +313,7 @@ class Member:
             self._filter = Filter(names, stack.connections, stack.timeouts)
             self._remembers = (stack.connections, stack.timeouts)
         if self._filtered is not stack:
-            self._filter.replace(stack.rules, stack.default)
+            self._filter.replace(stack.rules, stack.default, stack.unparsed)
             self._filtered = stack
         for first, second in pairs:
             ends = [self._ports[name] for name in (first, second) if name in self._ports]

@@ -103,4 +103,5 @@ class Agents:
             loops=told.loops if told else [],
             rules=told.rules if told else [],
             connections=told.connections if told else None,
+            unparsed=told.unparsed if told else [],
         )

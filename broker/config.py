@@ -121,6 +121,7 @@ class StackTable(Struct, forbid_unknown_fields=True):
     rule: list[dict[str, Any]] = []
     connections: int = 0
     timeouts: dict[str, Any] = {}
+    unparsed: str = "deny"
 
 
 class LinkTable(Struct, forbid_unknown_fields=True):
@@ -333,8 +334,23 @@ def _stack(file: FabricFile, vm: str, value: object, ports: dict[str, PortConfig
     timeouts = _timeouts(file, key, table)
     match table.default:
         case "allow" | "deny" as default:
-            return Stack(forward=forward, default=default, rules=rules, connections=connections, timeouts=timeouts)
+            return Stack(
+                forward=forward,
+                default=default,
+                rules=rules,
+                connections=connections,
+                timeouts=timeouts,
+                unparsed=_unparsed(file, key, table),
+            )
     raise file.error(FabricCause.VALUE, (*key, "default"), f'{table.default!r} is not an action: use "allow" or "deny"')
+
+
+def _unparsed(file: FabricFile, key: Key, table: StackTable) -> Literal["allow", "deny"]:
+    match table.unparsed:
+        case "allow" | "deny" as action:
+            return action
+    message = f'{table.unparsed!r} is not an action: use "allow" or "deny"'
+    raise file.error(FabricCause.VALUE, (*key, "unparsed"), message)
 
 
 def _connections(file: FabricFile, key: Key, table: StackTable) -> int:

@@ -25,6 +25,7 @@ def print_tables(shown: Shown) -> None:
         _vms(shown.vms),
         _ports(shown.vms),
         _rules(shown.vms),
+        _unparsed(shown.vms),
         _connections(shown.vms),
     ):
         if table.row_count:
@@ -109,6 +110,14 @@ def _connections(vms: Sequence[VmShown]) -> Table:
     for vm in vms:
         if (known := vm.connections) is not None:
             _row(table, vm.name, known.in_use, known.places, known.made, known.replaced, known.refused)
+    return table
+
+
+def _unparsed(vms: Sequence[VmShown]) -> Table:
+    table = _table("frames whose headers cannot be judged", "vm", "cause", "#dropped", "#passed")
+    for vm in vms:
+        for count in vm.unparsed:
+            _row(table, vm.name, count.cause, count.dropped, count.passed)
     return table
 
 

@@ -124,6 +124,14 @@ class RuleCount(Part):
     bytes: int
 
 
+class UnparsedCount(Part):
+    """Frames whose headers could not be judged for this cause (enum rway_malformed)."""
+
+    cause: Word
+    dropped: int
+    passed: int
+
+
 class Connections(Part):
     """What a filter remembers; see ringway.stack.filter.Connections."""
 
@@ -185,6 +193,7 @@ class VmShown(Part):
     loops: list[LoopTold]
     rules: list[RuleCount]
     connections: Connections | None = None  # None: its filter judges each frame alone, or there is none
+    unparsed: list[UnparsedCount] = []
 
 
 class Hello(Message, omit_defaults=True):
@@ -246,11 +255,12 @@ class Done(Message):
     pass
 
 
-class Told(Message):
+class Told(Message, omit_defaults=True):
     ports: list[PortTold]
     loops: list[LoopTold]
     rules: list[RuleCount]
     connections: Connections | None = None
+    unparsed: list[UnparsedCount] = []
 
 
 class Apply(Message):

@@ -20,11 +20,40 @@ CONNECTIONS_MIN: Final = 1024
 CONNECTIONS_MAX: Final = 1 << 24
 TIMEOUT_MAX: Final = 7 * 24 * 3600  # seconds
 
-ETHERS: Final = {"arp": 0x0806, "ipv4": 0x0800, "ipv6": 0x86DD}
-PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
+# Also what the filter does not look into, so that it can be denied or allowed as a whole. 802.3: a length, no type.
+ETHERS: Final = {
+    "arp": 0x0806,
+    "ipv4": 0x0800,
+    "ipv6": 0x86DD,
+    "802.3": 0,
+    "mpls": 0x8847,
+    "mpls-multicast": 0x8848,
+    "pppoe-discovery": 0x8863,
+    "pppoe": 0x8864,
+    "lldp": 0x88CC,
+}
+PROTOCOLS: Final = {
+    "icmp": 1,
+    "igmp": 2,
+    "ipip": 4,
+    "tcp": 6,
+    "udp": 17,
+    "6in4": 41,
+    "gre": 47,
+    "esp": 50,
+    "ah": 51,
+    "icmpv6": 58,
+    "ospf": 89,
+    "vrrp": 112,
+    "l2tp": 115,
+    "sctp": 132,
+    "udplite": 136,
+    "mpls-in-ip": 137,
+}
 WITH_PORTS: Final = (6, 17, 132)  # TCP, UDP, SCTP
 TCP_FLAGS: Final = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ECE": 64, "CWR": 128}
 VLAN_ETHERS: Final = (0x8100, 0x88A8)
+VLAN_MAX: Final = 4094
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -39,6 +68,8 @@ class RuleCause(StrEnum):
     FAMILY = "family"
     PORT_RANGE = "port_range"
     TCP_FLAGS = "tcp_flags"
+    ICMP = "icmp"
+    VLAN = "vlan"
     TOO_MANY = "too_many"
 
 
@@ -66,9 +97,12 @@ class RuleText(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, re
     source_port: int | str | None = None
     destination_port: int | str | None = None
     tcp_flags: str | None = None
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    vlan: int | None = None
 
 
-class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A checked rule. None means any; all that is given must match, and the first rule that matches decides."""
 
     name: str
@@ -82,6 +116,9 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     destination_port: tuple[int, int] | None = None
     tcp_mask: int = 0  # of the TCP flag bits, those that must be as in tcp_value
     tcp_value: int = 0
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    vlan: int | None = None  # id of the outermost tag that has one; 0: no VLAN
 
 
 class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,7 +140,7 @@ def connections_size(connections: int) -> int:
     return -(-(connections * 3 // 2) // 8) * (8 + 1) * 64 + (256 << 10)
 
 
-class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What an agent runs over its local ports."""
 
     forward: list[tuple[str, str]]  # pairs of ports, both directions
@@ -111,6 +148,7 @@ class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rules: list[Rule]
     connections: int = 0  # that the filter remembers; 0: it judges each frame alone
     timeouts: Timeouts = Timeouts()
+    unparsed: Literal["allow", "deny"] = "deny"  # frames whose headers cannot be judged; no rule sees them
 
 
 def check_rules(texts: Sequence[RuleText], ports: Collection[str]) -> list[Rule]:
@@ -160,7 +198,27 @@ def check(text: RuleText, ports: Collection[str]) -> Rule:
         destination_port=_port_range("destination_port", text.destination_port, protocol),
         tcp_mask=mask,
         tcp_value=value,
+        icmp_type=_icmp("icmp_type", text.icmp_type, protocol),
+        icmp_code=_icmp("icmp_code", text.icmp_code, protocol),
+        vlan=_vlan(text.vlan),
     )
+
+
+def _icmp(key: str, number: int | None, protocol: int | None) -> int | None:
+    if number is None:
+        return None
+    if protocol not in (PROTOCOLS["icmp"], PROTOCOLS["icmpv6"]):
+        raise RuleError(RuleCause.ICMP, key, f'{key} needs ICMP: add protocol = "icmp" or "icmpv6"')
+    if not 0 <= number <= 255:
+        raise RuleError(RuleCause.ICMP, key, f"{number} is not an ICMP type or code: use a number from 0 to 255")
+    return number
+
+
+def _vlan(number: int | None) -> int | None:
+    if number is not None and not 0 <= number <= VLAN_MAX:
+        message = f"{number} is not a VLAN id: use 1 to {VLAN_MAX}, or 0 for frames that are in no VLAN"
+        raise RuleError(RuleCause.VLAN, "vlan", message)
+    return number
 
 
 def _action(text: str) -> Literal["allow", "deny"]:
@@ -184,7 +242,7 @@ def _ether(text: str | int | None) -> int | None:
     if text is None:
         return None
     number = _number(text, ETHERS)
-    if number is None or not 0x0600 <= number <= 0xFFFF:
+    if number is None or not (0x0600 <= number <= 0xFFFF or text == "802.3"):
         message = f"{text!r} is not an Ethernet type: use {', '.join(ETHERS)} or a number from 0x0600 to 0xffff"
         raise RuleError(RuleCause.ETHER, "ether", message)
     if number in VLAN_ETHERS:

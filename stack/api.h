@@ -13,7 +13,10 @@ enum {
     RWAY_CONNECTIONS_MAX = 16777216
 };
 
-/* Why a frame's headers cannot be judged. Such a frame is dropped as RWAY_DROP_MALFORMED. */
+/*
+ * Why a frame's headers cannot be judged. Such a frame is dropped as RWAY_DROP_MALFORMED, or passed unjudged where the
+ * user asked for that (rway_filter_table_pass_unparsed). Each is counted by its cause.
+ */
 enum rway_malformed {
     RWAY_WELL_FORMED = 0,
     RWAY_MALFORMED_ETHERNET = 1,       /* shorter than an Ethernet header */
@@ -29,13 +32,15 @@ enum rway_malformed {
     RWAY_MALFORMED_FRAGMENT = 11,      /* RFC 1858, RFC 3128; past 64 KiB; a fragment of a fragment */
     RWAY_MALFORMED_TINY_FRAGMENT = 12, /* a first fragment without all headers: RFC 1858, RFC 7112 */
     RWAY_MALFORMED_TRANSPORT = 13,     /* a TCP, UDP, SCTP, ICMP or ICMPv6 header cut short or of wrong length */
-    RWAY_MALFORMED_TOO_LONG = 14       /* headers that go on behind RWAY_HEADERS_MAX */
+    RWAY_MALFORMED_TOO_LONG = 14,      /* headers that go on behind RWAY_HEADERS_MAX */
+    RWAY_MALFORMED_CAUSES = 15
 };
 
 enum rway_headers_flag {
     RWAY_HEADERS_PORTS = 1,          /* source_port and destination_port are there; for TCP, tcp_flags too */
     RWAY_HEADERS_FIRST_FRAGMENT = 2, /* more fragments follow */
-    RWAY_HEADERS_LATER_FRAGMENT = 4  /* the transport header is in another fragment */
+    RWAY_HEADERS_LATER_FRAGMENT = 4, /* the transport header is in another fragment */
+    RWAY_HEADERS_ICMP = 8            /* icmp_type and icmp_code are there, of ICMP or ICMPv6 */
 };
 
 /* What the headers say. Offsets are bytes from the frame's start, never behind the bytes that were judged. */
@@ -52,9 +57,12 @@ struct rway_headers {
     uint8_t tcp_flags;
     uint8_t flags; /* enum rway_headers_flag */
     uint8_t vlan_count;
-    uint8_t pad;
+    uint8_t icmp_type;
     uint8_t source[16]; /* IPv4 in the first four, the others 0 */
     uint8_t destination[16];
+    uint16_t vlan; /* id of the outermost tag that has one; 0: none, or priority tags only (IEEE 802.1Q 6.9) */
+    uint8_t icmp_code;
+    uint8_t pad;
 };
 
 /*
@@ -87,7 +95,10 @@ enum rway_match {
     RWAY_MATCH_SOURCE_PORT = 32,
     RWAY_MATCH_DESTINATION_PORT = 64,
     RWAY_MATCH_TCP_FLAGS = 128,
-    RWAY_MATCHES_KNOWN = 255
+    RWAY_MATCH_ICMP_TYPE = 256,
+    RWAY_MATCH_ICMP_CODE = 512,
+    RWAY_MATCH_VLAN = 1024,
+    RWAY_MATCHES_KNOWN = 2047
 };
 
 /* A filter rule. Ports and TCP flags never match a later fragment: it does not say which it has. */
@@ -109,6 +120,9 @@ struct rway_rule {
     uint16_t source_port_high; /* included */
     uint16_t destination_port_low;
     uint16_t destination_port_high;
+    uint16_t vlan; /* id, 0 to 4094; 0: no tag with an id */
+    uint8_t icmp_type;
+    uint8_t icmp_code;
 };
 
 /* Check a rule. Returns 0 or -RWAY_REFUSED_ARGUMENT, and the error names the field. */
@@ -129,6 +143,21 @@ struct rway_filter_table;
 struct rway_filter_table *rway_filter_table_new(const struct rway_rule *rules, uint32_t count,
                                                 uint32_t default_action, struct rway_error *error);
 void rway_filter_table_free(struct rway_filter_table *table);
+
+/* Before it is put in force: frames whose headers cannot be judged pass by this table. Otherwise they are dropped. */
+void rway_filter_table_pass_unparsed(struct rway_filter_table *table);
+
+/* Frames that could not be judged, by enum rway_malformed; index 0 stays 0. Writer: one reader; others may read. */
+struct rway_unparsed_counts {
+    uint64_t dropped[RWAY_MALFORMED_CAUSES];
+    uint64_t passed[RWAY_MALFORMED_CAUSES];
+};
+
+/*
+ * What becomes of a frame with headers that cannot be judged for that cause; counts it. Returns RWAY_PASSES or
+ * RWAY_DROP_MALFORMED. A frame without a whole Ethernet header never passes.
+ */
+int rway_filter_judge_unparsed(const struct rway_filter_table *table, int cause, struct rway_unparsed_counts *counts);
 
 /* Decide over a frame that came in by in_port, and count it. Returns enum rway_action. */
 int rway_filter_judge(const struct rway_filter_table *table, const struct rway_headers *headers, uint32_t in_port,
@@ -152,6 +181,10 @@ void rway_filter_reader_remove(struct rway_filter *filter, uint32_t reader);
  */
 const struct rway_filter_table *rway_filter_enter(struct rway_filter *filter, uint32_t reader,
                                                   struct rway_rule_counts **counts);
+
+/* The reader's own counts, for its thread, as long as it is a reader; and the sum over all. Any thread may ask for that. */
+struct rway_unparsed_counts *rway_filter_unparsed(struct rway_filter *filter, uint32_t reader);
+void rway_filter_unparsed_counts(const struct rway_filter *filter, struct rway_unparsed_counts *out);
 
 /* Before sleeping: the reader holds no table and need not be waited for. */
 void rway_filter_leave(struct rway_filter *filter, uint32_t reader);

@@ -22,11 +22,12 @@
 
 enum { AWAY = 0, FIRST_EPOCH = 1, WAIT_MS = 1000, LOOK_AGAIN_US = 50 };
 
-/* Two lines, because processors fetch lines in pairs. */
+/* Whole pairs of lines, because processors fetch lines in pairs. Writer: the reader's thread. */
 struct reader {
-    uint64_t seen; /* writer: the reader's thread */
+    uint64_t seen;
     uint8_t pad[2 * RWAY_LINE - sizeof(uint64_t)];
-};
+    struct rway_unparsed_counts unparsed;
+} __attribute__((aligned(2 * RWAY_LINE)));
 
 struct rway_filter {
     struct reader readers[RWAY_READERS_MAX];
@@ -44,7 +45,7 @@ _Static_assert(RWAY_READERS_MAX == 64, "readers_taken has a bit for each reader"
 
 struct rway_filter *rway_filter_new(void)
 {
-    struct rway_filter *filter = aligned_alloc(sizeof(struct reader), sizeof(*filter));
+    struct rway_filter *filter = aligned_alloc(2 * RWAY_LINE, sizeof(*filter));
 
     if (!filter)
         return NULL;
@@ -98,6 +99,21 @@ void rway_filter_flow_counts(const struct rway_filter *filter, struct rway_flow_
     *out = (struct rway_flow_counts){0};
     for (uint32_t reader = 0; filter->flow_readers && reader < RWAY_READERS_MAX; reader++)
         rway_flow_counts_add(rway_flow_reader_at(filter->flow_readers, reader), out);
+}
+
+struct rway_unparsed_counts *rway_filter_unparsed(struct rway_filter *filter, uint32_t reader)
+{
+    return &filter->readers[reader].unparsed;
+}
+
+void rway_filter_unparsed_counts(const struct rway_filter *filter, struct rway_unparsed_counts *out)
+{
+    *out = (struct rway_unparsed_counts){0};
+    for (uint32_t reader = 0; reader < RWAY_READERS_MAX; reader++)
+        for (uint32_t cause = 0; cause < RWAY_MALFORMED_CAUSES; cause++) {
+            out->dropped[cause] += rway_read_once(&filter->readers[reader].unparsed.dropped[cause]);
+            out->passed[cause] += rway_read_once(&filter->readers[reader].unparsed.passed[cause]);
+        }
 }
 
 int rway_filter_reader_add(struct rway_filter *filter)

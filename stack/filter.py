@@ -59,6 +59,12 @@ class RuleLike(Protocol):
     def tcp_mask(self) -> int: ...
     @property
     def tcp_value(self) -> int: ...
+    @property
+    def icmp_type(self) -> int | None: ...
+    @property
+    def icmp_code(self) -> int | None: ...
+    @property
+    def vlan(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,13 @@ DEFAULT_NAME = "default"  # what the default action's counts are listed under
 ESTABLISHED_NAME = "established"  # and those of frames that passed because their connection is known
 FRAGMENTS_NAME = "established.fragments"  # or because their datagram's first fragment passed
 INVALID_NAME = "established.invalid"  # and of those dropped because no TCP segment has such flags
+
+_MALFORMED = "RWAY_MALFORMED_"
+CAUSES = {
+    value: name.removeprefix(_MALFORMED).lower()
+    for value, name in ffi.typeof("enum rway_malformed").elements.items()
+    if name.startswith(_MALFORMED) and value != lib.RWAY_MALFORMED_CAUSES
+}
 
 TIMEOUT_NAMES = tuple(field for field, _ in ffi.typeof("struct rway_flow_timeouts").fields)
 
@@ -161,11 +174,17 @@ class Filter:
         """What the loops call the port that frames enter by."""
         return self._ports[port]
 
-    def replace(self, rules: Sequence[RuleLike], default: str) -> None:
-        """Put other rules in force while traffic flows. Counts stay with the names of the rules."""
+    def replace(self, rules: Sequence[RuleLike], default: str, unparsed: str = "deny") -> None:
+        """Put other rules in force while traffic flows. Counts stay with the names of the rules.
+
+        `unparsed`: what becomes of frames whose headers cannot be judged, "deny" or "allow"; no rule sees them.
+        """
         with self._lock:
             native = self.native
+            passes = _action(unparsed, "unparsed") == lib.RWAY_ALLOW
             table = self._table(rules, default)
+            if passes:
+                lib.rway_filter_table_pass_unparsed(table)
             self._names = [rule.name for rule in rules]
             if lib.rway_filter_replace(native, table) != 0:
                 raise FilterError(
@@ -193,6 +212,14 @@ class Filter:
                 if flows.invalid:
                     found.append(RuleCount(INVALID_NAME, flows.invalid, flows.invalid_bytes))
             return found
+
+    def unparsed(self) -> list[tuple[str, int, int]]:
+        """Frames whose headers could not be judged: the cause's name, how many were dropped, and passed."""
+        with self._lock:
+            counts = ffi.new("struct rway_unparsed_counts *")
+            lib.rway_filter_unparsed_counts(self.native, counts)
+        found = [(name, counts.dropped[cause], counts.passed[cause]) for cause, name in CAUSES.items()]
+        return [count for count in found if any(count[1:])]
 
     def connections(self) -> Connections | None:
         """None when none are remembered."""
@@ -262,6 +289,10 @@ def _compile(rule: RuleLike, ports: dict[str, int], native: Any) -> None:
         if rule.tcp_mask != 0 or rule.tcp_value != 0:
             native.match |= lib.RWAY_MATCH_TCP_FLAGS
             native.tcp_mask, native.tcp_value = rule.tcp_mask, rule.tcp_value
+        for field in ("icmp_type", "icmp_code", "vlan"):
+            if getattr(rule, field) is not None:
+                native.match |= getattr(lib, f"RWAY_MATCH_{field.upper()}")
+                setattr(native, field, getattr(rule, field))
     except (IndexError, OverflowError, TypeError, ValueError) as error:
         message = f"rule {rule.name!r} has a value that no packet can have: {error}; correct the rule"
         raise FilterError(FilterCause.RULE, message) from error

@@ -206,6 +206,14 @@ bool rway_flow_key_of_error(const struct rway_judged *frame, uint32_t in_port, u
 
 /* ---- asking rules about a flow ---- */
 
+/* Of the ids as vlan_ids has them: the first one that is none of a priority tag. */
+static uint16_t outermost_vlan(uint32_t ids)
+{
+    uint16_t outer = ids >> 12 & VLAN_ID;
+
+    return outer != 0 ? outer : ids & VLAN_ID;
+}
+
 uint32_t rway_flow_headers(const struct rway_flow_key *key, bool from_low, uint8_t tcp_flags,
                            struct rway_headers *headers)
 {
@@ -219,7 +227,9 @@ uint32_t rway_flow_headers(const struct rway_flow_key *key, bool from_low, uint8
         .ip_version = ip_version,
         .protocol = protocol,
         .tcp_flags = tcp_flags,
-        .flags = ports ? RWAY_HEADERS_PORTS : 0,
+        .flags = ports ? RWAY_HEADERS_PORTS : RWAY_HEADERS_ICMP,
+        .icmp_type = ports ? 0 : ip_version == 4 ? ECHO_REQUEST : ECHO_REQUEST6, /* what opens one: rway_flow_opens */
+        .vlan = outermost_vlan((uint32_t)words[5]),
         .source_port = (uint16_t)(words[4] >> (from_low ? 0 : 16)),
         .destination_port = (uint16_t)(words[4] >> (from_low ? 16 : 0)),
     };

@@ -84,7 +84,17 @@ static void judge_together(struct forward *forward, const struct rway_turn *turn
             forward->passages[i].stopped = forward->judged[--judged].stopped;
 }
 
-static void judge(struct forward *forward, const struct rway_turn *turn, uint32_t count)
+/* Frames with headers that cannot be judged: no rule sees them, whatever becomes of them. */
+static void judge_unparsed(struct forward *forward, const struct rway_turn *turn, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        struct rway_passage *passage = &forward->passages[i];
+        if (passage->malformed != RWAY_WELL_FORMED && turn->table != NULL)
+            passage->stopped = rway_filter_judge_unparsed(turn->table, passage->malformed, turn->unparsed);
+    }
+}
+
+static void judge_parsed(struct forward *forward, const struct rway_turn *turn, uint32_t count)
 {
     if (turn->flows != NULL) {
         judge_together(forward, turn, count);
@@ -93,6 +103,12 @@ static void judge(struct forward *forward, const struct rway_turn *turn, uint32_
     for (uint32_t i = 0; i < count; i++)
         if (forward->passages[i].stopped == RWAY_PASSES)
             forward->passages[i].stopped = judge_alone(forward, &forward->passages[i], turn);
+}
+
+static void judge(struct forward *forward, const struct rway_turn *turn, uint32_t count)
+{
+    judge_parsed(forward, turn, count);
+    judge_unparsed(forward, turn, count); /* after it, so that what passes here is no more to be judged */
 }
 
 static uint32_t drop_cause(const struct rway_producer *out, const struct rway_frame *frame)

@@ -8,6 +8,7 @@
 struct rway_turn {
     const struct rway_filter_table *table;
     struct rway_rule_counts *counts;
+    struct rway_unparsed_counts *unparsed;
     struct rway_flow_reader *flows; /* NULL: frames are judged one by one */
 };
 

@@ -136,6 +136,7 @@ static uint32_t run_jobs(struct rway_loop *loop)
     uint32_t moved = 0;
     if (loop->filter != NULL) {
         turn.table = rway_filter_enter(loop->filter, (uint32_t)loop->reader, &turn.counts);
+        turn.unparsed = rway_filter_unparsed(loop->filter, (uint32_t)loop->reader);
         turn.flows = rway_filter_flows(loop->filter, (uint32_t)loop->reader);
     }
     if (turn.flows != NULL)

@@ -86,10 +86,17 @@ static int parse_udp(const struct view *view, struct rway_headers *headers, int 
     return RWAY_WELL_FORMED;
 }
 
-static int parse_portless(const struct view *view, struct rway_headers *headers, uint32_t header_len, int cut)
+static int parse_icmp(const struct view *view, struct rway_headers *headers, uint32_t header_len, int cut)
 {
+    int cause = need(view, headers->l4_offset, header_len, cut);
+
+    if (cause != RWAY_WELL_FORMED)
+        return cause;
+    headers->icmp_type = view->bytes[headers->l4_offset];
+    headers->icmp_code = view->bytes[headers->l4_offset + 1];
     headers->l4_len = (uint16_t)header_len;
-    return need(view, headers->l4_offset, header_len, cut);
+    headers->flags |= RWAY_HEADERS_ICMP;
+    return RWAY_WELL_FORMED;
 }
 
 static int parse_transport(const struct view *view, struct rway_headers *headers)
@@ -103,9 +110,9 @@ static int parse_transport(const struct view *view, struct rway_headers *headers
     if (headers->protocol == IPPROTO_SCTP) /* RFC 9260 3.1 */
         return parse_ports(view, headers, 12, cut);
     if (headers->protocol == IPPROTO_ICMP && headers->ip_version == 4) /* RFC 792: no message is shorter */
-        return parse_portless(view, headers, 8, cut);
+        return parse_icmp(view, headers, 8, cut);
     if (headers->protocol == IPPROTO_ICMPV6 && headers->ip_version == 6) /* RFC 4443 2.1 */
-        return parse_portless(view, headers, 4, cut);
+        return parse_icmp(view, headers, 4, cut);
     return RWAY_WELL_FORMED;
 }
 
@@ -300,6 +307,8 @@ static int parse_ethernet(const struct view *view, struct rway_headers *headers)
     while (is_vlan(headers->ether)) {
         if (headers->vlan_count == VLANS_MAX || need(view, offset, VLAN_TAG, RWAY_MALFORMED_VLAN) != RWAY_WELL_FORMED)
             return RWAY_MALFORMED_VLAN;
+        if (headers->vlan == 0) /* id 0 is a priority and no VLAN */
+            headers->vlan = read16(view->bytes + offset) & 0x0fff;
         offset += VLAN_TAG;
         headers->vlan_count++;
         headers->ether = read16(view->bytes + offset - 2);

@@ -19,7 +19,7 @@ static __attribute__((noinline)) void gather_headers(const struct rway_consumer 
 }
 
 /* Two lines hold the headers of nearly all frames; for others it is done again with all that may be judged. */
-enum { HEADERS_USUAL = 128, SHORT_MAX = 256 };
+enum { HEADERS_USUAL = 128, SHORT_MAX = 256, VLAN_ID = 0x0fff };
 
 static void copy_headers(const struct rway_consumer *in, struct rway_passage *passage, uint32_t most)
 {
@@ -41,6 +41,7 @@ static bool wants_more(int cause, const struct rway_headers *parsed)
 static int parse(struct rway_passage *passage, const struct rway_consumer *in)
 {
     const struct rway_frame *frame = passage->in;
+    passage->malformed = RWAY_WELL_FORMED;
     copy_headers(in, passage, HEADERS_USUAL);
     if (rway_frame_offload(in, frame, &passage->offload) != 0)
         return RWAY_DROP_OFFLOAD;
@@ -49,11 +50,14 @@ static int parse(struct rway_passage *passage, const struct rway_consumer *in)
         copy_headers(in, passage, RWAY_HEADERS_MAX);
         cause = rway_parse(passage->headers, passage->judged, frame->len, &passage->parsed);
     }
+    /* A tag beside the frame is one more: rway_parse refuses three, which receivers read in different ways. */
+    if (cause == RWAY_WELL_FORMED && frame->flags & RWAY_FLAG_VLAN && passage->parsed.vlan_count > 1)
+        cause = RWAY_MALFORMED_VLAN;
+    passage->malformed = cause;
     if (cause != RWAY_WELL_FORMED)
         return RWAY_DROP_MALFORMED;
-    /* A tag beside the frame is one more: rway_parse refuses three, which receivers read in different ways. */
-    if (frame->flags & RWAY_FLAG_VLAN && passage->parsed.vlan_count > 1)
-        return RWAY_DROP_MALFORMED;
+    if (frame->flags & RWAY_FLAG_VLAN && (frame->vlan & VLAN_ID) != 0)
+        passage->parsed.vlan = frame->vlan & VLAN_ID;
     if (passage->offload.flags != 0 && !rway_offload_fits(&passage->parsed, &passage->offload))
         return RWAY_DROP_OFFLOAD;
     return RWAY_PASSES;

@@ -14,6 +14,7 @@ struct rway_passage {
     struct rway_offload offload;
     struct rway_headers parsed;
     uint32_t judged; /* bytes in headers */
+    int malformed;   /* enum rway_malformed; unless it is well-formed, nothing is parsed */
     int stopped;     /* enum rway_drop, or RWAY_PASSES */
     uint8_t headers[RWAY_HEADERS_MAX];
 };

@@ -8,6 +8,7 @@
 #include "stack.h"
 
 enum { COUNTS_PER_LINE = RWAY_LINE / sizeof(struct rway_rule_counts) };
+enum { VLAN_MAX = 4094 }; /* IEEE 802.1Q: 4095 is reserved */
 
 static int refuse_field(struct rway_error *error, const char *what, uint64_t found, uint64_t expected)
 {
@@ -48,6 +49,11 @@ static int check_transport(const struct rway_rule *rule, struct rway_error *erro
         return refuse_field(error, "destination_port_low", rule->destination_port_low, rule->destination_port_high);
     if (rule->match & RWAY_MATCH_TCP_FLAGS && rule->tcp_value & ~rule->tcp_mask)
         return refuse_field(error, "tcp_value", rule->tcp_value, rule->tcp_mask);
+    if (rule->match & (RWAY_MATCH_ICMP_TYPE | RWAY_MATCH_ICMP_CODE) && protocol != IPPROTO_ICMP &&
+        protocol != IPPROTO_ICMPV6)
+        return refuse_field(error, "protocol of a rule with an ICMP type", protocol, IPPROTO_ICMP);
+    if (rule->match & RWAY_MATCH_VLAN && rule->vlan > VLAN_MAX)
+        return refuse_field(error, "vlan", rule->vlan, VLAN_MAX);
     return 0;
 }
 
@@ -122,6 +128,9 @@ static void compile(const struct rway_rule *rule, struct rway_compiled *out)
         .destination_port_high = rule->destination_port_high,
         .tcp_mask = rule->tcp_mask,
         .tcp_value = rule->tcp_value,
+        .vlan = rule->vlan,
+        .icmp_type = rule->icmp_type,
+        .icmp_code = rule->icmp_code,
     };
     if (rule->match & RWAY_MATCH_SOURCE)
         compile_prefix(rule->source, rule->source_bits, out->source, out->source_mask);
@@ -170,6 +179,21 @@ struct rway_filter_table *rway_filter_table_new(const struct rway_rule *rules, u
     return table;
 }
 
+void rway_filter_table_pass_unparsed(struct rway_filter_table *table)
+{
+    table->passes_unparsed = true;
+}
+
+int rway_filter_judge_unparsed(const struct rway_filter_table *table, int cause, struct rway_unparsed_counts *counts)
+{
+    bool passes = table->passes_unparsed && cause != RWAY_MALFORMED_ETHERNET;
+    uint64_t *counter = passes ? &counts->passed[cause] : &counts->dropped[cause];
+
+    /* Relaxed, as in rway_count_frame. */
+    rway_write_once(counter, *counter + 1);
+    return passes ? RWAY_PASSES : RWAY_DROP_MALFORMED;
+}
+
 void rway_filter_table_free(struct rway_filter_table *table)
 {
     if (!table)
@@ -184,7 +208,7 @@ void rway_filter_table_free(struct rway_filter_table *table)
 /* What a rule may ask of this packet: enum rway_match. A rule that asks for more cannot match. */
 static uint32_t answerable(const struct rway_headers *headers)
 {
-    uint32_t match = RWAY_MATCH_IN_PORT | RWAY_MATCH_ETHER;
+    uint32_t match = RWAY_MATCH_IN_PORT | RWAY_MATCH_ETHER | RWAY_MATCH_VLAN;
 
     if (headers->ip_version != 0)
         match |= RWAY_MATCH_PROTOCOL | RWAY_MATCH_SOURCE | RWAY_MATCH_DESTINATION;
@@ -192,6 +216,8 @@ static uint32_t answerable(const struct rway_headers *headers)
         match |= RWAY_MATCH_SOURCE_PORT | RWAY_MATCH_DESTINATION_PORT;
     if (headers->flags & RWAY_HEADERS_PORTS && headers->protocol == IPPROTO_TCP)
         match |= RWAY_MATCH_TCP_FLAGS;
+    if (headers->flags & RWAY_HEADERS_ICMP)
+        match |= RWAY_MATCH_ICMP_TYPE | RWAY_MATCH_ICMP_CODE;
     return match;
 }
 
@@ -222,6 +248,12 @@ static bool matches(const struct rway_compiled *rule, const struct rway_headers 
                                                 headers->destination_port > rule->destination_port_high))
         return false;
     if (match & RWAY_MATCH_TCP_FLAGS && (headers->tcp_flags & rule->tcp_mask) != rule->tcp_value)
+        return false;
+    if (match & RWAY_MATCH_ICMP_TYPE && rule->icmp_type != headers->icmp_type)
+        return false;
+    if (match & RWAY_MATCH_ICMP_CODE && rule->icmp_code != headers->icmp_code)
+        return false;
+    if (match & RWAY_MATCH_VLAN && rule->vlan != headers->vlan)
         return false;
     if (match & RWAY_MATCH_SOURCE && !in_prefix(headers->source, rule->source, rule->source_mask))
         return false;

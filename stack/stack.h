@@ -43,11 +43,15 @@ struct rway_compiled {
     uint16_t destination_port_high;
     uint8_t tcp_mask;
     uint8_t tcp_value;
+    uint16_t vlan;
+    uint8_t icmp_type;
+    uint8_t icmp_code;
 };
 
 struct rway_filter_table {
     uint32_t count;
     uint32_t default_action;
+    bool passes_unparsed;
     struct rway_compiled *rules;
     char (*names)[64];
     struct rway_rule_counts *counts;  /* RWAY_READERS_MAX rows of row_length; each written by one reader */

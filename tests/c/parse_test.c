@@ -196,10 +196,11 @@ static void icmp_and_sctp_are_read_in_their_families(void)
 
     add_ip4(&icmp, IPPROTO_ICMP, 0, 8);
     add(&icmp, 8);
-    EXPECT(parse(&icmp, &headers) == RWAY_WELL_FORMED && headers.l4_len == 8 && headers.flags == 0);
+    EXPECT(parse(&icmp, &headers) == RWAY_WELL_FORMED && headers.l4_len == 8);
+    EXPECT(headers.flags == RWAY_HEADERS_ICMP && headers.icmp_type == 0 && headers.icmp_code == 0);
     add_ip6(&icmp6, IPPROTO_ICMPV6, 4);
     add(&icmp6, 4);
-    EXPECT(parse(&icmp6, &headers) == RWAY_WELL_FORMED && headers.l4_len == 4 && headers.flags == 0);
+    EXPECT(parse(&icmp6, &headers) == RWAY_WELL_FORMED && headers.l4_len == 4 && headers.flags == RWAY_HEADERS_ICMP);
     add_ip4(&sctp, IPPROTO_SCTP, 0, 12);
     put16(add(&sctp, 12) + 2, 38412);
     EXPECT(parse(&sctp, &headers) == RWAY_WELL_FORMED && headers.l4_len == 12 && headers.destination_port == 38412);

@@ -153,6 +153,52 @@ static void a_frame_that_is_not_ip_matches_no_rule_about_ip(void)
     EXPECT(!matches(&protocol, &arp, 0) && !matches(&source, &arp, 0));
 }
 
+static void icmp_and_vlan_are_matched_where_a_frame_has_them(void)
+{
+    struct rway_headers ping = {.ether = 0x0800, .ip_version = 4, .protocol = IPPROTO_ICMP, .flags = RWAY_HEADERS_ICMP};
+    struct rway_headers fragment = ping;
+    struct rway_headers tagged = tcp_packet(80);
+    struct rway_rule type = rule_named("r", RWAY_ALLOW);
+    struct rway_rule code = type;
+    struct rway_rule vlan = rule_named("r", RWAY_ALLOW);
+
+    ping.icmp_type = 8;
+    fragment.flags = RWAY_HEADERS_LATER_FRAGMENT;
+    type.protocol = IPPROTO_ICMP;
+    code.protocol = IPPROTO_ICMP;
+    type.match = RWAY_MATCH_PROTOCOL | RWAY_MATCH_ICMP_TYPE;
+    type.icmp_type = 8;
+    EXPECT(matches(&type, &ping, 0));
+    type.icmp_type = 0;
+    EXPECT(!matches(&type, &ping, 0) && !matches(&type, &fragment, 0));
+    code.match = RWAY_MATCH_PROTOCOL | RWAY_MATCH_ICMP_CODE;
+    EXPECT(matches(&code, &ping, 0) && !matches(&code, &fragment, 0));
+    code.icmp_code = 1;
+    EXPECT(!matches(&code, &ping, 0));
+    vlan.match = RWAY_MATCH_VLAN;
+    EXPECT(matches(&vlan, &ping, 0));
+    tagged.vlan = 5;
+    EXPECT(!matches(&vlan, &tagged, 0));
+    vlan.vlan = 5;
+    EXPECT(matches(&vlan, &tagged, 0) && !matches(&vlan, &ping, 0));
+}
+
+static void what_cannot_be_judged_passes_only_where_that_was_asked_for(void)
+{
+    struct rway_filter_table *table = rway_filter_table_new(NULL, 0, RWAY_ALLOW, NULL);
+    struct rway_unparsed_counts counts;
+
+    memset(&counts, 0, sizeof(counts));
+    EXPECT(rway_filter_judge_unparsed(table, RWAY_MALFORMED_VLAN, &counts) == RWAY_DROP_MALFORMED);
+    rway_filter_table_pass_unparsed(table);
+    EXPECT(rway_filter_judge_unparsed(table, RWAY_MALFORMED_VLAN, &counts) == RWAY_PASSES);
+    EXPECT(rway_filter_judge_unparsed(table, RWAY_MALFORMED_TOO_LONG, &counts) == RWAY_PASSES);
+    EXPECT(rway_filter_judge_unparsed(table, RWAY_MALFORMED_ETHERNET, &counts) == RWAY_DROP_MALFORMED);
+    EXPECT(counts.dropped[RWAY_MALFORMED_VLAN] == 1 && counts.passed[RWAY_MALFORMED_VLAN] == 1);
+    EXPECT(counts.passed[RWAY_MALFORMED_TOO_LONG] == 1 && counts.dropped[RWAY_MALFORMED_ETHERNET] == 1);
+    rway_filter_table_free(table);
+}
+
 static void the_first_rule_that_matches_decides(void)
 {
     struct rway_rule rules[] = {tcp_port_rule("web", RWAY_ALLOW, 80, 80), tcp_port_rule("low", RWAY_DENY, 0, 1023)};
@@ -196,7 +242,7 @@ static void rules_that_cannot_be_are_refused_by_field(void)
     bad.action = 2;
     check_refused(bad, "action");
     bad = good;
-    bad.match |= 256;
+    bad.match |= RWAY_MATCHES_KNOWN + 1;
     check_refused(bad, "match");
     bad = good;
     bad.ip_version = 4;
@@ -249,6 +295,8 @@ int main(void)
     a_prefix_matches_its_own_family_only();
     a_later_fragment_matches_no_rule_with_ports_or_flags();
     a_frame_that_is_not_ip_matches_no_rule_about_ip();
+    icmp_and_vlan_are_matched_where_a_frame_has_them();
+    what_cannot_be_judged_passes_only_where_that_was_asked_for();
     the_first_rule_that_matches_decides();
     rules_that_cannot_be_are_refused_by_field();
     tables_that_cannot_be_are_refused();

@@ -6,15 +6,18 @@ import itertools
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import truediv
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop, Jumbo, PadN
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from ringway.agent import Port
 from ringway.shm._native import ffi, lib
+from tests.system.broker_process import run_ringway
 from tests.system.fabric_fixtures import Fabric, until
 
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
@@ -38,6 +41,17 @@ MATCHES = {
     "port": ('protocol = "tcp"\ndestination_port = 23', TCP(dport=23), UDP(dport=23)),
     "port-range": ('protocol = "tcp"\ndestination_port = "1000-2000"', TCP(dport=2000), TCP(dport=2001)),
     "flags": ('protocol = "tcp"\ntcp_flags = "SYN,!ACK"', TCP(flags="S"), TCP(flags="SA")),
+    "icmp-type": ('protocol = "icmp"\nicmp_type = 8', ICMP(type=8), ICMP(type=0)),
+    "icmp-code": ('protocol = "icmp"\nicmp_type = 3\nicmp_code = 4', ICMP(type=3, code=4), ICMP(type=3, code=1)),
+    "vlan-id": ("vlan = 5", ETHER / Dot1Q(vlan=5) / IP() / UDP(), ETHER / Dot1Q(vlan=6) / Dot1Q(vlan=5) / IP() / UDP()),
+    "no-vlan": ("vlan = 0", UDP(), ETHER / Dot1Q(vlan=5) / IP() / UDP()),
+    "gre": ('protocol = "gre"', IP(proto=47) / CONTENT, IP(proto=4) / CONTENT),
+    "mpls": (
+        'ether = "mpls"',
+        Ether(type=0x8847, dst=ETHER.dst) / CONTENT,
+        Ether(type=0x8848, dst=ETHER.dst) / CONTENT,
+    ),
+    "802.3": ('ether = "802.3"', Ether(type=40, dst=ETHER.dst) / CONTENT, Ether(type=0x88B5, dst=ETHER.dst) / CONTENT),
     "vlan": ('protocol = "tcp"\ndestination_port = 23', ETHER / Dot1Q(vlan=5) / IP() / TCP(dport=23), TCP(dport=24)),
 }
 _names = itertools.count()
@@ -46,7 +60,7 @@ _names = itertools.count()
 def frame(layer: Packet) -> bytes:
     """`layer` in whatever has to stand around it."""
     if isinstance(layer, Ether):
-        if layer.payload.name == "Raw":
+        if layer.payload.name == "Raw" and "type" not in layer.fields:
             layer.type = 0x88B5
         return bytes(layer)
     if isinstance(layer, IP | IPv6):
@@ -109,7 +123,8 @@ class Bench:
     def check_sums(self) -> None:
         """Each frame offered is under one rule, or was one that no rule could judge."""
         ring = self.fabric.quiet("one").rings[0]
-        unjudged = sum(ring.drops_consumed.get(cause, 0) for cause in ("malformed", "offload"))
+        passed = sum(count.passed for count in self.fabric.broker.vm("firewall").unparsed)
+        unjudged = passed + sum(ring.drops_consumed.get(cause, 0) for cause in ("malformed", "offload"))
         assert sum(self.fabric.rules("firewall").values()) + unjudged == ring.offered - sum(
             ring.drops_produced.values()
         )
@@ -158,6 +173,39 @@ def test_frames_that_cannot_be_judged_are_counted_as_malformed_and_go_nowhere(be
     assert bench.offer([cut_tcp, good, wrong_length, tiny_fragment, good]) == [good, good]
     assert bench.fabric.ring("one").drops_consumed == {"malformed": 3}
     assert bench.fabric.rules("firewall") == {"default": 2}
+
+
+UNJUDGED = {
+    # the parser's name, and a frame that has it
+    "vlan": ETHER / Dot1Q(vlan=5) / Dot1Q(vlan=6) / Dot1Q(vlan=7) / IP() / UDP(),
+    "source_route": ETHER / IP(options=[IPOption_LSRR(routers=["10.8.0.9"])]) / UDP(),
+    "too_long": ETHER / IPv6() / IPv6ExtHdrDestOpt(len=31, options=[PadN(optdata=bytes(252))]) / UDP(),
+    "extension": ETHER / reduce(truediv, [IPv6(), *(IPv6ExtHdrDestOpt() for _ in range(9)), UDP()]),
+    "jumbogram": ETHER / IPv6(plen=0) / IPv6ExtHdrHopByHop(options=[Jumbo(jumboplen=70000)]) / UDP(),
+    "arp": ETHER / ARP(hwlen=7) / CONTENT,
+    "ip_length": ETHER / IP(len=0) / UDP() / CONTENT,
+    "transport": ETHER / IP() / UDP(len=400) / CONTENT,
+    "fragment": ETHER / IP(frag=1, proto=6) / CONTENT,
+    "tiny_fragment": ETHER / IP(flags="MF", proto=6) / Raw(bytes(8)),
+    "ip_version": ETHER / IP(version=5) / UDP(),
+}
+
+
+def unparsed_counts(fabric: Fabric) -> dict[str, tuple[int, int]]:
+    return {count.cause: (count.dropped, count.passed) for count in fabric.broker.vm("firewall").unparsed}
+
+
+def test_what_cannot_be_judged_is_counted_by_its_cause_and_passes_where_the_user_says_so(bench: Bench) -> None:
+    frames = [bytes(layer) for layer in UNJUDGED.values()]
+    assert bench.offer(frames) == []
+    assert unparsed_counts(bench.fabric) == dict.fromkeys(UNJUDGED, (1, 0))
+    bench.fabric.apply(fabric_text('unparsed = "allow"', default="deny"))
+    assert bench.offer([*frames, frame(UDP())]) == frames
+    assert unparsed_counts(bench.fabric) == dict.fromkeys(UNJUDGED, (1, 1))
+    assert bench.fabric.ring("one").drops_consumed == {"malformed": len(frames), "policy": 1}
+    printed = run_ringway("show", "--runtime", str(bench.fabric.runtime)).stdout
+    assert "frames whose headers cannot be judged" in printed
+    assert "tiny_fragment" in printed
 
 
 def send_with_offload(port: Port, content: bytes, csum_start: int, csum_offset: int) -> None:

@@ -14,6 +14,10 @@ from ringway.control.rules import Rule, RuleCause, RuleError, RuleText, check, c
 PORTS = ("inside", "outside")
 
 
+TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "ah": 51, "l2tp": 115, "mpls-in-ip": 137}
+UNOPENED = {"mpls": 0x8847, "mpls-multicast": 0x8848, "pppoe-discovery": 0x8863, "pppoe": 0x8864, "802.3": 0}
+
+
 def rule_of(**parts: Any) -> Rule:
     table = {"name": "r", "action": "deny"} | {key.rstrip("_"): value for key, value in parts.items()}
     return check(msgspec.convert(table, RuleText), PORTS)
@@ -48,6 +52,15 @@ def test_a_rule_without_parts_matches_anything() -> None:
         ({"protocol": "tcp", "destination_port": "1024-65535"}, {"protocol": 6, "destination_port": (1024, 65535)}),
         ({"protocol": "tcp", "destination_port": "0"}, {"protocol": 6, "destination_port": (0, 0)}),
         ({"protocol": "tcp", "tcp_flags": "SYN,!ACK"}, {"protocol": 6, "tcp_mask": 18, "tcp_value": 2}),
+        (
+            {"protocol": "icmp", "icmp_type": 8, "icmp_code": 0},
+            {"protocol": 1, "ether": 0x0800, "icmp_type": 8, "icmp_code": 0},
+        ),
+        ({"protocol": "icmpv6", "icmp_type": 135}, {"protocol": 58, "ether": 0x86DD, "icmp_type": 135}),
+        ({"vlan": 0}, {"vlan": 0}),
+        ({"vlan": 4094, "ether": "arp"}, {"vlan": 4094, "ether": 0x0806}),
+        *(({"protocol": name}, {"protocol": number}) for name, number in TUNNELS.items()),
+        *(({"ether": name}, {"ether": number}) for name, number in UNOPENED.items()),
         ({"protocol": "tcp", "tcp_flags": " cwr , !ece"}, {"protocol": 6, "tcp_mask": 192, "tcp_value": 128}),
     ],
 )
@@ -89,6 +102,12 @@ def test_a_rule_comes_to_plain_values(parts: dict[str, Any], expected: dict[str,
             for text in (-1, 65536, "9-8", "1-", "-1", "http", "1-2-3", " 1", "")
         ),
         ({"tcp_flags": "SYN"}, RuleCause.TCP_FLAGS, "tcp_flags"),
+        ({"icmp_type": 8}, RuleCause.ICMP, "icmp_type"),
+        ({"protocol": "tcp", "icmp_code": 8}, RuleCause.ICMP, "icmp_code"),
+        ({"protocol": "icmp", "icmp_type": 256}, RuleCause.ICMP, "icmp_type"),
+        ({"protocol": "icmpv6", "icmp_code": -1}, RuleCause.ICMP, "icmp_code"),
+        ({"vlan": 4095}, RuleCause.VLAN, "vlan"),
+        ({"vlan": -1}, RuleCause.VLAN, "vlan"),
         ({"protocol": "udp", "tcp_flags": "SYN"}, RuleCause.TCP_FLAGS, "tcp_flags"),
         *(
             ({"protocol": "tcp", "tcp_flags": text}, RuleCause.TCP_FLAGS, "tcp_flags")

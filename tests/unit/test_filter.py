@@ -26,6 +26,9 @@ class Rule:
     destination_port: tuple[int, int] | None = None
     tcp_mask: int = 0
     tcp_value: int = 0
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    vlan: int | None = None
 
 
 TELNET = Rule("no-telnet", ether=0x0800, protocol=6, destination_port=(23, 23))

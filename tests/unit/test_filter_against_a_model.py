@@ -11,8 +11,8 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
@@ -36,6 +36,9 @@ class Rule:
     destination_port: tuple[int, int] | None
     tcp_mask: int
     tcp_value: int
+    icmp_type: int | None
+    icmp_code: int | None
+    vlan: int | None
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,14 @@ class Sent:
 
     from_port: str
     ether: int
-    vlans: int = 0
+    vlans: tuple[int, ...] = ()  # ids, the outer one first
     source: str | None = None
     destination: str | None = None
     protocol: int | None = None
     source_port: int = 0
     destination_port: int = 0
     tcp_flags: int = 0
+    icmp: tuple[int, int] | None = None  # type and code, where the frame has them
     extensions: int = 0
     fragment: str = "whole"  # whole, first, later
 
@@ -73,6 +77,12 @@ def agrees(rule: Rule, sent: Sent) -> bool:
     if rule.from_port not in (None, sent.from_port) or rule.ether not in (None, sent.ether):
         return False
     if rule.protocol not in (None, sent.protocol):
+        return False
+    if rule.vlan not in (None, next((vlan for vlan in sent.vlans if vlan), 0)):
+        return False
+    if rule.icmp_type is not None and (sent.icmp is None or sent.icmp[0] != rule.icmp_type):
+        return False
+    if rule.icmp_code is not None and (sent.icmp is None or sent.icmp[1] != rule.icmp_code):
         return False
     if not within(sent.source, rule.source) or not within(sent.destination, rule.destination):
         return False
@@ -97,7 +107,8 @@ def transport(sent: Sent) -> Packet:
         return TCP(sport=sent.source_port, dport=sent.destination_port, flags=sent.tcp_flags, options=[("MSS", 1400)])
     if sent.protocol == UDP_NUMBER:
         return UDP(sport=sent.source_port, dport=sent.destination_port)
-    return ICMP() if sent.version == 4 else ICMPv6EchoRequest()
+    assert sent.icmp is not None
+    return Raw(bytes((*sent.icmp, *bytes(14))))
 
 
 def ip4(sent: Sent) -> Packet:
@@ -111,19 +122,23 @@ def ip4(sent: Sent) -> Packet:
 
 def ip6(sent: Sent) -> Packet:
     packet: Packet = IPv6(src=sent.source, dst=sent.destination)
+    if not sent.extensions and sent.fragment == "whole" and sent.icmp is not None:
+        packet.nh = sent.protocol
     for number in range(sent.extensions):
         packet /= IPv6ExtHdrHopByHop() if number == 0 else IPv6ExtHdrDestOpt()
+        if number == sent.extensions - 1 and sent.icmp is not None:
+            packet.lastlayer().nh = sent.protocol if sent.fragment == "whole" else 44
     if sent.fragment == "later":
         return packet / IPv6ExtHdrFragment(nh=sent.protocol, offset=100) / Raw(b"\xa5" * 40)
     if sent.fragment == "first":
-        packet /= IPv6ExtHdrFragment(m=1)
+        packet /= IPv6ExtHdrFragment(m=1, nh=sent.protocol)
     return packet / transport(sent) / Raw(b"payload")
 
 
 def build(sent: Sent) -> bytes:
     packet: Packet = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
-    for number in range(sent.vlans):
-        packet /= Dot1Q(vlan=number + 1)
+    for vlan in sent.vlans:
+        packet /= Dot1Q(vlan=vlan)
     if sent.version == 4:
         packet /= ip4(sent)
     elif sent.version == 6:
@@ -153,18 +168,21 @@ def prefixes(draw: st.DrawFn, version: int) -> str:
 
 ports = st.integers(0, 5) | st.sampled_from((1023, 1024, 65535))
 flags = st.integers(0, 255)
+vlans_few = st.sampled_from((0, 1, 2, 4094))
+icmp_few = st.sampled_from((0, 3, 8, 128, 255))
 
 
 @st.composite
 def sent_frames(draw: st.DrawFn) -> Sent:
-    from_port, vlans = draw(st.sampled_from(PORTS)), draw(st.integers(0, 2))
+    from_port, vlans = draw(st.sampled_from(PORTS)), tuple(draw(st.lists(vlans_few, max_size=2)))
     ether = draw(st.sampled_from((0x0800, 0x0800, 0x86DD, 0x86DD, 0x0806, 0x88CC)))
     version = {0x0800: 4, 0x86DD: 6}.get(ether, 0)
     if version == 0:
         return Sent(from_port, ether, vlans)
     protocol = draw(st.sampled_from((TCP_NUMBER, UDP_NUMBER, ICMP_NUMBER if version == 4 else ICMP6_NUMBER)))
     fragment = draw(st.sampled_from(("whole", "whole", "first", "later")))
-    has_ports = fragment != "later" and protocol in (TCP_NUMBER, UDP_NUMBER)
+    is_icmp = protocol in (ICMP_NUMBER, ICMP6_NUMBER)
+    has_ports = fragment != "later" and not is_icmp
     return Sent(
         from_port,
         ether,
@@ -175,6 +193,7 @@ def sent_frames(draw: st.DrawFn) -> Sent:
         source_port=draw(ports) if has_ports else 0,
         destination_port=draw(ports) if has_ports else 0,
         tcp_flags=draw(flags) if has_ports and protocol == TCP_NUMBER else 0,
+        icmp=draw(st.tuples(icmp_few, icmp_few)) if is_icmp and fragment != "later" else None,
         extensions=draw(st.integers(0, 3)) if version == 6 else 0,
         fragment=fragment,
     )
@@ -199,6 +218,9 @@ def rules(draw: st.DrawFn, number: int) -> Rule:
         destination_port=draw(ranges) if has_ports else None,
         tcp_mask=mask,
         tcp_value=mask & draw(flags),
+        icmp_type=draw(st.none() | icmp_few) if protocol in (ICMP_NUMBER, ICMP6_NUMBER) else None,
+        icmp_code=draw(st.none() | icmp_few) if protocol in (ICMP_NUMBER, ICMP6_NUMBER) else None,
+        vlan=draw(st.none() | vlans_few),
     )
 
 
@@ -242,7 +264,7 @@ def test_the_parser_reads_what_scapy_was_asked_to_build(sent: Sent) -> None:
     headers: Any = ffi.new("struct rway_headers *")
     judged = frame[: lib.RWAY_HEADERS_MAX]
     assert lib.rway_parse(judged, len(judged), len(frame), headers) == lib.RWAY_WELL_FORMED
-    assert (headers.ether, headers.vlan_count, headers.ip_version) == (sent.ether, sent.vlans, sent.version)
+    assert (headers.ether, headers.vlan_count, headers.ip_version) == (sent.ether, len(sent.vlans), sent.version)
     if sent.version != 0:
         size = 4 if sent.version == 4 else 16
         assert bytes(headers.source)[:size] == ipaddress.ip_address(str(sent.source)).packed
@@ -250,6 +272,9 @@ def test_the_parser_reads_what_scapy_was_asked_to_build(sent: Sent) -> None:
         assert headers.protocol == sent.protocol
     assert (headers.source_port, headers.destination_port) == (sent.source_port, sent.destination_port)
     assert headers.tcp_flags == sent.tcp_flags
+    assert headers.vlan == next((vlan for vlan in sent.vlans if vlan), 0)
+    assert bool(headers.flags & lib.RWAY_HEADERS_ICMP) == (sent.icmp is not None)
+    assert (headers.icmp_type, headers.icmp_code) == (sent.icmp or (0, 0))
 
 
 @settings(max_examples=200, deadline=None)
