@@ -182,7 +182,7 @@ void rway_filter_reader_remove(struct rway_filter *filter, uint32_t reader);
 const struct rway_filter_table *rway_filter_enter(struct rway_filter *filter, uint32_t reader,
                                                   struct rway_rule_counts **counts);
 
-/* The reader's own counts, for its thread, as long as it is a reader; and the sum over all. Any thread may ask for that. */
+/* The reader's own counts, for its thread; and the sum over all readers, for any thread. */
 struct rway_unparsed_counts *rway_filter_unparsed(struct rway_filter *filter, uint32_t reader);
 void rway_filter_unparsed_counts(const struct rway_filter *filter, struct rway_unparsed_counts *out);
 
