@@ -15,6 +15,7 @@ import errno
 import hashlib
 import os
 import re
+import resource
 import socket
 import struct
 from collections.abc import Collection, Iterator
@@ -25,6 +26,7 @@ from typing import Any, Final
 from ringway.agent.errors import AgentCause, AgentError
 
 # linux/netlink.h, linux/rtnetlink.h
+_NETLINK_FDS: Final = 12  # that a connection of Netlink's library takes, with some room
 _NLMSG_ERROR, _NLMSG_DONE, _RTM_GETLINK, _DUMP = 2, 3, 18, 0x301
 _MARK: Final = re.compile(r"ringway ([0-9a-f]{16}) ([a-z0-9_-]+) link ([0-9]+)")
 
@@ -70,12 +72,25 @@ def refusals(what: str) -> Iterator[None]:
     """What the kernel refuses, as AgentError with the remedy."""
     from pyroute2.netlink.exceptions import NetlinkError
 
+    _need_descriptors(what)
     try:
         yield
     except (NetlinkError, OSError) as error:
         message = f"{what} failed: {error}"
         if (error.code if isinstance(error, NetlinkError) else error.errno) == errno.EPERM:
             message += "; it takes CAP_NET_ADMIN in this network namespace"
+        raise AgentError(AgentCause.INTERFACE, message) from None
+
+
+def _need_descriptors(what: str) -> None:
+    """Netlink's library, and the event loop in it, end in tracebacks where they run out of descriptors."""
+    try:
+        with contextlib.ExitStack() as spare:
+            for _ in range(_NETLINK_FDS):
+                spare.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        message = f"{what} failed: {error.strerror}: this process may have {most}: raise its ulimit -n (LimitNOFILE)"
         raise AgentError(AgentCause.INTERFACE, message) from None
 
 

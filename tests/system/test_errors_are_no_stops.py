@@ -193,4 +193,4 @@ ends = ["left.p", "right.p"]
     done = subprocess.run([*command, "--runtime", str(fabric.runtime)], capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr, done.stderr
     if "ready" not in done.stderr or "failed" in done.stderr:
-        assert "open files" in done.stderr, done.stderr
+        assert "ulimit -n" in done.stderr, done.stderr
