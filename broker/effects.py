@@ -12,6 +12,7 @@ from typing import Final
 from ringway.broker.config import MIB, LinkConfig
 from ringway.broker.fabric import Effect, MakeLink, RemoveLink
 from ringway.broker.keeping import Keeping, close_all, link_key
+from ringway.broker.memory import available, huge_available
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.shm import RefusalCause, RegionError, carried_from, create_region, make_bell
@@ -75,6 +76,44 @@ def descriptors_of(link: LinkConfig) -> int:
     return 1 + 8 * link.geometry.queues + CONNECTIONS + LIFELINES
 
 
+def ordinary_memory(links: Sequence[LinkConfig]) -> int:
+    """What they take that does not come out of the pool of huge pages. In their order, as they are made."""
+    pool, wanted = huge_available(), 0
+    for link in links:
+        shape = link.shape()
+        if link.huge_pages and shape.region_size <= pool:
+            pool -= shape.region_size
+        else:
+            wanted += shape.memory
+    return wanted
+
+
+def check_memory(wanted: int) -> None:
+    """ControlError when there is less. What replaced links give back does not count: new ones are made first."""
+    there = available() if wanted else None
+    if there is not None and wanted > there.bytes:
+        message = (
+            f"the links to be made need {wanted / MIB:.1f} MiB of memory, and {there}. Make fewer or smaller links "
+            f"(queues, slots, slot_payload), remove others in an apply before, or {there.remedy}; "
+            "nothing has been changed"
+        )
+        raise ControlError(Cause.LIMIT, message)
+
+
+def memory_notes(links: Sequence[LinkConfig]) -> list[str]:
+    """What this host says to a fabric with these links, for a process in this one's control groups."""
+    wanted = ordinary_memory(links)
+    there = available()
+    if there is None:
+        return []
+    notes = [f"memory: {wanted / MIB:.1f} MiB for all links; here {there}"]
+    try:
+        check_memory(wanted)
+    except ControlError as refusal:
+        notes.append(f"note: a broker here would refuse it now: {refusal.message}")
+    return notes
+
+
 def raise_descriptor_limit() -> int:
     """Soft limit to the hard one. How many descriptors this process may have; ControlError for too few for any link."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -101,7 +140,7 @@ class Resources:
 
         Returns notes for the user.
         """
-        self._check_descriptors(effects)
+        self.check(effects)
         made: list[int] = []
         notes: list[str] = []
         try:
@@ -120,6 +159,11 @@ class Resources:
             if isinstance(effect, RemoveLink):
                 self._drop(effect.link_id)
         return notes
+
+    def check(self, effects: Sequence[Effect]) -> None:
+        """ControlError when there is not enough here for what is to be made."""
+        self._check_descriptors(effects)
+        check_memory(ordinary_memory([effect.config for effect in effects if isinstance(effect, MakeLink)]))
 
     def adopt(self, link_id: int, config: LinkConfig, descriptors: Sequence[int]) -> bool:
         """Take over what a broker before this one has made. False, and all closed, when it is not what it should be."""
@@ -175,6 +219,8 @@ class Resources:
                 if error.cause is not RefusalCause.NO_HUGE:
                     raise
         if not held.huge:
+            if effect.config.huge_pages:  # may have been counted on: then these bytes were not
+                check_memory(effect.config.shape().memory)
             held.region_fd = create_region(geometry, effect.link_id, carried=carried)
         held.owned.append(held.region_fd)
 

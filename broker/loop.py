@@ -248,7 +248,9 @@ class Loop:
 
     def _planned(self, request: Plan) -> Planned:
         config = parse_config(request.text, request.name)
+        self._router.check_room(len(config.vms))
         plan = self._fabric.plan(config, self._troubles())
+        self._resources.check(plan.effects)
         held = {name: self._resources.links.get(link.link_id) for name, link in self._fabric.links.items()}
         gone = sum(lost.memory for name in (*plan.removed, *plan.replaced) if (lost := held[name]) is not None)
         return Planned(

@@ -145,6 +145,7 @@ def plan(file: Path, runtime: Path | None) -> None:
 def check(file: Path) -> None:
     """Check FILE without a broker."""
     from ringway.broker.checks import read_config
+    from ringway.broker.effects import memory_notes
 
     config = read_config(file)
     click.echo(f"{printable(str(file))}: good: {len(config.vms)} VMs, {len(config.links)} links")
@@ -156,6 +157,8 @@ def check(file: Path) -> None:
         if vm.stack is not None and vm.stack.connections:
             memory = f"{connections_size(vm.stack.connections) / (1 << 20):.1f} MiB"
             click.echo(f"VM {vm.name}: its agent remembers {vm.stack.connections} connections, {memory}")
+    for line in memory_notes(list(config.links.values())):
+        click.echo(line)
 
 
 @commands.command()

@@ -23,6 +23,7 @@ from ringway.control.messages import (
     FROM_BROKER,
     PUSHED,
     REVISION,
+    Apply,
     Ask,
     Cause,
     ErrorReply,
@@ -99,9 +100,12 @@ class Connection:
         deadline = time.monotonic() + timeout
         while self.socket.poll(int(max(deadline - time.monotonic(), 0) * 1000), zmq.POLLOUT):
             with contextlib.suppress(zmq.Again):  # the connection was lost between the two
-                self.socket.send(payload, zmq.NOBLOCK)
+                self._put(payload)
                 return
         raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} took no message for {timeout:g} s")
+
+    def _put(self, payload: bytes) -> None:
+        self.socket.send(payload, zmq.NOBLOCK)
 
     def _receive(self, timeout: float) -> wire.Received | None:
         if not self.socket.poll(int(max(timeout, 0) * 1000), zmq.POLLIN):
@@ -129,7 +133,8 @@ def _refuse(error: ErrorReply) -> ControlError:
 
 
 class Client(Connection):
-    """Asks one thing at a time. A broker that dies over it is asked again when it is back: requests may be repeated."""
+    """Asks one thing at a time. Where the broker dies over a question, the next one is asked again. Not so with Apply:
+    what killed the first broker would kill the next, and whoever gave the command has to know."""
 
     def call(self, request: Message, expected: type[Reply], timeout: float = CALL_TIMEOUT) -> Reply:
         request_id = wire.new_id()
@@ -137,10 +142,13 @@ class Client(Connection):
         self._send(request_id, request, timeout)
         while (left := deadline - time.monotonic()) > 0:
             zmq.select([self.socket, self.monitor], [], [], left)
-            if self.rejoined():
-                self._send(request_id, request, timeout)
+            back = self.rejoined()
             received = self._receive(0)
             if received is None:
+                if isinstance(request, Apply) and (back or self._lost):
+                    raise self._died_over_it()
+                if back:
+                    self._send(request_id, request, timeout)
                 continue
             if received.request_id not in (request_id, wire.NO_ID):
                 continue  # the answer to a call that was given up
@@ -150,6 +158,20 @@ class Client(Connection):
                 return received.message
             raise ControlError(Cause.PROTOCOL, f"the broker answered with a {type(received.message).__name__}")
         raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} did not answer within {timeout:g} s")
+
+    def _put(self, payload: bytes) -> None:
+        """Whatever was lost before is none of this message's business."""
+        self.rejoined()
+        self._lost = False
+        super()._put(payload)
+
+    def _died_over_it(self) -> ControlError:
+        message = (
+            f"the broker at {self._path} died over the apply, or hung up, before it answered; it happened as a whole "
+            "or not at all: start the broker again if nothing does, see with `ringway show` or `ringway plan` what it "
+            "has, and give the same command again if that is to be different"
+        )
+        return ControlError(Cause.NO_BROKER, message)
 
 
 class AgentSession(Connection):
