@@ -33,13 +33,17 @@ from ringway.control.messages import (
     Welcome,
     Withdrawn,
 )
-from ringway.control.names import PLAIN_NAME_RULE, is_plain_name
+from ringway.control.names import PLAIN_NAME_RULE, is_plain_name, printable
 from ringway.shm._native import lib
 
 _TEND_S = 1.0  # how often ports are looked at for what nobody tells
 _RETRY_S = 0.5
 # A broker that is not there yet, a fabric that is not applied yet, an agent before us that is not quite gone.
-_WORTH_WAITING = (Cause.NO_BROKER, Cause.UNKNOWN_VM, Cause.AGENT_EXISTS, Cause.TIMEOUT, Cause.BUSY)
+# So are a broker's limits, and failures that it did not foresee.
+_WORTH_WAITING = (
+    *(Cause.NO_BROKER, Cause.UNKNOWN_VM, Cause.AGENT_EXISTS, Cause.TIMEOUT, Cause.BUSY),
+    *(Cause.LIMIT, Cause.FAILED),
+)
 _VOID = (Cause.TICKET_WRONG, Cause.TICKET_USED, Cause.TICKET_EXPIRED, Cause.TICKET_MISMATCH)
 
 
@@ -69,7 +73,8 @@ class Agent:
         self._timeout = timeout
         self._runtime = Path(runtime)
         self._say = log
-        self._member = Member(vm, Owner.of(self._runtime, vm), spin_us, loops or lib.RWAY_QUEUES_MAX, self._log)
+        owner = Owner.of(self._runtime, vm)
+        self._member = Member(vm, owner, spin_us, loops or lib.RWAY_QUEUES_MAX, self._log, self._wake)
         self._session: AgentSession | None = None
         self._waits_for = ""  # as it was last said
         self._hello_due = False  # the broker is another one than we said hello to
@@ -77,6 +82,7 @@ class Agent:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable: look for lacking ports at once
 
     def _log(self, text: str) -> None:
         """Whatever the application's function does with it, the agent goes on."""
@@ -84,24 +90,33 @@ class Agent:
             self._say(text)
 
     def start(self) -> None:
-        """Say hello, wait for broker and fabric if need be, and attach what is offered. ControlError, AgentError."""
+        """Say hello, wait for broker and fabric if need be, and attach what is offered. ControlError, AgentError.
+
+        A port or a stack that cannot be made to run is logged, told the broker, and tried again: the others run.
+        """
         version = importlib.metadata.version("ringway")
         self._session = AgentSession(self._runtime, self.vm, version)
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        while not self._take_up_first(self._first_hello(self._session, deadline), deadline):
+        while not self._take_up_first(self._session, self._first_hello(self._session, deadline)):
             pass
         self._thread = threading.Thread(target=self._serve, args=(self._session,), name=f"agent {self.vm}", daemon=True)
         self._thread.start()
 
-    def _take_up_first(self, welcome: Welcome, deadline: float | None) -> bool:
-        """False when another hello is worth it: an apply came between and the tickets are void, or the broker died."""
+    def _take_up_first(self, session: AgentSession, welcome: Welcome) -> bool:
+        """False when another hello is worth it at once: an apply came between, and the tickets are void."""
+        error = self._take_up(session, welcome)
+        return not isinstance(error, ControlError) or error.cause not in _VOID
+
+    def _take_up(self, session: AgentSession, welcome: Welcome) -> Exception | None:
+        """What fails is logged by the member and tried again by `_tend`; the broker hears it as an answer."""
+        failure: Exception | None = None
         try:
             self._member.take_up(welcome.offers, welcome.stack)
-        except ControlError as error:
-            if error.cause not in _VOID:
-                self._wait(error, deadline)
-            return False
-        return True
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other ports run
+            failure = error
+        for request_id in session.superseded():
+            session.answer(request_id, Done() if failure is None else _failed(failure))
+        return failure
 
     def _first_hello(self, session: AgentSession, deadline: float | None) -> Welcome:
         while True:
@@ -151,11 +166,20 @@ class Agent:
                 os.write(self._stop_write, b"x")
 
     def stop(self) -> None:
-        """Stop all loops, detach all ports and leave; for good. Safe to call twice, by one thread."""
+        """Stop all loops, detach all ports and leave; for good. Safe to call twice, by one thread.
+
+        RegionHeldError when an application's thread does not let go of a port's region within 10 seconds: that port
+        stays attached, all else has ended, and another call tries again.
+        """
         self.interrupt()
         if self._thread is not None:
             self._thread.join()
-        self._member.close()
+        try:
+            self._member.close()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -165,8 +189,13 @@ class Agent:
                 before = signal.set_wakeup_fd(-1)
                 if before != self._stop_write:
                     signal.set_wakeup_fd(before)
-            os.close(self._stop_read)
-            os.close(self._stop_write)
+            for fd in (self._stop_read, self._stop_write, self._woken):
+                os.close(fd)
+
+    def _wake(self) -> None:
+        """The agent's thread, to ask for lacking ports; from any thread."""
+        with contextlib.suppress(OSError):  # it is awake, or the agent has stopped
+            os.eventfd_write(self._woken, 1)
 
     def __enter__(self) -> Self:
         try:
@@ -186,7 +215,8 @@ class Agent:
         while True:
             self._guarded(self._answer_all, session)
             poller = zmq.Poller()
-            for source in (session.socket, session.monitor, self._stop_read, *self._member.descriptors()):
+            sources = (session.socket, session.monitor, self._stop_read, self._woken, *self._member.descriptors())
+            for source in sources:
                 poller.register(source, zmq.POLLIN)
             carriers = self._member.follow_peers()
             until = tended + _TEND_S if carriers is None else min(carriers, tended + _TEND_S)
@@ -197,6 +227,9 @@ class Agent:
             self._guarded(partial(self._hear_ends, {key for key in ready if isinstance(key, int)}), session)
             if session.monitor in ready and session.rejoined():
                 self._hello_due = True
+            if self._woken in ready:
+                os.eventfd_read(self._woken)
+                self._hello_due |= self._member.lacks_ports()
             if self._hello_due:
                 self._guarded(self._hello_again, session)
             if time.monotonic() - tended >= _TEND_S:
@@ -237,8 +270,7 @@ class Agent:
                 member.set_port(message)
             return Done()
         except Exception as error:  # noqa: BLE001 - the broker is told, whatever it is
-            self._log(f"failed: {error}")
-            return ErrorReply(cause=Cause.FAILED, message=str(error))
+            return _failed(error)
 
     def _hello_again(self, session: AgentSession) -> None:
         """To a broker that has come back; links go on meanwhile. It may have no fabric: hello is said until it has."""
@@ -253,10 +285,14 @@ class Agent:
             return
         self._hello_due = False
         self._refused = ""
-        self._member.take_up(welcome.offers, welcome.stack)
+        self._take_up(session, welcome)
 
     def _tend(self, session: AgentSession) -> None:
         for notice in self._member.tend():
             session.notify(notice)
         if self._member.lacks_ports():
             self._hello_due = True  # which brings fresh tickets
+
+
+def _failed(error: Exception) -> ErrorReply:
+    return ErrorReply(cause=Cause.FAILED, message=printable(str(error)))

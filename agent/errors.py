@@ -11,7 +11,7 @@ class AgentCause(enum.StrEnum):
     NAME = "name"  # what no VM can be called
     NO_PORT = "no_port"  # the broker offers no such port
     NOT_LOCAL = "not_local"  # the port is driven by the agent itself, not by an application
-    WITHDRAWN = "withdrawn"  # the broker took the port's link away
+    WITHDRAWN = "withdrawn"  # the broker took the port's link away, or the application gave its end back
     STOPPED = "stopped"  # while it was starting
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from typing import NamedTuple
 
 from ringway.control.handover import Handover, hear
@@ -22,9 +23,10 @@ class PeerEvent(NamedTuple):
 
 
 class Lifeline:
-    """One thread at a time. It owns its descriptors from here on."""
+    """It owns its descriptors from here on. Any thread may call it: an application may detach while the agent looks."""
 
     def __init__(self, handover: Handover) -> None:
+        self._lock = threading.RLock()
         self._connection: socket.socket | None = handover.connection
         self._own_fd = handover.life_fd
         self._peer_fd = -1
@@ -35,24 +37,27 @@ class Lifeline:
 
     def descriptors(self) -> list[int]:
         """What to poll for reading."""
-        found = [self._connection.fileno()] if self._connection is not None else []
-        return [*found, self._peer_fd] if self._peer_fd >= 0 else found
+        with self._lock:
+            found = [self._connection.fileno()] if self._connection is not None else []
+            return [*found, self._peer_fd] if self._peer_fd >= 0 else found
 
     def on_readable(self, fd: int) -> PeerEvent | None:
         """One of the descriptors is readable or has hung up. ControlError when the broker says what is no word."""
-        if fd == self._peer_fd:
-            self._end_peer()
-            return PeerEvent(False, self._incarnation)
-        if self._connection is not None and fd == self._connection.fileno():
-            return self._hear(self._connection)
-        return None
+        with self._lock:
+            if fd == self._peer_fd:
+                self._end_peer()
+                return PeerEvent(False, self._incarnation)
+            if self._connection is not None and fd == self._connection.fileno():
+                return self._hear(self._connection)
+            return None
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self._end_peer()
-        self._take_own(-1)
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            self._end_peer()
+            self._take_own(-1)
 
     def _hear(self, connection: socket.socket) -> PeerEvent | None:
         try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 from msgspec.structs import replace
 
 from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.forwarder import Forwarder
 from ringway.agent.interface import Owner, remove_orphans
 from ringway.agent.lifeline import PeerEvent
 from ringway.agent.port import Port
@@ -26,51 +27,91 @@ from ringway.control.messages import (
     Told,
     UnparsedCount,
 )
-from ringway.control.rules import Stack, Timeouts
-from ringway.shm import BreakCause
+from ringway.control.names import printable
+from ringway.control.rules import Stack
+from ringway.shm import BreakCause, RegionHeldError
 from ringway.stack.filter import Filter
 
 Log = Callable[[str], None]
 Problem = tuple[Literal["broken", "failed", "attached"], str]  # attached: it works, but for what the cause says
 
-_CAUSE_MAX = 128  # characters of a notice's cause
+_CAUSE_MAX = 512  # characters of a notice's cause
+_NOTICES_MAX = 256  # kept for the broker; the latest count
+_LET_GO_S = 1.0  # how long the others wait for whoever still uses a region that was taken away
+_STOP_S = 10.0  # and how long the end of all does
+_NEXT_STACK_S = 10.0  # between attempts to replace a stack that runs, each of which stops it for a moment
 
 
 class Member:
     """All methods may be called from any thread; each leaves the ports run as far as they can be.
 
-    What fails does not keep the rest from running: the first error is raised when all has been tried.
+    What fails does not keep the rest from running: the first error is raised when all has been tried. It is logged
+    here, once, and `told` says it for as long as it lasts.
     """
 
-    def __init__(self, vm: str, owner: Owner, spin_us: int, most_loops: int, log: Log) -> None:
-        """`owner`: of the interfaces that this VM's agents leave to each other."""
+    def __init__(
+        self,
+        vm: str,
+        owner: Owner,
+        spin_us: int,
+        most_loops: int,
+        log: Log,
+        on_lack: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`owner`: of the interfaces that this VM's agents leave to each other.
+
+        `on_lack` is called when a port has to be offered once more, for `lacks_ports`.
+        """
         self.vm = vm
         self._owner = owner
         self._spin_us = spin_us
         self._most_loops = most_loops
         self._log = log
+        self._on_lack = on_lack
         self._changed = threading.Condition()  # guards all below; notified when ports come or go
         self._ports: dict[str, Port] = {}
-        self._runners: list[Runner] = []
+        self._runners: list[TapRunner] = []
         self._stack: Stack | None = None
-        self._filter: Filter | None = None
-        self._filtered: Stack | None = None  # whose rules are in force
-        self._remembers = (0, Timeouts())  # how many connections, and for how long: the filter's
-        self._stack_problem = ""
         self._awaited: dict[str, str] = {}  # interfaces of ports that are to be attached, by port
-        self._lacking: set[str] = set()  # ports that were offered and could not be attached
+        self._forwarder: Forwarder | None = None
+        self._next_stack_at = 0.0  # when a stack that could not be made is tried again (monotonic)
+        self._stack_error: Exception | None = None
+        self._lacking: dict[str, tuple[Offer, str]] = {}  # what was offered and could not be attached, and why
+        self._leaving: list[Port] = []  # taken away, and held by somebody who has not let go yet
         self._problems: dict[str, Problem] = {}  # by port: what does not work, as last looked at
+        self._notices: list[Notice] = []  # that the broker has not been told yet
 
     def port(self, name: str, timeout: float) -> Port:
-        """A local port of this VM, waiting until the broker has offered it. AgentError: NO_PORT, NOT_LOCAL."""
+        """A local port of this VM, waiting until the broker has offered it. AgentError: NO_PORT, NOT_LOCAL.
+
+        One that an application has detached is asked for again.
+        """
         with self._changed:
+            if self._ask_again(name):
+                self._on_lack()
             if not self._changed.wait_for(lambda: name in self._ports, timeout):
-                known = ", ".join(sorted(self._ports)) or "none"
-                message = f"VM {self.vm} has no linked port {name!r}; it has: {known}. Look at `ringway show`"
-                raise AgentError(AgentCause.NO_PORT, message)
+                raise self._no_port(name)
             port = self._ports[name]
             port.give_out()
             return port
+
+    def _no_port(self, name: str) -> AgentError:
+        if name in self._lacking:
+            offer, why = self._lacking[name]
+            message = f"port {name!r} of VM {self.vm} could not be attached to link {offer.link}: {why}"
+            return AgentError(AgentCause.NO_PORT, f"{message}; it is tried again each second")
+        known = ", ".join(sorted(self._ports)) or "none"
+        message = f"VM {self.vm} has no linked port {name!r}; it has: {known}. Look at `ringway show`"
+        return AgentError(AgentCause.NO_PORT, message)
+
+    def _ask_again(self, name: str) -> bool:
+        """Is it a port whose end the application gave back? Then it is lacking from now on."""
+        port = self._ports.get(name)
+        if port is None or port.attached:
+            return False
+        del self._ports[name]
+        self._lacking[name] = (port.offer, "it was detached, and the broker has not offered it again yet")
+        return True
 
     def take_up(self, offers: Sequence[Offer], stack: Stack | None) -> None:
         """Make the ports those of the offers; what is attached already and meant to stay, stays."""
@@ -87,7 +128,7 @@ class Member:
             self._awaited = {offer.port: offer.interface for offer in fresh if offer.interface is not None}
             errors += [self._try(self._set_port, offer) for offer in kept]
             errors += [self._try(self._attach, offer) for offer in fresh]
-            self._stack = stack
+            self._want(stack)
             try:
                 self._run(errors)
             finally:
@@ -100,16 +141,18 @@ class Member:
     def withdraw(self, name: str, link_id: int, replaced: bool = False) -> None:
         """`replaced`: the port is to be offered again with another link, and its interface stays for that."""
         with self._changed:
-            self._lacking.discard(name)
+            errors: list[Exception | None] = []
+            if name in self._lacking and self._lacking[name][0].link_id == link_id:
+                del self._lacking[name]
             self._awaited.pop(name, None)
             port = self._ports.get(name)
             if port is not None and port.offer.link_id == link_id:
-                self._drop(name)
+                errors.append(self._try(self._drop, name))
                 self._log(f"detached port {name} from link {port.offer.link}")
                 if replaced and port.offer.interface is not None:
                     self._awaited[name] = port.offer.interface
                 self._remove_orphans()
-            self._run([])
+            self._run(errors)
 
     def set_port(self, settings: SetPort) -> None:
         """Change a tap port's settings; its link stays."""
@@ -126,38 +169,24 @@ class Member:
 
     def set_stack(self, stack: Stack | None) -> None:
         with self._changed:
-            self._stack = stack
+            self._want(stack)
             self._run([])
 
     def tend(self) -> list[Notice]:
-        """Look after what nobody tells: broken rings, interfaces that went away or could not be made before."""
+        """Look after what nobody tells: broken rings, interfaces that went away or could not be made before.
+
+        What the broker is to hear of that, and of what was found before.
+        """
         with self._changed:
             for runner in [runner for runner in self._runners if runner.failed()]:
                 self._close(runner)
-            problems: dict[str, Problem] = {name: ("broken", port.broken.name.lower()) for name, port in self._broken()}
-            for port in list(self._ports.values()):
-                error = self._try(self._run_tap, port)
-                if error is not None:
-                    problems[port.name] = ("failed", _plain(str(error)))
-            for runner in self._taps():
-                self._try(runner.try_again)
-                if runner.problem:
-                    problems.setdefault(runner.ports[0].name, ("attached", _plain(runner.problem)))
-            error = self._try(self._run_stack)
-            if error is not None and str(error) != self._stack_problem:
-                self._log(f"the stack does not run: {error}")
-            self._stack_problem = str(error or "")
-            new = [(name, problem) for name, problem in problems.items() if self._problems.get(name) != problem]
-            self._problems = problems
-            return [self._notice(name, *problem) for name, problem in new]
-
-    def _broken(self) -> list[tuple[str, Port]]:
-        return [(name, port) for name, port in self._ports.items() if port.broken is not BreakCause.WHOLE]
-
-    def _notice(self, name: str, state: Literal["broken", "failed", "attached"], cause: str) -> Notice:
-        link = self._ports[name].offer.link
-        self._log(f"port {name} of link {link}: {state}: {cause}")
-        return Notice(port=name, link=link, event="problem" if state == "attached" else state, cause=cause)
+            for tap in self._runners:
+                self._try(tap.try_again)
+            for port in list(self._leaving):
+                self._try(self._let_go, port, 0.0)
+            self._run_all()
+            notices, self._notices = self._notices, []
+            return notices
 
     def _port_told(self, port: Port) -> PortTold:
         found: Problem | None = self._problems.get(port.name)
@@ -166,7 +195,7 @@ class Member:
         link = port.offer.link
         if found is not None and found[0] != "attached":
             return PortTold(port.name, link, *found)
-        told = next((runner.told() for runner in self._taps() if runner.ports == (port,)), "")
+        told = next((runner.told() for runner in self._runners if runner.ports == (port,)), "")
         return PortTold(port.name, link, "attached", _plain(told))
 
     def link_ids(self) -> list[int]:
@@ -200,7 +229,7 @@ class Member:
     def follow_peers(self) -> float | None:
         """Let carriers be what peers are. The time (monotonic, seconds) to look again, if one is waited for."""
         with self._changed:
-            deadlines = [runner.follow_peer(time.monotonic()) for runner in self._taps()]
+            deadlines = [runner.follow_peer(time.monotonic()) for runner in self._runners]
             return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def lacks_ports(self) -> bool:
@@ -210,27 +239,52 @@ class Member:
     def told(self) -> Told:
         """What a broker that asks gets to know."""
         with self._changed:
-            rules = self._filter.counts() if self._filter is not None else []
-            connections = self._filter.connections() if self._filter is not None else None
+            judge = self._forwarder.filter if self._forwarder is not None else None
+            rules = judge.counts() if judge is not None else []
+            connections = judge.connections() if judge is not None else None
+            lacking = [
+                PortTold(name, offer.link, "failed", _plain(why)) for name, (offer, why) in self._lacking.items()
+            ]
             return Told(
-                ports=[self._port_told(port) for port in self._ports.values()],
-                loops=[LoopTold(loop.name, loop.counts()) for runner in self._runners for loop in runner.loops],
+                ports=[self._port_told(port) for port in self._ports.values() if port.attached] + lacking,
+                loops=[LoopTold(loop.name, loop.counts()) for runner in self._all_runners() for loop in runner.loops],
                 rules=[RuleCount(rule.name, rule.frames, rule.bytes) for rule in rules],
                 connections=Connections(**dataclasses.asdict(connections)) if connections else None,
-                unparsed=[UnparsedCount(*count) for count in self._filter.unparsed()] if self._filter else [],
+                unparsed=[UnparsedCount(*count) for count in judge.unparsed()] if judge is not None else [],
+                problem=printable(self._stack_problem()),
             )
 
     def close(self) -> None:
-        """Stop all loops and detach all ports. Safe to call twice."""
+        """Stop all loops and detach all ports. Safe to call twice.
+
+        RegionHeldError when somebody does not let go of a region: all else is closed by then, and the next call tries
+        those ports again.
+        """
         with self._changed:
-            for name in list(self._ports):
-                self._drop(name)
-            self._stack = None
-            self._run_stack()
+            self._want(None)
+            errors = [self._try(self._close_forwarder)]
+            errors += [self._try(self._close, runner) for runner in list(self._runners)]
+            self._leaving += self._ports.values()
+            self._ports.clear()
+            self._lacking.clear()
+            self._problems.clear()
+            self._changed.notify_all()
+            # Those that nobody holds do not wait for those that somebody does.
+            deadline = time.monotonic() + _STOP_S
+            errors += [self._try(self._let_go, port, 0.0) for port in list(self._leaving)]
+            errors = [error for error in errors if not isinstance(error, RegionHeldError)]
+            held: list[str] = []
+            for port in list(self._leaving):
+                error = self._try(self._let_go, port, max(0.0, deadline - time.monotonic()))
+                if isinstance(error, RegionHeldError):
+                    held += [f"{holder} (port {port.name})" for holder in error.holders]
+                else:
+                    errors.append(error)
+            _raise_first([RegionHeldError(held, _STOP_S) if held else None, *errors])
 
     # `_changed` is held from here on.
 
-    def _try(self, step: Callable[..., None], *arguments: object) -> Exception | None:
+    def _try(self, step: Callable[..., object], *arguments: object) -> Exception | None:
         try:
             step(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ports are to run
@@ -238,9 +292,12 @@ class Member:
         return None
 
     def _attach(self, offer: Offer) -> None:
-        self._lacking.add(offer.port)
-        self._ports[offer.port] = Port(self.vm, offer)
-        self._lacking.discard(offer.port)
+        try:
+            self._ports[offer.port] = Port(self.vm, offer)
+        except BaseException as error:
+            self._lacking[offer.port] = (offer, str(error))
+            raise
+        self._lacking.pop(offer.port, None)
         self._awaited.pop(offer.port, None)
         self._log(f"attached port {offer.port} to link {offer.link} as side {'ab'[offer.side]}")
 
@@ -248,34 +305,88 @@ class Member:
         port = self._ports.pop(name, None)
         if port is None:
             return
+        self._problems.pop(name, None)
+        self._leaving.append(port)
+        if self._forwarder is not None:
+            self._forwarder.let_go(port)
         for runner in [runner for runner in self._runners if port in runner.ports]:
             self._close(runner)
-        self._problems.pop(name, None)
-        port.detach()
+        try:
+            self._let_go(port, _LET_GO_S)
+        except RegionHeldError as error:
+            self._log(f"port {name} leaves link {port.offer.link} as soon as it can: {error}")
+            raise
 
-    def _close(self, runner: Runner) -> None:
-        runner.close()
+    def _let_go(self, port: Port, timeout: float) -> None:
+        """Detach it, or RegionHeldError and it stays among those that leave."""
+        port.detach(timeout)
+        self._leaving.remove(port)
+
+    def _close(self, runner: TapRunner) -> None:
         self._runners.remove(runner)
+        runner.close()
+
+    def _all_runners(self) -> list[Runner]:
+        forwarding = self._forwarder.runners if self._forwarder is not None else []
+        return [*self._runners, *forwarding]
 
     def _run(self, errors: list[Exception | None]) -> None:
         """Run what ports and stack ask for, and nothing else. Raises the first error, also of steps before."""
-        errors += [self._try(self._run_tap, port) for port in list(self._ports.values())]
-        errors.append(self._try(self._run_stack))
-        self._changed.notify_all()
-        for error in errors:
-            if error is not None:
-                raise error
+        _raise_first([*errors, *self._run_all()])
 
-    def _is_run(self, *ports: Port) -> bool:
-        return any(runner.ports == ports for runner in self._runners)
+    def _run_all(self) -> list[Exception]:
+        """The same; the errors are noted, and returned."""
+        failed = {port.name: self._try(self._run_tap, port) for port in list(self._ports.values())}
+        stack = self._try(self._run_stack)
+        self._note_stack(stack)
+        problems: dict[str, Problem] = {name: ("failed", _plain(why)) for name, (_, why) in self._lacking.items()}
+        problems |= {name: ("failed", _plain(str(error))) for name, error in failed.items() if error is not None}
+        problems |= {name: ("broken", port.broken.name.lower()) for name, port in self._broken()}
+        for tap in self._runners:
+            if tap.problem:
+                problems.setdefault(tap.ports[0].name, ("attached", _plain(tap.problem)))
+        self._note(problems)
+        self._changed.notify_all()
+        return [error for error in (*failed.values(), stack) if error is not None]
+
+    def _broken(self) -> list[tuple[str, Port]]:
+        return [(name, port) for name, port in self._ports.items() if port.broken is not BreakCause.WHOLE]
+
+    def _note(self, problems: dict[str, Problem]) -> None:
+        """Say what is new, once, and what is over."""
+        before, self._problems = self._problems, problems
+        for name, problem in problems.items():
+            if before.get(name) != problem:
+                state, cause = problem
+                self._say(name, "problem" if state == "attached" else state, cause)
+        for name in before:
+            if name not in problems and name in self._ports:
+                self._say(name, "works again", "")
+
+    def _say(self, name: str, event: str, cause: str) -> None:
+        link = self._ports[name].offer.link if name in self._ports else self._lacking[name][0].link
+        self._log(f"port {name} of link {link}: {event}{cause and ': '}{cause}")
+        self._notices = [*self._notices[-_NOTICES_MAX:], Notice(port=name, link=link, event=event, cause=cause)]
+
+    def _note_stack(self, error: Exception | None) -> None:
+        before, self._stack_error = self._stack_problem(), error
+        now = self._stack_problem()
+        if now and now != before:
+            self._log(now)
+        elif before and not now and self._stack is not None:
+            self._log("the stack runs again")
+
+    def _stack_problem(self) -> str:
+        if self._stack_error is None:
+            return ""
+        kept = self._forwarder is not None and self._stack is not None and not self._forwarder.fits(self._stack)
+        what = "the new stack does not run, and the one before goes on" if kept else "the stack does not run"
+        return f"{what}: {self._stack_error}"
 
     def _run_tap(self, port: Port) -> None:
-        if port.offer.kind == "tap" and not self._is_run(port):
+        if port.offer.kind == "tap" and not any(runner.ports == (port,) for runner in self._runners):
             self._runners.append(TapRunner(port, self._owner, self._spin_us, self._most_loops))
             self._log(f"interface {port.offer.interface} is up")
-
-    def _taps(self) -> list[TapRunner]:
-        return [runner for runner in self._runners if isinstance(runner, TapRunner)]
 
     def _set_port(self, offer: Offer) -> None:
         """To the settings of an offer of the link that the port has; what cannot change in place is run anew."""
@@ -284,7 +395,7 @@ class Member:
         if offer == port.offer:
             return
         try:
-            for runner in [runner for runner in self._taps() if runner.ports == (port,)]:
+            for runner in [runner for runner in self._runners if runner.ports == (port,)]:
                 if not runner.takes(offer):
                     self._close(runner)
         finally:
@@ -301,38 +412,61 @@ class Member:
         for name in removed:
             self._log(f"interface {name} is removed: its link is gone")
 
+    def _want(self, stack: Stack | None) -> None:
+        if stack != self._stack:
+            self._stack = stack
+            self._next_stack_at = 0.0
+
     def _run_stack(self) -> None:
         stack = self._stack
-        pairs = stack.forward if stack is not None else []
-        names = tuple(name for pair in pairs for name in pair)
-        if self._filter is not None and (stack is None or not self._still_fits(stack, names)):
-            self._close_filter()
         if stack is None:
+            self._close_forwarder()
             return
-        if self._filter is None:
-            self._filter = Filter(names, stack.connections, stack.timeouts)
-            self._remembers = (stack.connections, stack.timeouts)
-        if self._filtered is not stack:
-            self._filter.replace(stack.rules, stack.default, stack.unparsed)
-            self._filtered = stack
-        for first, second in pairs:
-            ends = [self._ports[name] for name in (first, second) if name in self._ports]
-            if len(ends) == 2 and not self._is_run(*ends):
-                runner = ForwardRunner(ends[0], ends[1], self._filter, self._spin_us, self._most_loops, self._log)
-                self._runners.append(runner)
-                self._log(f"forwarding between {first} and {second}")
+        given_back = [name for pair in stack.forward for name in pair if self._ask_again(name)]
+        if given_back:
+            self._on_lack()
+        if self._forwarder is None:
+            self._forwarder = Forwarder(stack, self._forward)
+        errors: list[Exception | None] = []
+        if self._forwarder.fits(stack):
+            errors.append(self._try(self._forwarder.judge_by, stack))
+        elif time.monotonic() >= self._next_stack_at:
+            errors.append(self._try(self._replace_forwarder, stack))
+        else:
+            errors.append(self._stack_error)
+        errors.append(self._try(self._forwarder.run, self._ports))
+        _raise_first(errors)
 
-    def _still_fits(self, stack: Stack, names: tuple[str, ...]) -> bool:
-        """Rules change under way, and connections outlive that. Other ports, or room for others, make a new filter."""
-        assert self._filter is not None
-        return self._filter.port_names == names and self._remembers == (stack.connections, stack.timeouts)
+    def _replace_forwarder(self, stack: Stack) -> None:
+        """By one for this stack that runs, or the old one stays; a ring is used by one of them at a time."""
+        old = self._forwarder
+        assert old is not None
+        self._next_stack_at = time.monotonic() + _NEXT_STACK_S
+        fresh = Forwarder(stack, self._forward)
+        old.pause()
+        try:
+            fresh.run(self._ports)
+        except BaseException:
+            fresh.close()
+            raise
+        self._forwarder = fresh
+        old.close()
 
-    def _close_filter(self) -> None:
-        for runner in [runner for runner in self._runners if isinstance(runner, ForwardRunner)]:
-            self._close(runner)
-        if self._filter is not None:
-            self._filter.close()
-        self._filter = self._filtered = None
+    def _forward(self, first: Port, second: Port, judge: Filter) -> ForwardRunner:
+        runner = ForwardRunner(first, second, judge, self._spin_us, self._most_loops, self._log)
+        self._log(f"forwarding between {first.name} and {second.name}")
+        return runner
+
+    def _close_forwarder(self) -> None:
+        if self._forwarder is not None:
+            self._forwarder.close()
+            self._forwarder = None
+
+
+def _raise_first(errors: Iterable[Exception | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def _plain(text: str) -> str:

@@ -234,7 +234,7 @@ class Port:
 
     def _check_attached(self) -> None:
         if not self.attached:
-            message = f"the link {self.offer.link} of port {self.name} was taken away: ask the agent for the port again"
+            message = f"port {self.name} was detached from link {self.offer.link}: ask the agent for the port again"
             raise AgentError(AgentCause.WITHDRAWN, message)
 
     @contextlib.contextmanager
@@ -250,10 +250,15 @@ class Port:
         with self._sending.every, self._receiving.every:
             yield
 
-    def detach(self) -> None:
-        """Give the end back. Waits for calls under way, which take up to a tenth of a second. Safe to call twice."""
+    def detach(self, timeout: float | None = None) -> None:
+        """Give the end back; the agent's `port` then asks for it again. Safe to call twice.
+
+        Waits for calls under way, which take up to a tenth of a second. RegionHeldError when somebody still uses the
+        region after `timeout` seconds (None: 10): the end is still this port's, and its link goes on.
+        """
+        self.check_free()
         with self._all(), self._life:
-            self.region.detach()
+            self.region.detach(timeout)
         self.lifeline.close()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from ringway.broker.fabric import Holder
+from ringway.broker.verdicts import Answer
 from ringway.control.messages import Hello, Told, VmShown
 
 ANSWER_TIME: Final = 1.0  # seconds an agent has for an answer that somebody waits for
@@ -35,8 +37,7 @@ class Agent:
 @dataclass
 class Question:
     agent: Agent
-    deadline: float
-    heard: Callable[[Told | None], None]  # None: no answer in time
+    heard: Callable[[Answer], None]
 
 
 class Agents:
@@ -46,6 +47,7 @@ class Agents:
         self._by_vm: dict[str, Agent] = {}
         self._by_identity: dict[bytes, Agent] = {}
         self._questions: dict[str, Question] = {}
+        self._deadlines: list[tuple[float, str]] = []  # a heap, with those of questions that have been answered
 
     def of(self, vm: str) -> Agent | None:
         return self._by_vm.get(vm)
@@ -74,22 +76,25 @@ class Agents:
         for request_id in [key for key, question in self._questions.items() if question.agent is agent]:
             self._questions.pop(request_id).heard(None)
 
-    def ask(self, request_id: str, agent: Agent, now: float, heard: Callable[[Told | None], None]) -> None:
-        self._questions[request_id] = Question(agent, now + ANSWER_TIME, heard)
+    def ask(self, request_id: str, agent: Agent, deadline: float, heard: Callable[[Answer], None]) -> None:
+        self._questions[request_id] = Question(agent, heard)
+        heapq.heappush(self._deadlines, (deadline, request_id))
 
-    def hear(self, request_id: str, agent: Agent, told: Told | None) -> None:
+    def hear(self, request_id: str, agent: Agent, answer: Answer) -> None:
         """An answer; to a question nobody asked, or another agent was asked, it is none."""
         question = self._questions.get(request_id)
         if question is not None and question.agent is agent:
             del self._questions[request_id]
-            question.heard(told)
+            question.heard(answer)
 
     def deadline(self) -> float | None:
-        return min((question.deadline for question in self._questions.values()), default=None)
+        while self._deadlines and self._deadlines[0][1] not in self._questions:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
 
     def expire(self, now: float) -> None:
-        for request_id in [key for key, question in self._questions.items() if question.deadline <= now]:
-            self._questions.pop(request_id).heard(None)
+        while (deadline := self.deadline()) is not None and deadline <= now:
+            self._questions.pop(self._deadlines[0][1]).heard(None)
 
     def show(self, vm: str, told: Told | None) -> VmShown:
         agent = self._by_vm.get(vm)
@@ -98,10 +103,21 @@ class Agents:
             state="away" if agent is None else "present" if told else "silent",
             pid=agent.pid if agent else None,
             version=agent.version if agent else "",
-            problem=agent.problem if agent else "",
+            problem=_problem(agent, told),
             ports=told.ports if told else [],
             loops=told.loops if told else [],
             rules=told.rules if told else [],
             connections=told.connections if told else None,
             unparsed=told.unparsed if told else [],
         )
+
+
+def _problem(agent: Agent | None, told: Told | None) -> str:
+    """What it says now; else what it last failed to do, until it says that all its ports are well."""
+    if agent is None:
+        return ""
+    if told is None:
+        return agent.problem
+    if not told.problem and all(port.state == "attached" for port in told.ports):
+        agent.problem = ""
+    return told.problem or agent.problem

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from ringway.broker import watch
 from ringway.broker.adoption import adopt_desk, adopt_ends, adopt_fabric, adopt_links
-from ringway.broker.agents import Agent, Agents
+from ringway.broker.agents import ANSWER_TIME, Agent, Agents
 from ringway.broker.answers import Answers
 from ringway.broker.checks import parse_config
 from ringway.broker.directory import Directory, remove_leftovers
@@ -33,10 +33,12 @@ from ringway.broker.journal import Journal, new_journal, read_journal, write_jou
 from ringway.broker.keeping import Keeping
 from ringway.broker.router import Router, check_zmq
 from ringway.broker.runtime import claim
+from ringway.broker.verdicts import VERDICT_TIME, Answer, Verdicts
 from ringway.control import wire
 from ringway.control.errors import ControlError
 from ringway.control.messages import (
     TO_BROKER,
+    AgentFailed,
     Applied,
     Apply,
     Ask,
@@ -224,12 +226,15 @@ class Loop:
         elif self._answers.open(request_id, identity):
             self._on_request(identity, request_id, message)
 
-    def apply(self, text: str, name: str) -> Applied:
-        """Make the fabric as the text says, or FabricError or ControlError and nothing changed. Tells the agents."""
+    def apply(self, text: str, name: str, verdicts: Verdicts | None = None) -> Applied:
+        """Make the fabric as the text says, or FabricError or ControlError and nothing changed. Tells the agents.
+
+        `verdicts` collects what these answer.
+        """
         config = parse_config(text, name)
         self._router.check_room(len(config.vms))
         plan = self._fabric.plan(config, self._troubles())
-        notes = self._carry_out(plan, replace(self._journal, name=name, text=text))
+        notes = self._carry_out(plan, replace(self._journal, name=name, text=text), verdicts)
         self._say(
             f"applied {config.name!r}: {len(plan.made)} made, {len(plan.removed)} removed, "
             f"{len(plan.replaced)} replaced, {len(plan.kept)} kept"
@@ -275,7 +280,7 @@ class Loop:
             self._say(f"link {name!r} is made anew: {trouble}")
         self._carry_out(self._fabric.plan(config, troubles), self._journal)
 
-    def _carry_out(self, plan: FabricPlan, journal: Journal) -> list[str]:
+    def _carry_out(self, plan: FabricPlan, journal: Journal, verdicts: Verdicts | None = None) -> list[str]:
         """Memory first, then the journal, which is when it has happened, then the rest. Notes for the user."""
         ids = {name: self._fabric.links[name].link_id for name in plan.kept}
         ids |= {effect.config.name: effect.link_id for effect in plan.makes}
@@ -287,16 +292,16 @@ class Loop:
         for vm, withdrawn in changes.withdrawn:
             agent = self._agents.of(vm)
             knows = agent is not None and agent.set_port
-            self._push(vm, withdrawn if knows else replace(withdrawn, replaced=False))
-        notes += [self._set_port(changed, message) for changed, message in changes.ports]
+            self._push(vm, withdrawn if knows else replace(withdrawn, replaced=False), verdicts)
+        notes += [self._set_port(changed, message, verdicts) for changed, message in changes.ports]
         # Rules before links: no frame of a new link is to be judged by the old ones.
         for vm, stack in changes.stacks:
-            self._push(vm, SetStack(stack=stack))
+            self._push(vm, SetStack(stack=stack), verdicts)
         now = time.monotonic()
         for vm, link, side in changes.offered:
             agent = self._agents.of(vm)
             if agent is not None:
-                self._push(vm, Offered(offer=self._fabric.offer(link, side, now, agent.holder)))
+                self._push(vm, Offered(offer=self._fabric.offer(link, side, now, agent.holder)), verdicts)
         return notes + [
             _memory_note(vm, stack) for vm, stack in changes.stacks if stack is not None and stack.connections
         ]
@@ -314,7 +319,7 @@ class Loop:
                 case Hello():
                     self._on_hello(identity, request_id, message)
                 case Apply():
-                    self._answer(request_id, self.apply(message.text, message.name))
+                    self._on_apply(request_id, message)
                 case Plan():
                     self._answer(request_id, self._planned(message))
                 case Show():
@@ -323,6 +328,17 @@ class Loop:
             self._answer(request_id, ControlError(Cause.BAD_FABRIC, str(error)).reply())
         except ControlError as error:
             self._answer(request_id, error.reply())
+
+    def _on_apply(self, request_id: str, request: Apply) -> None:
+        """Answered when all agents have said whether they run it, or their time is over."""
+        applied: list[Applied] = []
+
+        def complete(silent: list[str], failed: list[AgentFailed]) -> None:
+            self._answer(request_id, replace(applied[0], silent=silent, failed=failed))
+
+        verdicts = Verdicts(lambda silent, failed: self._finish(request_id, partial(complete, silent, failed)))
+        applied.append(self.apply(request.text, request.name, verdicts))
+        verdicts.close()
 
     def _on_hello(self, identity: bytes, request_id: str, hello: Hello) -> None:
         known = self._fabric.config.vms if self._fabric.config else {}
@@ -400,10 +416,11 @@ class Loop:
                 self._agents.hear(request_id, agent, message)
             case Done():
                 agent.problem = ""
+                self._agents.hear(request_id, agent, message)
             case ErrorReply():
                 agent.problem = message.message
                 self._say(f"agent of VM {agent.vm!r} failed: {message.message}")
-                self._agents.hear(request_id, agent, Told(ports=[], loops=[], rules=[]))  # it speaks
+                self._agents.hear(request_id, agent, message)
             case Notice():
                 cause = f" ({message.cause})" if message.cause else ""
                 self._say(f"VM {agent.vm!r}, port {message.port!r}, link {message.link!r}: {message.event}{cause}")
@@ -452,28 +469,45 @@ class Loop:
         """`on_behalf_of`: the request that needs the agent's word."""
         request_id = wire.new_id()
         self._router.send(agent.identity, request_id, Ask())
-        self._agents.ask(request_id, agent, time.monotonic(), partial(self._heard, on_behalf_of, heard))
 
-    def _heard(self, on_behalf_of: str, heard: Callable[[Told | None], None], told: Told | None) -> None:
+        def answered(answer: Answer) -> None:
+            # One that has nothing to tell speaks all the same.
+            told = answer if answer is None or isinstance(answer, Told) else Told(ports=[], loops=[], rules=[])
+            self._finish(on_behalf_of, partial(heard, told))
+
+        self._agents.ask(request_id, agent, time.monotonic() + ANSWER_TIME, answered)
+
+    def _finish(self, on_behalf_of: str, step: Callable[[], None]) -> None:
         """Who failed is not the agent that spoke, if one did, but the request behind the question."""
         try:
-            heard(told)
+            step()
         except Exception as error:  # noqa: BLE001 - as in on_message
             self._say(f"what an agent was asked for failed: {error!r}")
             self._fail(on_behalf_of, error, self._answers.give_up(on_behalf_of))
 
-    def _set_port(self, changed: ChangedPort, message: SetPort) -> str:
+    def _set_port(self, changed: ChangedPort, message: SetPort, verdicts: Verdicts | None) -> str:
         """Tell its agent, if there is one; who comes later is offered the port as it is then. A note for the user."""
         agent = self._agents.of(changed.vm)
         if agent is not None and not agent.set_port:
             return f"port {changed}: changed; its agent is of an earlier release and hears of it when it is restarted"
-        self._push(changed.vm, message)
+        self._push(changed.vm, message, verdicts)
         return f"port {changed}: changed, no frame is lost by it"
 
-    def _push(self, vm: str, message: Message) -> None:
+    def _push(self, vm: str, message: Message, verdicts: Verdicts | None = None) -> None:
         agent = self._agents.of(vm)
-        if agent is not None:
-            self._router.send(agent.identity, wire.new_id(), message)
+        if agent is None:
+            return
+        request_id = wire.new_id()
+        self._router.send(agent.identity, request_id, message)
+        if verdicts is None:
+            return
+
+        def answered(answer: Answer) -> None:
+            gone = self._agents.of(vm) is not agent  # then nobody is there, as before an agent is started
+            verdicts.heard(vm, Done() if answer is None and gone else answer)
+
+        verdicts.told()
+        self._agents.ask(request_id, agent, time.monotonic() + VERDICT_TIME, answered)
 
     def _lose(self, identity: bytes) -> None:
         """Something did not reach that peer. An agent that is still there hears so when it next speaks."""

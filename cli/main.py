@@ -1,4 +1,7 @@
-"""`ringway …`: the commands, their errors as one line each, and their exit codes (1: refused, 2: wrong usage)."""
+"""`ringway …`: the commands, their errors as one line each, and their exit codes.
+
+1: refused; 2: wrong usage; 3: `apply` made the fabric, and an agent does not run it.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ from ringway.control.runtime import runtime_directory
 
 if TYPE_CHECKING:
     from ringway.broker.loop import Loop
+
+NOT_RUN = 3
 
 RUNTIME_OPTION = click.option(
     "--runtime",
@@ -102,7 +107,7 @@ def keeper(runtime: Path | None) -> NoReturn:
 @click.argument("file", type=click.Path(path_type=Path, readable=False))
 @RUNTIME_OPTION
 def apply(file: Path, runtime: Path | None) -> None:
-    """Make the broker's fabric as FILE says."""
+    """Make the broker's fabric as FILE says. Exit code 3: made, but an agent does not run it."""
     from ringway.broker.fabric_file import read_text
 
     request = Apply(name=printable(str(file)), text=read_text(file))
@@ -114,6 +119,13 @@ def apply(file: Path, runtime: Path | None) -> None:
             click.echo(f"{verb}: {', '.join(names)}")
     for note in applied.notes:
         click.echo(f"note: {note}")
+    for vm in applied.silent:
+        click.echo(f"VM {vm}: its agent has not answered yet; look at `ringway show`", err=True)
+    for failure in applied.failed:
+        click.echo(f"VM {failure.vm}: its agent does not run it: {failure.cause or 'see the broker log'}", err=True)
+    if applied.silent or applied.failed:
+        sys.stdout.flush()  # what cannot be written is the other kind of failure
+        raise SystemExit(NOT_RUN)
 
 
 @commands.command()

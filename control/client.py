@@ -187,6 +187,7 @@ class AgentSession(Connection):
         self._revision = REVISION
         self._version = version
         self._pushed: deque[wire.Received] = deque()
+        self._superseded: list[str] = []
 
     def hello(self, timeout: float = CALL_TIMEOUT, attached: Sequence[int] = ()) -> Welcome:
         """Make oneself known, again whenever a fresh ticket is needed. Pushes that come in meanwhile are kept.
@@ -217,6 +218,7 @@ class AgentSession(Connection):
                 raise _refuse(received.message)
             elif isinstance(received.message, Welcome):
                 # It says all that was pushed before it, with fresh tickets; questions are still to be answered.
+                self._superseded += [kept.request_id for kept in self._pushed if not isinstance(kept.message, Ask)]
                 self._pushed = deque(kept for kept in self._pushed if isinstance(kept.message, Ask))
                 return received.message
         raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} did not answer hello within {timeout:g} s")
@@ -234,6 +236,11 @@ class AgentSession(Connection):
             if isinstance(received.message, ErrorReply) and received.message.cause is Cause.NOT_GREETED:
                 raise _refuse(received.message)
         return None
+
+    def superseded(self) -> list[str]:
+        """Requests whose content has come with a welcome: to be answered when that has been carried out."""
+        ids, self._superseded = self._superseded, []
+        return ids
 
     def answer(self, request_id: str, reply: Message) -> None:
         """Answer a pushed request. A broker that is gone needs no answer."""

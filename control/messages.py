@@ -33,6 +33,7 @@ from ringway.control.rules import Stack
 # Line breaks and tabs pass, terminal control codes do not: the text is printed by other people's terminals.
 Text = Annotated[str, Meta(max_length=8192, pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
 Word = Annotated[str, Meta(max_length=128, pattern=r"\A[ -~]*\Z")]
+Sentence = Annotated[str, Meta(max_length=512, pattern=r"\A[ -~]*\Z")]
 Uint = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 PID_MAX: Final = 1 << 22  # PID_MAX_LIMIT of the kernel
 Pid = Annotated[int, Meta(ge=0, le=PID_MAX)]  # an agent's own word, which others are shown: no more than one can be
@@ -109,8 +110,8 @@ class Offer(Part, omit_defaults=True):
 class PortTold(Part):
     port: PlainName
     link: Name
-    state: Literal["attached", "broken", "failed"]  # failed: attached, and what the agent is to run over it does not
-    cause: Word = ""
+    state: Literal["attached", "broken", "failed"]  # failed: not attached, or what the agent is to run over it does not
+    cause: Sentence = ""
 
 
 class LoopTold(Part):
@@ -188,7 +189,7 @@ class VmShown(Part):
     state: Literal["present", "silent", "away"]
     pid: int | None
     version: Word
-    problem: Text  # what its agent last failed to do
+    problem: Text  # what its agent fails to do, or last failed to do
     ports: list[PortTold]
     loops: list[LoopTold]
     rules: list[RuleCount]
@@ -216,7 +217,7 @@ class Notice(Message):
     port: PlainName
     link: Name
     event: Word
-    cause: Word = ""
+    cause: Sentence = ""
 
 
 class Offered(Message):
@@ -261,6 +262,7 @@ class Told(Message, omit_defaults=True):
     rules: list[RuleCount]
     connections: Connections | None = None
     unparsed: list[UnparsedCount] = []
+    problem: Text = ""  # why its stack does not run, or not as the broker said
 
 
 class Apply(Message):
@@ -268,12 +270,21 @@ class Apply(Message):
     text: str
 
 
-class Applied(Message):
+class AgentFailed(Part):
+    """An agent could not run what was applied."""
+
+    vm: PlainName
+    cause: Text
+
+
+class Applied(Message, omit_defaults=True):
     made: list[Name]
     removed: list[Name]
     replaced: list[Name]
     kept: list[Name]
     notes: list[Text]
+    silent: list[PlainName] = []  # VMs whose agents have not answered in time; they may still do what they were told
+    failed: list[AgentFailed] = []
 
 
 class Plan(Message):

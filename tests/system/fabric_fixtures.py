@@ -136,8 +136,11 @@ def _is_up(namespace: str, interface: str) -> bool:
 class AgentProcess:
     """`ringway agent`; its log is read line by line, which is how its states are awaited."""
 
-    def __init__(self, runtime: Path, vm: str, namespace: str | None = None, *options: str) -> None:
-        command = inside(namespace, [*RINGWAY, "agent", "--vm", vm, "--runtime", str(runtime), *options])
+    def __init__(
+        self, runtime: Path, vm: str, namespace: str | None = None, *options: str, by: Sequence[str] = ()
+    ) -> None:
+        """`by`: what starts it, such as `setpriv …`."""
+        command = inside(namespace, [*by, *RINGWAY, "agent", "--vm", vm, "--runtime", str(runtime), *options])
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log = ""
 
@@ -181,9 +184,9 @@ class Fabric:
         self.broker.apply(text)
         self.broker.show()
 
-    def start(self, vm: str, namespace: str | None = None, *options: str) -> AgentProcess:
+    def start(self, vm: str, namespace: str | None = None, *options: str, by: Sequence[str] = ()) -> AgentProcess:
         """An agent whose log is still to be read."""
-        agent = AgentProcess(self.runtime, vm, namespace, *options)
+        agent = AgentProcess(self.runtime, vm, namespace, *options, by=by)
         self._ends.callback(_end, agent.process)
         return agent
 

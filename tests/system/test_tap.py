@@ -13,13 +13,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.broker_process import RINGWAY
 from tests.system.fabric_fixtures import (
     AgentProcess,
     Fabric,
     await_carriers,
     has_carrier,
-    inside,
     link_counters,
     namespaces,
     ping,
@@ -241,26 +239,6 @@ def test_a_bulk_transfer_survives_the_restart_of_an_agent(joined: Fabric) -> Non
                 digest.update(data)
             sending.join()
     assert digest.digest() == hashlib.sha256(content).digest()
-
-
-def test_an_interface_name_that_is_taken_is_refused_with_the_remedy(joined: Fabric) -> None:
-    run("ip", "link", "add", "fast0", "type", "bridge", namespace="west")
-    joined.apply(taps())
-    agent = joined.start("west", namespace="west")
-    _, log = agent.process.communicate(timeout=20)
-    assert agent.process.returncode == 1
-    assert "choose another `interface`" in log
-    assert "Traceback" not in log
-
-
-def test_an_agent_without_the_right_to_make_interfaces_says_so(joined: Fabric) -> None:
-    joined.apply(taps())
-    without = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
-    command = [*without, *RINGWAY, "agent", "--vm", "west", "--runtime", str(joined.runtime)]
-    done = run(*inside("west", command), check=False)
-    assert done.returncode == 1
-    assert "CAP_NET_ADMIN" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_tap_of_a_removed_link_goes_and_comes_back_with_it(joined: Fabric) -> None:
