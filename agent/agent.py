@@ -16,6 +16,7 @@ from typing import Self
 import zmq
 
 from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.fork import let_go_when_forked
 from ringway.agent.interface import Owner
 from ringway.agent.member import Log, Member
 from ringway.agent.port import Port
@@ -83,6 +84,15 @@ class Agent:
         self._stopping = threading.Event()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable: look for lacking ports at once
+        self._forked = False
+        let_go_when_forked(self)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the agent goes on in the parent, and is nothing here."""
+        self._forked = True
+        if not self._stopping.is_set():
+            for fd in (self._stop_read, self._stop_write, self._woken):
+                os.close(fd)
 
     def _log(self, text: str) -> None:
         """Whatever the application's function does with it, the agent goes on."""
@@ -141,7 +151,10 @@ class Agent:
         return bool(poller.poll(int(timeout * 1000)))
 
     def port(self, name: str, timeout: float = 5.0) -> Port:
-        """A local port of this VM, waiting until the broker has offered it. AgentError: NO_PORT, NOT_LOCAL."""
+        """A local port of this VM, waiting until the broker has offered it. AgentError: NO_PORT, NOT_LOCAL, FORKED."""
+        if self._forked:
+            message = f"the agent of VM {self.vm} runs in the process that this one was forked from"
+            raise AgentError(AgentCause.FORKED, f"{message}: start one of another VM here, or fork before you start it")
         return self._member.port(name, timeout)
 
     def stop_on(self, *signals: signal.Signals) -> None:
@@ -161,7 +174,7 @@ class Agent:
 
     def interrupt(self) -> None:
         """End a start that waits, and `wait`; from another thread. `stop` does the rest."""
-        if not self._stopping.is_set():
+        if not self._stopping.is_set() and not self._forked:
             with contextlib.suppress(BlockingIOError):
                 os.write(self._stop_write, b"x")
 
@@ -171,6 +184,8 @@ class Agent:
         RegionHeldError when an application's thread does not let go of a port's region within 10 seconds: that port
         stays attached, all else has ended, and another call tries again.
         """
+        if self._forked:
+            return
         self.interrupt()
         if self._thread is not None:
             self._thread.join()

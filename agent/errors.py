@@ -13,6 +13,7 @@ class AgentCause(enum.StrEnum):
     NOT_LOCAL = "not_local"  # the port is driven by the agent itself, not by an application
     WITHDRAWN = "withdrawn"  # the broker took the port's link away, or the application gave its end back
     STOPPED = "stopped"  # while it was starting
+    FORKED = "forked"  # it belongs to the process that this one was forked from
 
 
 class AgentError(Exception):

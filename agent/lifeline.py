@@ -11,6 +11,7 @@ import socket
 import threading
 from typing import NamedTuple
 
+from ringway.agent.fork import let_go_when_forked
 from ringway.control.handover import Handover, hear
 from ringway.control.messages import Peer
 
@@ -31,6 +32,7 @@ class Lifeline:
         self._own_fd = handover.life_fd
         self._peer_fd = -1
         self.known = handover.life_fd >= 0  # False: the broker has no lifelines
+        let_go_when_forked(self)
         self.peer_attached = False
         self.peer_has_none = False  # the other end was introduced without a lifeline: nobody tells when it goes
         self._incarnation = 0
@@ -50,6 +52,11 @@ class Lifeline:
             if self._connection is not None and fd == self._connection.fileno():
                 return self._hear(self._connection)
             return None
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: close the copies of the descriptors, by which the end would stay held."""
+        self._lock = threading.RLock()
+        self.close()
 
     def close(self) -> None:
         with self._lock:

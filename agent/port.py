@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.fork import let_go_when_forked
 from ringway.agent.lifeline import Lifeline
 from ringway.control.handover import take
 from ringway.control.messages import Offer, Take
@@ -87,6 +88,17 @@ class Port:
         finally:
             os.close(handover.region_fd)
         self._spread = Spread(self.region) if granted.queues > 1 else None
+        self._forked = False
+        let_go_when_forked(self)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the end is the parent's. AgentError (FORKED) for whoever uses the port there."""
+        self._forked = True
+        self._life = threading.Lock()
+        self._sending = _Locks(self.region.geometry.queues)
+        self._receiving = _Locks(self.region.geometry.queues)
+        self.region.leave_to_parent()
+        self.lifeline.leave_to_parent()
 
     @property
     def attached(self) -> bool:
@@ -233,6 +245,9 @@ class Port:
                 consumer.wait(_left(deadline))
 
     def _check_attached(self) -> None:
+        if self._forked:
+            message = f"port {self.name} belongs to the process that this one was forked from: start an Agent here"
+            raise AgentError(AgentCause.FORKED, f"{message}, of a VM that has none, or fork before you start one")
         if not self.attached:
             message = f"port {self.name} was detached from link {self.offer.link}: ask the agent for the port again"
             raise AgentError(AgentCause.WITHDRAWN, message)

@@ -14,6 +14,7 @@ from pyroute2 import IPRoute
 
 from ringway.agent.addresses import settle_addresses
 from ringway.agent.errors import AgentCause, AgentError
+from ringway.agent.fork import let_go_when_forked
 from ringway.agent.interface import Owner, alias_of, owner_in, refusals
 from ringway.control.messages import Offer
 
@@ -46,6 +47,7 @@ class TapInterface:
         self.fds: list[int] = []
         self._carrier = carrier
         self._added: set[str] = set()  # addresses
+        let_go_when_forked(self)
         try:
             with refusals(f"making {self.name}"), IPRoute() as netlink:
                 self.ours = self._open(netlink, queues, owner)
@@ -102,6 +104,10 @@ class TapInterface:
         if on != self._carrier:
             fcntl.ioctl(self.fds[0], _TUNSETCARRIER, struct.pack("i", on))
             self._carrier = on
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the interface would be taken for as long as it lives."""
+        self.close()
 
     def close(self) -> None:
         """The kernel turns the carrier off; the interface stays, unless it could not be marked."""

@@ -264,6 +264,8 @@ def main() -> NoReturn:
         _end(2)
     except click.exceptions.Exit as done:
         _end(done.exit_code)
+    except SystemExit as done:
+        _end(done.code if isinstance(done.code, int) else 1)
     except (click.Abort, KeyboardInterrupt):
         _end(130)
     except (OSError, ControlError, FabricError, RegionError) as error:

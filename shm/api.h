@@ -103,6 +103,12 @@ struct rway_region *rway_region_attach(int fd, const struct rway_geometry *offer
  */
 void rway_region_detach(struct rway_region *region);
 
+/*
+ * In a forked child, before it starts a thread: unmap, close the copies of the bells, and free, without a word to
+ * anybody. The parent goes on undisturbed.
+ */
+void rway_region_leave_to_parent(struct rway_region *region);
+
 const struct rway_shape *rway_region_shape(const struct rway_region *region);
 const struct rway_geometry *rway_region_geometry(const struct rway_region *region);
 

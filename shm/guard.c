@@ -98,27 +98,49 @@ static int install(void)
     return sigaction(SIGBUS, &ours, NULL);
 }
 
-int rway_guard_add(struct rway_region *region)
+static int find_free(void)
 {
-    int result = -1;
+    int place = 0;
+    while (place < REGIONS_MAX && guarded[place].start != 0)
+        place++;
+    return place;
+}
+
+int rway_guard_add(struct rway_region *region, struct rway_error *error)
+{
+    int refused = 0;
     pthread_mutex_lock(&changes);
-    for (int i = 0; i < REGIONS_MAX && result != 0; i++) {
-        if (guarded[i].start != 0 || install() != 0)
-            continue;
-        guarded[i].size = region->size;
-        guarded[i].region = region;
-        __atomic_store_n(&guarded[i].start, (uintptr_t)region->memory, __ATOMIC_RELEASE);
-        result = 0;
+    int place = find_free();
+    if (place == REGIONS_MAX) {
+        refused = rway_refuse(error, RWAY_REFUSED_ARGUMENT, "attached regions in this process", REGIONS_MAX + 1,
+                              REGIONS_MAX);
+    } else if (install() != 0) {
+        refused = rway_refuse_errno(error, "sigaction of SIGBUS");
+    } else {
+        guarded[place].size = region->size;
+        guarded[place].region = region;
+        __atomic_store_n(&guarded[place].start, (uintptr_t)region->memory, __ATOMIC_RELEASE);
     }
     pthread_mutex_unlock(&changes);
-    return result;
+    return refused;
+}
+
+static void forget(const struct rway_region *region)
+{
+    for (int i = 0; i < REGIONS_MAX; i++)
+        if (guarded[i].start != 0 && guarded[i].region == region)
+            __atomic_store_n(&guarded[i].start, 0, __ATOMIC_RELEASE);
 }
 
 void rway_guard_remove(struct rway_region *region)
 {
     pthread_mutex_lock(&changes);
-    for (int i = 0; i < REGIONS_MAX; i++)
-        if (guarded[i].start != 0 && guarded[i].region == region)
-            __atomic_store_n(&guarded[i].start, 0, __ATOMIC_RELEASE);
+    forget(region);
     pthread_mutex_unlock(&changes);
+}
+
+void rway_guard_remove_in_child(struct rway_region *region)
+{
+    changes = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER; /* whoever held it is not in this process */
+    forget(region);
 }

@@ -161,8 +161,7 @@ static struct rway_region *over(void *memory, uint64_t size, uint64_t carrier_si
     }
     region->memory = memory;
     region->size = size;
-    if (rway_guard_add(region) != 0) {
-        rway_refuse(error, RWAY_REFUSED_ARGUMENT, "attached regions in this process", 1025, 1024);
+    if (rway_guard_add(region, error) != 0) {
         free(region);
         return NULL;
     }
@@ -227,6 +226,14 @@ void rway_region_detach(struct rway_region *region)
     rway_write_once(&region->own->queues_served, 0);
     rway_store_release(&region->own->state, RWAY_SIDE_DETACHED);
     rway_guard_remove(region);
+    if (region->mapped)
+        munmap(region->memory, region->size);
+    free_region(region);
+}
+
+void rway_region_leave_to_parent(struct rway_region *region)
+{
+    rway_guard_remove_in_child(region);
     if (region->mapped)
         munmap(region->memory, region->size);
     free_region(region);

@@ -208,6 +208,14 @@ class Region:
         if native is not None:
             lib.rway_region_detach(native)
 
+    def leave_to_parent(self) -> None:
+        """In a forked child, first of all: unmap it without a word to anybody. The parent's goes on."""
+        self._let_go = threading.Condition()
+        self._holders.clear()
+        native, self._native = self._native, None
+        if native is not None:
+            lib.rway_region_leave_to_parent(native)
+
     def __enter__(self) -> Self:
         return self
 

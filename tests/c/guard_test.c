@@ -6,6 +6,12 @@
 #include "guarded_link.h"
 
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include <errno.h>
 #include <sys/uio.h>
 
 /* ---- every call that touches the memory ---- */
@@ -217,6 +223,31 @@ static void holes_break_the_link_or_read_as_zeros(void)
     detach(&good);
 }
 
+/* From here on no handler can be set. False where the kernel, or what stands in its place, does not offer that. */
+static bool forbid_sigaction(void)
+{
+    struct sock_filter steps[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_rt_sigaction, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {.len = sizeof steps / sizeof *steps, .filter = steps};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+static void a_handler_that_cannot_be_set_is_what_the_refusal_names(void)
+{
+    struct rway_error error;
+    int fd = rway_region_create(&GEOMETRY, LINK, 0, &error);
+    CHECK(fd >= 0, "%s", error.what);
+    if (!forbid_sigaction())
+        return;
+    CHECK(rway_region_attach(fd, &GEOMETRY, LINK, RWAY_SIDE_A, 1, &error) == NULL, "attached without a guard");
+    CHECK(error.cause == RWAY_REFUSED_SYSTEM && error.sys_errno == EPERM, "cause %d", (int)error.cause);
+    CHECK(strcmp(error.what, "sigaction of SIGBUS") == 0, "%s", error.what);
+}
+
 int main(void)
 {
     const struct check checks[] = {
@@ -225,6 +256,7 @@ int main(void)
         ENDS(attaching_to_shortened_memory_is_refused, 0, 0),
         ENDS(system_calls_find_the_memory_gone, 0, 0),
         ENDS(holes_break_the_link_or_read_as_zeros, 0, 0),
+        ENDS(a_handler_that_cannot_be_set_is_what_the_refusal_names, 0, 0),
     };
     return run_checks(checks, sizeof checks / sizeof *checks);
 }
