@@ -21,6 +21,7 @@ class Agent:
     pid: int
     version: str
     problem: str = ""  # what it last failed to do
+    silent: bool = False  # it has let an apply wait in vain, and not spoken since
     revision: int = 0
 
     @property

@@ -370,6 +370,7 @@ class Loop:
             self._say(f"agent of VM {hello.vm!r} is here (pid {hello.pid})")
         else:
             known.problem = ""
+            known.silent = False
         agent = self._agents.of(hello.vm)
         assert agent is not None
         try:
@@ -411,6 +412,7 @@ class Loop:
             error = ControlError(Cause.NOT_GREETED, "no agent is known by this connection: say hello first")
             self._router.send(identity, request_id, error.reply())
             return
+        agent.silent = False
         match message:
             case Told():
                 self._agents.hear(request_id, agent, message)
@@ -503,10 +505,14 @@ class Loop:
             return
 
         def answered(answer: Answer) -> None:
+            agent.silent = answer is None
             gone = self._agents.of(vm) is not agent  # then nobody is there, as before an agent is started
             verdicts.heard(vm, Done() if answer is None and gone else answer)
 
         verdicts.told()
+        if agent.silent:  # one apply has waited for it: that it reads nothing is known
+            verdicts.heard(vm, None)
+            return
         self._agents.ask(request_id, agent, time.monotonic() + VERDICT_TIME, answered)
 
     def _lose(self, identity: bytes) -> None:

@@ -167,10 +167,11 @@ def test_apply_names_the_agents_that_do_not_answer_and_the_broker_answers_others
     until(lambda: fabric.broker.log().count("applied") == 2, "it is applied")
     assert fabric.broker.link("one").state in ("up", "half"), "the broker answers while an apply waits"
     applying.join()
+    assert apply(fabric, tmp_path, CHAIN)[0] == 3, "the next apply knows it, and need not wait"
     fw.process.send_signal(signal.SIGCONT)
     assert done == [(3, "VM fw: its agent has not answered yet; look at `ringway show`\n")]
     until(lambda: "default" in fabric.rules("fw"), "the agent goes on")
-    assert apply(fabric, tmp_path, CHAIN) == (0, "")
+    assert apply(fabric, tmp_path, changed) == (0, "")
 
 
 def test_an_agent_stops_all_but_the_port_that_is_held_and_the_next_stop_tries_again(
