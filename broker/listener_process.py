@@ -16,6 +16,8 @@ It ends when the broker does, with what it has been given to say said.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import signal
 import socket
@@ -224,7 +226,8 @@ def main() -> int:
         Path("/proc/self/comm").write_text("ringway-listen")  # for `ps`
         Listener(broker, path, door_fd, min(hard, 1 << 30) if hard >= 0 else 1 << 30, message_size).run()
     except (zmq.ZMQError, OSError) as error:
-        sys.stderr.write(f"ringway listener: {error}\n")
+        with contextlib.suppress(OSError):  # whoever read the broker's log may be gone
+            os.write(2, f"ringway listener: {error}\n".encode())
         return 1
     return 0
 

@@ -90,6 +90,7 @@ class Loop:
         begun.callback(self._events.close)
         lock_fd = claim(runtime)
         begun.callback(os.close, lock_fd)
+        descriptors_max = raise_descriptor_limit()  # before there is a keeper, which sends all that it has
         self._router = Router(control_path(runtime), self._events, self._say)  # it starts while the rest is adopted
         begun.callback(self._close_router, _identity(control_path(runtime)))
         journal = read_journal(runtime)
@@ -97,7 +98,6 @@ class Loop:
         adopt_fabric(self._journal, self._fabric, runtime)
         if journal is None:
             write_journal(runtime, self._journal)  # before there is a keeper, which a broker that fails would leave
-        descriptors_max = raise_descriptor_limit()  # before there is a keeper, which sends all that it has
         self._keeping = Keeping(runtime, self._say)
         begun.callback(self._close_keeping)
         found = self._keeping.recover()
