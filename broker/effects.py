@@ -21,6 +21,7 @@ HUGE_PAGE: Final = 2 << 20  # bytes; st_blksize of memory that has them
 RESERVE: Final = 512  # descriptors for sockets, agents, the interpreter; a keeper needs some 350 of its own
 CONNECTIONS: Final = 2  # descriptors by which a link's ends are held
 LIFELINES: Final = 2
+DESK: Final = 1  # descriptor of the keeper's, besides those of links
 DESCRIPTORS_LEAST: Final = RESERVE + 1 + 8 + CONNECTIONS + LIFELINES
 
 
@@ -233,9 +234,12 @@ class Resources:
     def _check_descriptors(self, effects: Sequence[Effect]) -> None:
         wanted = sum(descriptors_of(effect.config) for effect in effects if isinstance(effect, MakeLink))
         taken = sum(descriptors_of(held.config) for held in self.links.values())
-        if wanted and wanted + taken + RESERVE > self._descriptors_max:
+        if not wanted:
+            return
+        if wanted + taken + RESERVE > self._descriptors_max:
             message = (
                 f"the links need {wanted} more descriptors, {taken} are taken, {RESERVE} are kept back, and the broker "
                 f"may have {self._descriptors_max}: raise its hard limit (ulimit -Hn, LimitNOFILE) or make fewer links"
             )
             raise ControlError(Cause.LIMIT, message)
+        self._keeping.make_room(wanted + taken + DESK)

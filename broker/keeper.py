@@ -26,6 +26,7 @@ ANSWER_TIMEOUT: Final = 5  # seconds
 TIMEVAL: Final = struct.Struct("ll")
 SEND_SIZE: Final = 1 << 20  # bytes on their way to a busy keeper; the kernel may give less
 KEY_SIZE: Final = 32
+VERSION_AND_PID: Final = struct.Struct("<HI")  # how each version's SELF begins
 
 
 class KeeperGone(ControlError):  # noqa: N818 - says what has happened
@@ -47,15 +48,19 @@ class Keeper:
     """A connection to a keeper; made by `reach`."""
 
     def __init__(self, connection: socket.socket, who: bytes) -> None:
-        if len(who) != process.WHO.size:
+        if len(who) < VERSION_AND_PID.size:
             raise _garbled(process.SELF)
-        version, self.pid, self.for_broker = process.WHO.unpack(who)
+        version, self.pid = VERSION_AND_PID.unpack_from(who)
         if version != process.VERSION:
             message = (
                 f"the keeper (pid {self.pid}) speaks version {version}, and this broker {process.VERSION}: "
                 f"stop it (kill {self.pid}); links that are up go on, and the next apply makes them anew"
             )
             raise ControlError(Cause.RUNTIME, message)
+        if len(who) != process.WHO.size:
+            raise _garbled(process.SELF)
+        _, _, self.for_broker, open_files_max = process.WHO.unpack(who)
+        self.open_files_max: int = open_files_max
         self._connection = connection
 
     @classmethod
@@ -68,6 +73,10 @@ class Keeper:
             connection = _connect(path)  # even so: another may have been started at the same time
             if connection is None:
                 raise ControlError(Cause.SYSTEM, f"the keeper could not be started: {reason}")
+        return cls._welcomed(connection)
+
+    @classmethod
+    def _welcomed(cls, connection: socket.socket) -> Keeper:
         try:
             op, _, value, fds = _receive(connection)
             _close_all(fds)
@@ -77,6 +86,42 @@ class Keeper:
         except BaseException:
             connection.close()
             raise
+
+    @property
+    def room(self) -> int:
+        """How many descriptors it can keep, in all entries."""
+        return max(0, self.open_files_max - process.KEPT_BACK)
+
+    def successor(self, runtime: Path) -> Keeper:
+        """Another keeper, with this process's limits, which shares this one's lock and has nothing. Nobody else reaches
+        it before it `replace`s this one, and it ends with its connection until then. ControlError."""
+        self._send(process.LOCK)
+        op, _, _, lock = _receive(self._connection)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            if op != process.LOCK or len(lock) != 1:
+                raise _garbled(op)
+            _set_options(ours)
+            reason = _start(runtime, "--instead", *lock, theirs.fileno())
+            theirs.close()  # or its end would not be seen
+            return Keeper._welcomed(ours)
+        except KeeperGone:
+            raise ControlError(Cause.SYSTEM, f"another keeper could not be started: {reason}") from None
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            _close_all(lock)
+
+    def replace(self, runtime: Path) -> None:
+        """From now on, who reaches the keeper of that directory reaches this one, a `successor`. ControlError."""
+        path = socket_path(runtime, process.SOCKET_NAME)
+        try:
+            path.with_name(process.NEXT_NAME).rename(path)
+        except OSError as error:
+            message = f"another keeper cannot take the place of the one at {path} ({error.strerror})"
+            raise ControlError(Cause.SYSTEM, message) from None
 
     def take_all(self) -> list[Kept]:
         """All entries, those included that a killed predecessor had just put; the keys of the earliest come first.
@@ -136,6 +181,19 @@ class Keeper:
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(0))
 
+    def await_exit(self, seconds: float) -> bool:
+        """Whether it has exited within that time."""
+        try:
+            pid_fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(pid_fd, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+        finally:
+            os.close(pid_fd)
+
     def end(self) -> None:
         """Make a keeper that is `for_broker` let go of everything and exit, and wait until it has; another stays. The
         connection is closed in any case. ControlError if it does not exit."""
@@ -149,20 +207,11 @@ class Keeper:
         self._connection.close()
 
     def _end(self) -> None:
-        try:
-            pid_fd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return
-        try:
-            with contextlib.suppress(KeeperGone):
-                self._send(process.END)
-            poll = select.poll()
-            poll.register(pid_fd, select.POLLIN)
-            if not poll.poll(ANSWER_TIMEOUT * 1000):
-                message = f"the keeper (pid {self.pid}) does not exit within {ANSWER_TIMEOUT} s: kill it"
-                raise ControlError(Cause.SYSTEM, message)
-        finally:
-            os.close(pid_fd)
+        with contextlib.suppress(KeeperGone):
+            self._send(process.END)
+        if not self.await_exit(ANSWER_TIMEOUT):
+            message = f"the keeper (pid {self.pid}) does not exit within {ANSWER_TIMEOUT} s: kill it"
+            raise ControlError(Cause.SYSTEM, message)
 
     def _send(self, op: int, key: str = "", value: bytes = b"", fds: Sequence[int] = ()) -> None:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -192,10 +241,7 @@ def _key(key: str) -> bytes:
 def _connect(path: Path) -> socket.socket | None:
     """None when nobody listens there."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    # Not settimeout: a connect that has to wait for its place in the backlog would fail at once.
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, TIMEVAL.pack(SEND_TIMEOUT, 0))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TIMEVAL.pack(ANSWER_TIMEOUT, 0))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_SIZE)
+    _set_options(connection)
     try:
         connection.connect(os.fsencode(path))
     except (FileNotFoundError, ConnectionRefusedError):
@@ -208,13 +254,21 @@ def _connect(path: Path) -> socket.socket | None:
     return connection
 
 
-def _start(runtime: Path) -> str:
+def _set_options(connection: socket.socket) -> None:
+    # Not settimeout: a connect that has to wait for its place in the backlog would fail at once.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, TIMEVAL.pack(SEND_TIMEOUT, 0))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TIMEVAL.pack(ANSWER_TIMEOUT, 0))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_SIZE)
+
+
+def _start(runtime: Path, option: str = "", *descriptors: int) -> str:
     """Start a keeper, and wait until it listens. Returns why it does not, if so."""
     try:
         # Its child, not itself, is the keeper: what we wait for here is its readiness. It is nobody's zombie later on.
         started = subprocess.run(
-            command(runtime, "--for-broker"),
+            command(runtime, "--for-broker", *([option] if option else []), *map(str, descriptors)),
             stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
             stdout=subprocess.PIPE,
             timeout=START_TIMEOUT,
             check=False,

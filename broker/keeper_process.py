@@ -3,11 +3,12 @@
 It is run by path and knows nothing else of ringway, so that it starts fast, stays small, and has nothing to fail over.
 
     client                          keeper
-    connect                         SELF: version, pid, started for a broker
+    connect                         SELF: version, pid, started for a broker, hard limit on open files
     PUT key, value + descriptors    (none) replaces the entry
     DROP key                        (none) forgets the entry
     LIST                            ENTRY key, value + descriptors for each, then SELF
     SELF                            SELF, when all that the client had put before is kept
+    LOCK                            LOCK + its lock, for a keeper in its place, if it was started for a broker
     END                             (exits, if it was started for a broker)
     anything else                   REFUSED reason, and hangs up
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -32,12 +34,13 @@ import time
 from collections import deque
 
 SOCKET_NAME = "keeper.sock"
+NEXT_NAME = "keeper.next"  # the socket of a keeper that is to take the place of another, until it does
 LOCK_NAME = "keeper.lock"
-VERSION = 1  # of the messages: a keeper may outlive the release that started it
+VERSION = 2  # of the messages: a keeper may outlive the release that started it
 
-PUT, DROP, LIST, END, ENTRY, SELF, REFUSED = range(1, 8)
+PUT, DROP, LIST, END, ENTRY, SELF, REFUSED, LOCK = range(1, 9)
 HEAD = struct.Struct("<B32s")
-WHO = struct.Struct("<HI?")  # the value of SELF: version, pid, started for a broker
+WHO = struct.Struct("<HI?Q")  # the value of SELF: version, pid, started for a broker, hard limit on open files
 VALUE_SIZE = 1 << 16  # bytes, at the most
 DESCRIPTORS_PER_ENTRY = 253  # the kernel's SCM_MAX_FD
 
@@ -45,6 +48,7 @@ ENTRIES_MAX = 48 << 10  # three for each link, of which a fabric file can descri
 VALUES_SIZE = 64 << 20  # bytes of all values together, at the most
 CLIENTS_MAX = 64
 RESERVE = 32  # descriptors for the interpreter, the lock and the listener
+KEPT_BACK = RESERVE + CLIENTS_MAX + DESCRIPTORS_PER_ENTRY  # of the limit on open files, not for entries
 BACKLOG = 128
 MESSAGES = 16384  # per client and round: all that a queue of some MiB can hold, and an end to listening to one client
 LOOK_MS = 2000  # between looks whether the runtime directory is still there
@@ -80,14 +84,18 @@ class Client:
 
 
 class Keeping:
-    """`directory_fd` is the runtime directory, in which `listener` is bound; both are taken over."""
+    """`directory_fd` is the runtime directory, in which `listener` is bound; all three are taken over."""
 
-    def __init__(self, directory_fd: int, listener: socket.socket, for_broker: bool, descriptors_max: int) -> None:
+    def __init__(
+        self, directory_fd: int, lock_fd: int, listener: socket.socket, for_broker: bool, open_files_max: int
+    ) -> None:
         self._directory_fd = directory_fd
+        self._lock_fd = lock_fd
         self._listener = listener
-        self._bound = _identity(directory_fd)
+        self._bound = _identity(directory_fd, listener.getsockname())
         self._for_broker = for_broker
-        self._descriptors_max = descriptors_max - RESERVE - CLIENTS_MAX - DESCRIPTORS_PER_ENTRY
+        self._open_files_max = open_files_max
+        self._descriptors_max = open_files_max - KEPT_BACK
         self._entries: dict[bytes, Entry] = {}
         self._descriptors = 0  # in all entries
         self._size = 0  # bytes in all values
@@ -108,8 +116,9 @@ class Keeping:
                 elif fd in self._clients:
                     self._attend(self._clients[fd])
             self._answer_lists()
-        if _identity(self._directory_fd) == self._bound:
-            os.unlink(SOCKET_NAME, dir_fd=self._directory_fd)
+        for name in (SOCKET_NAME, NEXT_NAME):
+            if _identity(self._directory_fd, name) == self._bound:
+                os.unlink(name, dir_fd=self._directory_fd)
 
     def _accept(self) -> None:
         for _ in range(BACKLOG):
@@ -122,20 +131,22 @@ class Keeping:
                 return
             if len(self._clients) >= CLIENTS_MAX:
                 self._hear_all()  # those who have left make room
-            connection.setblocking(False)
-            client = Client(connection)
-            self._clients[connection.fileno()] = client
-            self._poll.register(connection, select.POLLIN)
-            _, uid, _ = CREDENTIALS.unpack(
-                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-            )
-            if uid not in (0, os.geteuid()):
-                self._hang_up(client, f"uid {uid} is neither root nor the keeper's ({os.geteuid()})")
-            elif len(self._clients) > CLIENTS_MAX:
-                self._hang_up(client, f"{CLIENTS_MAX} clients are connected, and more are not served")
-            else:
-                client.unsent.append(None)
-                self._flush(client)
+            self.admit(connection)
+
+    def admit(self, connection: socket.socket) -> None:
+        """It is one of the clients, or hung up on."""
+        connection.setblocking(False)
+        client = Client(connection)
+        self._clients[connection.fileno()] = client
+        self._poll.register(connection, select.POLLIN)
+        _, uid, _ = CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+        if uid not in (0, os.geteuid()):
+            self._hang_up(client, f"uid {uid} is neither root nor the keeper's ({os.geteuid()})")
+        elif len(self._clients) > CLIENTS_MAX:
+            self._hang_up(client, f"{CLIENTS_MAX} clients are connected, and more are not served")
+        else:
+            client.unsent.append(None)
+            self._flush(client)
 
     def _hang_up(self, client: Client, reason: str = "") -> None:
         """With a reason, it and the log are told."""
@@ -213,10 +224,20 @@ class Keeping:
             self._flush(client)
         elif op == END and self._for_broker:
             self._ended = True
-        elif op == END:
+        elif op == LOCK and self._for_broker:
+            return self._lend_lock(client)
+        elif op in (END, LOCK):
             return "this keeper was not started for a broker: it ends by SIGTERM"
         else:
             return f"there is no op {op}"
+        return ""
+
+    def _lend_lock(self, client: Client) -> str:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [self._lock_fd]))]
+        try:
+            client.connection.sendmsg([HEAD.pack(LOCK, b"")], ancillary)
+        except OSError as error:
+            return f"it cannot be given the lock ({error.strerror})"
         return ""
 
     def _put(self, key: bytes, entry: Entry) -> str:
@@ -275,7 +296,9 @@ class Keeping:
 
     def _send(self, connection: socket.socket, key: bytes | None) -> None:
         if key is None:
-            connection.send(HEAD.pack(SELF, b"") + WHO.pack(VERSION, os.getpid(), self._for_broker))
+            connection.send(
+                HEAD.pack(SELF, b"") + WHO.pack(VERSION, os.getpid(), self._for_broker, self._open_files_max)
+            )
             return
         entry = self._entries.get(key)
         if entry is None:
@@ -284,10 +307,10 @@ class Keeping:
         connection.sendmsg([HEAD.pack(ENTRY, key), entry.value], ancillary)
 
 
-def _identity(directory_fd: int) -> tuple[int, int] | None:
-    """Which file has the socket's name in that directory, wherever that is by now."""
+def _identity(directory_fd: int, name: str = SOCKET_NAME) -> tuple[int, int] | None:
+    """Which file has that name in that directory, wherever that is by now."""
     try:
-        found = os.stat(SOCKET_NAME, dir_fd=directory_fd, follow_symlinks=False)
+        found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     except OSError:
         return None
     return (found.st_dev, found.st_ino)
@@ -312,18 +335,25 @@ def _say(line: str) -> None:
         os.write(2, f"ringway keeper: {line}\n".encode(errors="replace"))
 
 
-def _begin(runtime: str) -> tuple[int, int, socket.socket]:
-    """The directory, the lock that says whose it is, and the listener in it. Leaves / as working directory."""
+def _begin(runtime: str, lent_fd: int | None) -> tuple[int, int, socket.socket]:
+    """The directory, the lock that says whose it is, and the listener in it. Leaves / as working directory. `lent_fd`:
+    the lock of a keeper in whose place this one is to come. Both have it, so that it is free at no moment."""
     directory_fd = os.open(runtime, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    lock_fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=directory_fd)
-    fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if _identity(directory_fd) is not None:
-        os.unlink(SOCKET_NAME, dir_fd=directory_fd)
+    if lent_fd is None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock_fd, name = os.open(LOCK_NAME, flags, 0o600, dir_fd=directory_fd), SOCKET_NAME
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        lock_fd, name = lent_fd, NEXT_NAME
+        found = os.fstat(lock_fd)
+        if (found.st_dev, found.st_ino) != _identity(directory_fd, LOCK_NAME):
+            raise OSError(errno.ESTALE, "the keeper there is that of another directory")
+    if _identity(directory_fd, name) is not None:
+        os.unlink(name, dir_fd=directory_fd)
     os.umask(0o177)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     os.fchdir(directory_fd)
-    listener.bind(SOCKET_NAME)  # by a relative name, which is never too long
+    listener.bind(name)  # by a relative name, which is never too long
     listener.listen(BACKLOG)
     os.chdir("/")
     return directory_fd, lock_fd, listener
@@ -353,15 +383,17 @@ def _announce() -> None:
 
 
 def main() -> int:
-    for_broker = sys.argv[2:] == ["--for-broker"]
-    if len(sys.argv) != 2 + for_broker:
-        sys.stderr.write("usage: keeper_process.py RUNTIME [--for-broker]\n")
+    for_broker = sys.argv[2:3] == ["--for-broker"]
+    instead = for_broker and sys.argv[3:4] == ["--instead"]
+    if len(sys.argv) != 2 + for_broker + 3 * instead:
+        sys.stderr.write("usage: keeper_process.py RUNTIME [--for-broker [--instead LOCK_FD CLIENT_FD]]\n")
         return 2
+    lent_fd, client_fd = (int(sys.argv[4]), int(sys.argv[5])) if instead else (None, None)
     runtime = sys.argv[1]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        directory_fd, _lock_fd, listener = _begin(runtime)
+        directory_fd, lock_fd, listener = _begin(runtime, lent_fd)
     except OSError as error:
         taken = isinstance(error, BlockingIOError)
         reason = "a keeper is already running there" if taken else f"it cannot be used ({error.strerror})"
@@ -379,7 +411,11 @@ def main() -> int:
         name_fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
         os.write(name_fd, b"ringway-keeper")
         os.close(name_fd)
-    Keeping(directory_fd, listener, for_broker, hard if hard != resource.RLIM_INFINITY else sys.maxsize).run()
+    open_files_max = hard if hard != resource.RLIM_INFINITY else sys.maxsize
+    keeping = Keeping(directory_fd, lock_fd, listener, for_broker, open_files_max)
+    if client_fd is not None:
+        keeping.admit(socket.socket(fileno=client_fd))
+    keeping.run()
     return 0
 
 

@@ -123,7 +123,7 @@ class Loop:
         self._directory_said = ""
         self._list_links()
         self._router.await_ready()
-        self._watch_keeper()
+        self._mend_keeper(time.monotonic())
 
     def __enter__(self) -> Self:
         return self
@@ -179,6 +179,7 @@ class Loop:
                 self._stopped = True
                 return
             now = time.monotonic()
+            self._mend_keeper(now)  # before anything else: nobody has what the broker has meanwhile
             for fd in ready:
                 # First the desk: an agent's end closes before its successor says hello.
                 if self._desk.is_ours(fd):
@@ -190,7 +191,6 @@ class Loop:
             self._router.mend(now)
             self._desk.expire(now)
             self._agents.expire(now)
-            self._mend_keeper(now)
 
     def _at_desk(self, fd: int, now: float) -> None:
         try:
@@ -429,13 +429,9 @@ class Loop:
 
     # -- keeper and directory
 
-    def _watch_keeper(self) -> None:
-        if self._keeping.fileno() >= 0:
-            self._events.register(self._keeping.fileno(), select.EPOLLIN)
-
     def _mend_keeper(self, now: float) -> None:
         if self._keeping.mend(now):
-            self._watch_keeper()
+            self._events.register(self._keeping.fileno(), select.EPOLLIN)
 
     def _open_directory(self) -> Directory | None:
         """None where there can be none: links do not need it."""

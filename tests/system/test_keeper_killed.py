@@ -11,7 +11,7 @@ import pytest
 
 from tests.system.broker_process import BrokerProcess, keeper_pid, run_ringway, short_directory
 from tests.system.fabric_fixtures import Fabric, until
-from tests.system.keeper_process import keeper_by_hand, keys, reached, settled_descriptors
+from tests.system.keeper_process import keys, reached, settled_descriptors
 from tests.system.restarts import CHAIN, Chain, ends_of, kill_keeper, link_ids
 
 MENDED = "has everything again"
@@ -137,16 +137,3 @@ def test_a_keeper_that_was_stopped_has_what_was_made_and_not_what_was_removed_me
         broker.restart()
         assert link_ids(broker.show()) == before
         assert "adopted 100 of 100 links" in broker.log()
-
-
-def test_a_keeper_with_less_room_than_the_broker_is_complained_of_and_tried_again(runtime: Path) -> None:
-    with keeper_by_hand(runtime, "prlimit", "--nofile=500:500"), BrokerProcess(runtime) as broker:
-        broker.apply(links(40, "a"))
-        until(lambda: "descriptors are kept, and 151 may be: raise LimitNOFILE" in broker.log(), "it says why")
-        assert len(broker.show().links) == 40
-        broker.apply(links(2, "b"))
-        await_another_keeper(broker, 1)
-        before = link_ids(broker.show())
-        broker.restart()
-        assert link_ids(broker.show()) == before
-        assert "adopted 2 of 2 links" in broker.log()
