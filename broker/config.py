@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from ringway.broker.fabric_file import FabricCause, FabricError, FabricFile, Key
+from ringway.broker.fabric_file import LINKS_MAX, FabricCause, FabricError, FabricFile, Key
 from ringway.control.messages import CARRIER_DELAY_MS
 from ringway.control.names import NAME_RULE, PLAIN_NAME_RULE, is_name, is_plain_name
 from ringway.control.rules import (
@@ -148,6 +148,7 @@ def config_from(file: FabricFile) -> FabricConfig:
     """Everything that can be judged table by table; checks.py judges what spans them."""
     tables = file.tables
     _refuse_unknown(file, (), tables, ("limits", "vm", "link"))
+    _refuse_many_links(file, tables.get("link"))
     limits = convert(file, ("limits",), tables.get("limits", {}), LimitsTable)
     return FabricConfig(
         name=file.name,
@@ -158,6 +159,12 @@ def config_from(file: FabricFile) -> FabricConfig:
         vms={name: _vm(file, name, table) for name, table in _named(file, ("vm",), plain=True)},
         links={name: _link(file, name, table) for name, table in _named(file, ("link",), plain=False)},
     )
+
+
+def _refuse_many_links(file: FabricFile, links: object) -> None:
+    if isinstance(links, dict) and len(links) > LINKS_MAX:
+        message = f"{len(links)} links, and a fabric has {LINKS_MAX} at the most: divide it among several brokers"
+        raise file.error(FabricCause.LIMIT, ("link",), message)
 
 
 def convert(file: FabricFile, key: Key, table: object, kind: type[Table]) -> Table:

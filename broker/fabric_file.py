@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 TEXT_SIZE: Final = 1_000_000  # bytes; with its envelope it has to fit one control message of 1 MiB
+LINKS_MAX: Final = 1024  # of one fabric; everything about all of them has to fit one reply of wire.REPLY_SIZE
+MARKS_MAX: Final = 50_000  # of a text; the broker is deaf while it reads one
+MARKS: Final = {"\n": 1, "[": 1, "{": 1, "=": 1, ",": 1, "\\": 1, '""': 1, ".": 2}  # what takes time to read
+HEADER_MARKS: Final = 2  # what the beginning of a table costs more
+HEADER_BEGINS: Final = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 DOTS_MAX: Final = 16  # between the parts of a key
 QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
@@ -117,6 +122,7 @@ def spell(key: Key) -> str:
 def _parse(text: str, name: str) -> dict[str, Any]:
     if len(text) > TEXT_SIZE:
         raise FabricError(FabricCause.FILE, f"has more than {TEXT_SIZE} characters", name)
+    _refuse_laborious(text, name)
     _refuse_long_keys(text, name)
     try:
         return tomllib.loads(text)
@@ -133,6 +139,19 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         raise FabricError(FabricCause.SYNTAX, f"not TOML that can be read: {why}", name) from None
 
 
+def _refuse_laborious(text: str, name: str) -> None:
+    """Before it is parsed: a megabyte of table headers takes seconds, and as long the broker hears nobody."""
+    marks = sum(text.count(mark) * weight for mark, weight in MARKS.items())
+    marks += HEADER_MARKS * sum(1 for _ in HEADER_BEGINS.finditer(text))
+    if marks > MARKS_MAX:
+        message = (
+            f"has {marks} line ends, brackets, '=', ',', '.' and '\\' (a '.' counts for 2, a table header for "
+            f"{HEADER_MARKS} more), and {MARKS_MAX} are possible: a fabric has {LINKS_MAX} links at the most; divide "
+            "it among several brokers, or write each table in a line: [link], and below it NAME = {ends = [...]}"
+        )
+        raise FabricError(FabricCause.LIMIT, message, name)
+
+
 def _refuse_long_keys(text: str, name: str) -> None:
     """Before they are parsed: the time that takes grows with the square of their parts."""
     for line, content in enumerate(text.split("\n"), 1):
@@ -143,6 +162,8 @@ def _refuse_long_keys(text: str, name: str) -> None:
 
 HEADER: Final = re.compile(r"\s*(\[\[?)\s*([^\[\]=]+?)\s*\]\]?\s*(?:#.*)?$")
 KEY_PART: Final = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+PLAIN_PART: Final = re.compile(r"""[A-Za-z0-9_-]+|"[^"'\\]*"|'[^"']*'""")
+PLAIN_KEY: Final = re.compile(rf"(?:{PLAIN_PART.pattern})(?:[ \t]*\.[ \t]*(?:{PLAIN_PART.pattern}))*")
 ASSIGNMENT: Final = re.compile(rf"\s*({KEY_PART}(?:\s*\.\s*{KEY_PART})*)\s*=")
 
 
@@ -172,6 +193,8 @@ def _prefixes(key: Key, line: int) -> Iterator[tuple[Key, int]]:
 
 
 def _split(dotted: str) -> Key:
+    if PLAIN_KEY.fullmatch(dotted):  # nearly all; the rest takes some hundred times as long
+        return tuple(part.strip("\"'") for part in PLAIN_PART.findall(dotted))
     try:
         table: object = tomllib.loads(f"{dotted} = 0")
     except tomllib.TOMLDecodeError:

@@ -22,6 +22,7 @@ from ringway.broker import watch
 from ringway.broker.adoption import adopt_desk, adopt_ends, adopt_fabric, adopt_links
 from ringway.broker.agents import ANSWER_TIME, Agent, Agents
 from ringway.broker.answers import Answers
+from ringway.broker.chatter import Chatter
 from ringway.broker.checks import parse_config
 from ringway.broker.directory import Directory, remove_leftovers
 from ringway.broker.effects import Resources, raise_descriptor_limit
@@ -72,6 +73,7 @@ class Loop:
         """ControlError, and all that was begun is given up: what a broker before this one left stays for the next."""
         check_zmq()
         self._say = say
+        self._chatter = Chatter(say)
         self._runtime = runtime
         self._stopped = False
         self._agents = Agents()
@@ -191,6 +193,7 @@ class Loop:
             self._router.mend(now)
             self._desk.expire(now)
             self._agents.expire(now)
+            self._chatter.expire(now)
 
     def _at_desk(self, fd: int, now: float) -> None:
         try:
@@ -367,7 +370,7 @@ class Loop:
         known = self._agents.by(identity)
         if known is None or known.vm != hello.vm:
             self._agents.welcome(hello, identity)
-            self._say(f"agent of VM {hello.vm!r} is here (pid {hello.pid})")
+            self._say_of(hello.vm, f"agent of VM {hello.vm!r} is here (pid {hello.pid})")
         else:
             known.problem = ""
             known.silent = False
@@ -421,11 +424,16 @@ class Loop:
                 self._agents.hear(request_id, agent, message)
             case ErrorReply():
                 agent.problem = message.message
-                self._say(f"agent of VM {agent.vm!r} failed: {message.message}")
+                self._say_of(agent.vm, f"agent of VM {agent.vm!r} failed: {message.message}")
                 self._agents.hear(request_id, agent, message)
             case Notice():
                 cause = f" ({message.cause})" if message.cause else ""
-                self._say(f"VM {agent.vm!r}, port {message.port!r}, link {message.link!r}: {message.event}{cause}")
+                port = f"port {message.port!r}, link {message.link!r}"
+                self._say_of(agent.vm, f"VM {agent.vm!r}, {port}: {message.event}{cause}")
+
+    def _say_of(self, vm: str, line: str) -> None:
+        """For what an agent may cause as often as it likes."""
+        self._chatter.say(vm, line, time.monotonic())
 
     # -- keeper and directory
 
@@ -515,7 +523,7 @@ class Loop:
         """Something did not reach that peer. An agent that is still there hears so when it next speaks."""
         agent = self._agents.by(identity)
         if agent is not None:
-            self._say(f"agent of VM {agent.vm!r} is gone")
+            self._say_of(agent.vm, f"agent of VM {agent.vm!r} is gone")
             self._agents.lose(agent)
 
     def _answer(self, request_id: str, message: Message) -> None:
@@ -527,7 +535,8 @@ class Loop:
         """Seconds until something expires; none while there are messages that were read and not yet heard."""
         if self._router.pending():
             return 0.0
-        expiries = (self._desk.deadline(), self._agents.deadline(), self._keeping.deadline(), self._router.deadline())
+        waiting = (self._desk, self._agents, self._keeping, self._router, self._chatter)
+        expiries = [each.deadline() for each in waiting]
         deadlines = [at for at in expiries if at is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 

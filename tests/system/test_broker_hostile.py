@@ -17,7 +17,7 @@ from ringway.broker.desk import SILENCE, SILENT_MAX
 from ringway.control import wire
 from ringway.control.errors import ControlError
 from ringway.control.handover import TAKE_SIZE, take
-from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, ErrorReply, Offer, Show, Take, Told
+from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, ErrorReply, Notice, Offer, Show, Take, Told
 from ringway.control.runtime import control_path, handover_path
 from tests.system.broker_process import (
     BrokerProcess,
@@ -242,3 +242,19 @@ def test_B4_raw_bytes_on_the_control_socket_disturb_nobody(broker: BrokerProcess
             raw.connect(str(control_path(broker.runtime)))
             raw.send(payload)
         assert broker.link().name == "one"
+
+
+def test_an_agent_that_tells_without_end_does_not_fill_the_log(broker: BrokerProcess) -> None:
+    with session_of(broker.runtime, "client") as session:
+        session.hello()
+        before = len(broker.log())
+        for number in range(3000):
+            told = Notice(port="net", link="one", event=f"n{number}") if number % 2 else None
+            message = told or ErrorReply(cause=Cause.FAILED, message="x" * 8000)
+            assert session.socket.poll(20_000, zmq.POLLOUT)
+            session.socket.send(wire.encode(wire.new_id(), message))
+        session.hello()  # it is heard after all that
+        assert len(broker.log()) - before < 100_000  # of 12 MB
+        while "more such lines" not in broker.log():
+            session.hello()
+        assert "n1" in broker.log()
