@@ -254,7 +254,7 @@ def test_list_shows_links_holders_and_whether_the_broker_runs(fabric_id: str, ru
 @pytest.mark.needs_root
 def test_list_says_when_there_is_nothing() -> None:
     empty = 'mount -t tmpfs tmpfs /dev/shm && exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", empty, "sh", *RINGWAY, "list"]
+    command = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", empty, "sh", *RINGWAY, "list"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "no fabric on this host that you may see: `ringway broker`\n"
