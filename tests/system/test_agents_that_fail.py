@@ -105,7 +105,19 @@ def test_a_tap_that_cannot_be_made_at_start_keeps_no_other_port_from_running(fab
     ("without", "cause"),
     [
         (["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"], "CAP_NET_ADMIN"),
-        (["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"], "/dev/net/tun cannot be"),
+        (
+            [
+                "unshare",
+                "-m",
+                "--propagation",
+                "unchanged",
+                "sh",
+                "-c",
+                'mount -t tmpfs none /dev/net && exec "$@"',
+                "sh",
+            ],
+            "/dev/net/tun cannot be",
+        ),
     ],
     ids=["no-right", "no-tun"],
 )
