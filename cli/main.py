@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from ringway.broker.fabric_file import FabricError
-from ringway.cli.output import flush_streams, prepare_streams, say
+from ringway.cli.output import announce, flush_streams, prepare_streams, say
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Plan, Planned, Show, Shown
@@ -63,9 +63,7 @@ def broker(runtime: Path | None, fabric: Path | None) -> None:
     with Loop(directory, _log) as loop:
         if fabric:
             _begin_with(loop, fabric)
-        with contextlib.suppress(OSError):  # who started it may not listen; agents do not depend on it
-            click.echo(f"broker ready on {directory}")
-            sys.stdout.flush()
+        announce(f"broker ready on {directory}")
         loop.run(stop_fd)
 
 

@@ -42,6 +42,13 @@ def flush_streams() -> str:
     return trouble
 
 
+def announce(line: str) -> None:
+    """A line for whoever started this process, if that listens: nothing depends on it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line)
+    flush_streams()
+
+
 def say(line: str) -> None:
     """A line for the log on standard error, if anybody can read that."""
     with contextlib.suppress(OSError, ValueError):
