@@ -20,7 +20,8 @@
 
 enum { STEPS_MAX = 400000, STEPS_FEW = 3000, LEFTS_MAX = 500, SINK_MAX = 64 };
 
-static bool kill_each; /* also in the operations of many steps */
+static bool kill_each;         /* also in the operations of many steps */
+static bool repeatable = true; /* false: a clock is read, which takes another number of instructions each time */
 
 static const struct rway_geometry GEOMETRY = {.queues = 1, .slot_count = 64, .slot_payload = 256, .headroom = 64};
 
@@ -498,13 +499,15 @@ static void kill_in(const struct operation *operation, const struct lefts *lefts
 
 /*
  * Kill the operation behind each of its stores, each time from the present state of the world, which is put back. A
- * long one is killed once for all: its memory behind each store is put back, which is the same and takes no minutes.
+ * long one, or one that is not repeatable, is killed once for all: its memory behind each store is put back, which is
+ * the same and takes no minutes.
  */
 static void kill_everywhere(const struct operation *operation)
 {
     struct books before = read_books(world.fds[0], 1);
     struct lefts *lefts = step_through(operation);
-    bool each = lefts->each[lefts->count - 1].steps < (kill_each ? STEPS_MAX : STEPS_FEW);
+    bool few = lefts->each[lefts->count - 1].steps < (kill_each ? STEPS_MAX : STEPS_FEW);
+    bool each = few && repeatable;
     for (uint32_t i = 0; i < lefts->count; i++) {
         if (each)
             kill_in(operation, lefts, &lefts->each[i]);
@@ -664,6 +667,7 @@ int main(int argc, char **argv)
     kill_recovery(&HAND_ON, &ATTACH);
     kill_recovery(&FORWARD, &JOIN);
     leave_little_room();
+    repeatable = false;
     kill_everywhere(&WAITING_FORWARD);
     end_world();
     return 0;

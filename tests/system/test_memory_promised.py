@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,11 +60,22 @@ def test_check_says_what_this_host_has_and_whether_that_is_enough(tmp_path: Path
     assert re.search(r"^note: a broker here would refuse it now: the links to be made", checked.stdout, re.MULTILINE)
 
 
-def test_an_apply_over_which_the_broker_dies_is_not_given_to_the_next_one(runtime: Path) -> None:
+def test_an_apply_over_which_the_broker_dies_is_not_given_to_the_next_one(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = threading.Event()
+    put = Client._put
+
+    def put_and_tell(client: Client, payload: bytes) -> None:
+        put(client, payload)
+        sent.set()
+
     with BrokerProcess(runtime) as broker, ThreadPoolExecutor(1) as thread, Client(runtime) as client:
         client.call(Show(), Shown)
         broker.process.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(Client, "_put", put_and_tell)
         asked = thread.submit(client.call, Apply(name="fabric.toml", text=FABRIC), Applied, 30)
+        assert sent.wait(20)
         broker.restart(signal.SIGKILL)
         with pytest.raises(ControlError, match=r"died over the apply.*ringway show.*ringway plan.*again") as caught:
             asked.result()
