@@ -10,7 +10,7 @@ from tools import c_programs
 from tools.c_programs import AARCH64, ASAN, PLAIN, PROGRAMS, TSAN, Run, Variant
 
 LONG = ("full", "asan")
-STEPPED = "restart_step_test"  # by single steps: under ASan, which has ten times as many, it takes more than a minute
+KILLED = ("restart_step_test", "restart_test")  # each end that is killed is a process, which ASan makes slow
 
 
 def cases() -> list[object]:
@@ -30,7 +30,7 @@ def case(program: Path, variant: Variant, run: Run) -> object:
 
 
 def is_long(program: Path, variant: Variant, run: Run) -> bool:
-    return run.only in LONG or (program.stem == STEPPED and variant is ASAN)
+    return run.only in LONG or (program.stem in KILLED and variant is ASAN)
 
 
 @pytest.mark.timeout(360)  # the first case of a variant compiles everything

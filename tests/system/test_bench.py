@@ -126,6 +126,7 @@ def test_bench_idle_holds_cost_and_wake_up_against_their_limits() -> None:
 
 
 @pytest.mark.needs_root
+@pytest.mark.full
 def test_bench_control_times_links_beside_a_veth_pair_and_finds_their_memory_as_stated() -> None:
     require_two_cores()
     rows = well_formed("control")
