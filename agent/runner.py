@@ -14,7 +14,7 @@ from ringway.agent.errors import AgentError
 from ringway.agent.interface import Owner
 from ringway.agent.port import Port
 from ringway.control.messages import Offer
-from ringway.shm import BreakCause, JoinState, SideState
+from ringway.shm import BreakCause, DropCause, JoinState, SideState
 from ringway.shm._native import lib
 from ringway.stack.filter import Filter
 from ringway.stack.loop import Loop
@@ -71,6 +71,8 @@ class TapRunner:
                 job = lib.rway_tap_new(fd, producer.native, consumer.native, self.tap.frame_max)
                 loop.add(job, producer, consumer)
                 self._jobs.append(job)
+            for producer, frames in zip(port.region.producers, self.tap.missed, strict=False):
+                producer.drop(DropCause.DOWN, frames)
             self._set_up(offer)
             self.follow_peer(time.monotonic())
             _start(self.loops)

@@ -45,12 +45,16 @@ class TapInterface:
         self.name = offer.interface
         self.frame_max = longest_frame(offer, link_frame_max)
         self.fds: list[int] = []
+        self.missed: list[int] = []  # frames discarded, by queue
         self._carrier = carrier
         self._added: set[str] = set()  # addresses
         let_go_when_forked(self)
         try:
             with refusals(f"making {self.name}"), IPRoute() as netlink:
                 self.ours = self._open(netlink, queues, owner)
+                # While the queues were opened one by one the kernel moved flows from one to the next, and they would be
+                # read side by side: what came until all were open goes.
+                self.missed = [_discard(fd, self._room(netlink)) for fd in self.fds[:-1]]
                 for fd in self.fds:
                     _set_offload(fd, offer.offload)
                 if self.ours:
@@ -76,6 +80,11 @@ class TapInterface:
                 netlink.link("del", index=socket.if_nametoindex(self.name))
                 self.fds.append(_open_queue(self.name, flags))
         return ours
+
+    def _room(self, netlink: IPRoute) -> int:
+        """How many frames a queue can hold."""
+        (link,) = netlink.get_links(socket.if_nametoindex(self.name))
+        return int(link.get_attr("IFLA_TXQLEN"))
 
     def _keep(self, netlink: IPRoute, mark: str) -> None:
         """First the mark: nobody would know an interface that lasts without one."""
@@ -152,6 +161,19 @@ def _open_queue(name: str, more_flags: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _discard(fd: int, most: int) -> int:
+    """Read the frames that a queue holds, and more come meanwhile; returns how many there were."""
+    for done in range(most):
+        try:
+            os.read(fd, 64)
+        except BlockingIOError:
+            return done
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a frame that struct virtio_net_hdr cannot say: gone like the others
+                return done
+    return most
 
 
 def _refusal(name: str, error: OSError) -> AgentError:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ringway.agent import Agent, Port
 from ringway.control.messages import LinkShown, RingShown
@@ -25,6 +25,7 @@ from tests.conftest import require
 from tests.system.broker_process import RINGWAY, BrokerProcess
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
+Result = TypeVar("Result")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -69,16 +70,20 @@ def namespaces(*names: str, ipv6: bool = False) -> Iterator[None]:
 def socket_in(namespace: str, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
     """A socket of that namespace, where it stays whichever thread uses it."""
 
-    def make() -> socket.socket:
+    made = in_namespace(namespace, lambda: socket.socket(family, kind))
+    made.settimeout(20)
+    return made
+
+
+def in_namespace(namespace: str, work: Callable[[], Result]) -> Result:
+    def there() -> Result:
         with Path(f"/run/netns/{namespace}").open() as handle:
             if _libc.setns(handle.fileno(), _CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), f"setns {namespace}")
-        made = socket.socket(family, kind)
-        made.settimeout(20)
-        return made
+        return work()
 
     with ThreadPoolExecutor(1) as thread:  # only this thread changes its namespace, and it ends here
-        return thread.submit(make).result()
+        return thread.submit(there).result()
 
 
 def ping(namespace: str, address: str, *options: str, count: int = 3) -> int:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import os
+import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from ringway.agent import tap
+from ringway.agent.interface import Owner
+from ringway.control.messages import Geometry, Offer
 from tests.system.fabric_fixtures import (
     AgentProcess,
     Fabric,
     await_carriers,
     has_carrier,
+    in_namespace,
     link_counters,
     namespaces,
     ping,
@@ -242,3 +251,60 @@ def test_where_ipv6_is_switched_off_ipv4_works_and_the_port_says_what_does_not(j
     until(lambda: ping("west", EAST6, count=1) == 1, "what the kernel takes by now is put there")
     until(lambda: joined.broker.vm("west").ports[0].cause == "", "and nothing is missing any more")
     assert setting("fast0", "ifindex") == index
+
+
+def test_flows_that_go_on_while_the_next_agent_opens_the_queues_stay_in_order(
+    joined: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel spreads flows over the queues that are open: with each that an agent opens, flows move to it."""
+    queues, flows = 4, 32
+    run("ip", "tuntap", "add", "fast0", "mode", "tap", "multi_queue", namespace="west")
+    for words in ("address 02:00:00:00:00:01 txqueuelen 2000", "up"):
+        run("ip", "link", "set", "dev", "fast0", *words.split(), namespace="west")
+    out = socket_in("west", socket.SOCK_RAW, socket.AF_PACKET)
+    out.bind(("fast0", 0))
+    numbers = itertools.count()
+    open_queue = tap._open_queue
+
+    def open_and_send(name: str, flags: int) -> int:
+        """A queue more, and meanwhile each flow sends another frame."""
+        fd = open_queue(name, flags)
+        send_flows()
+        return fd
+
+    def send_flows() -> None:
+        number = next(numbers)
+        for flow in range(flows):
+            out.send(udp_frame(flow, number))
+
+    monkeypatch.setattr(tap, "_open_queue", open_and_send)
+    geometry = Geometry(queues, 64, 2048, 64)
+    offer = Offer("wire", 1, "p", 0, 1, geometry, "tap", "0" * 32, "/nowhere", interface="fast0", mtu=1500)
+    opened = in_namespace("west", lambda: tap.TapInterface(offer, queues, 2000, Owner("f", "west"), carrier=True))
+    try:
+        assert sum(opened.missed) > 0, "what the first queues held is gone, and counted"
+        send_flows()
+        seen: dict[int, list[int]] = {}
+        for fd in reversed(opened.fds):  # the worst order an agent can read them in
+            for flow, number in frames_in(fd):
+                seen.setdefault(flow, []).append(number)
+    finally:
+        opened.close()
+        out.close()
+    assert len(seen) == flows
+    assert all(numbers == sorted(numbers) for numbers in seen.values()), seen
+
+
+def udp_frame(flow: int, number: int) -> bytes:
+    ethernet = bytes.fromhex("02000000000102000000000208004500002000000000401100000a0900020a090001")
+    return ethernet + struct.pack("!HHHHI", 1000 + flow, 80, 12, 0, number)
+
+
+def frames_in(fd: int) -> Iterator[tuple[int, int]]:
+    """(flow, number) of the frames of ours that a queue holds."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frame = os.read(fd, 2048)[10:]  # behind struct virtio_net_hdr
+            if len(frame) == 46 and frame[:6] == bytes.fromhex("020000000001"):
+                port, _, _, _, number = struct.unpack_from("!HHHHI", frame, 34)
+                yield port - 1000, number
