@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 from ringway.agent.port import Port
-from ringway.agent.runner import ForwardRunner
+from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
 from ringway.control.rules import Stack
+from ringway.shm import JoinState
 from ringway.stack.filter import Filter
+from ringway.stack.loop import Loop
+from ringway.stack.spread import Spread
 
-Start = Callable[[Port, Port, Filter], ForwardRunner]
+_LET_PASS = 0.1  # seconds
+# For how long a full ring may stand still before what finds no room in it is dropped: an agent is killed and started
+# again, or a process runs again on a crowded machine, in less; and TCP goes on where it was after a pause of so long.
+_PATIENCE_US = 1_000_000
+
+Start = Callable[[Port, Port, Filter], "ForwardRunner"]
 
 
 class Forwarder:
@@ -71,3 +80,87 @@ class Forwarder:
     def close(self) -> None:
         self.pause()
         self.filter.close()
+
+
+class ForwardRunner:
+    """Forwards between two ports, both ways, past a filter.
+
+    Loop i of n serves the incoming queues i, i + n, … and sends to the outgoing queues i, i + n, …, each flow into one
+    of them, so that each ring keeps one producer and one consumer. All incoming queues are served, and the peers are
+    told that 0 to n - 1 are wanted.
+    """
+
+    def __init__(
+        self,
+        first: Port,
+        second: Port,
+        packet_filter: Filter,
+        spin_us: int,
+        most_loops: int,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.ports: tuple[Port, ...] = (first, second)
+        self.loops: list[Loop] = []
+        self._joined: list[Port] = []
+        count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
+        for port in self.ports:
+            port.run_by_agent(True)
+            serve(port, count)
+        with closed_on_error(self):
+            for source, target in ((first, second), (second, first)):
+                self._join(source, target, log)
+            for index in range(count):
+                loop = new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
+                loop.judge_by(packet_filter.native)
+                for source, target in ((first, second), (second, first)):
+                    numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
+                    _forward(loop, source, target, numbers, index, count)
+            _let_pass(self.ports)
+            start_loops(self.loops)
+
+    def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
+        """Count what a forwarder before this one held when it was killed, and say so."""
+        state, frames = source.region.join(target.region)
+        self._joined.append(source)
+        way = f"from {source.name} to {target.name}"
+        if state is JoinState.IMPLAUSIBLE:
+            log(f"what the last restart lost {way} is not known: {frames} frames cannot be, so none are counted")
+        elif frames:
+            log(f"{frames} frames {way} were lost by the last restart")
+
+    def failed(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        close_loops(self.loops)
+        for port in self._joined:
+            port.region.part()
+        self._joined.clear()
+        give_back(self.ports)
+
+
+def _forward(loop: Loop, source: Port, target: Port, numbers: tuple[int, int], index: int, count: int) -> None:
+    """One loop's part of one direction; `numbers` are what the filter calls the two ports."""
+    owned = range(index, target.region.geometry.queues, count)
+    spread = Spread(target.region, sum(1 << queue for queue in owned)) if len(owned) > 1 else None
+    queues = range(index, source.region.geometry.queues, count)
+    patience_us = _PATIENCE_US if len(queues) == 1 else 0  # of several inputs the first would take all room
+    for queue in queues:
+        loop.watch(source.region, queue)
+        consumer = source.region.consumers[queue]
+        if spread is not None:
+            loop.forward_spread(consumer, spread, *numbers)
+        else:
+            loop.forward(consumer, target.region.producers[index], *numbers, patience_us)
+
+
+def _let_pass(ports: Iterable[Port]) -> None:
+    """Before loops are started that may put flows into other queues than loops before them did.
+
+    What those have sent is given a short time to pass, so that flows stay in order. Not more: the peer may be away.
+    """
+    deadline = time.monotonic() + _LET_PASS
+    for port in ports:
+        producers = port.region.producers if port.region.geometry.queues > 1 else []
+        while not all(producer.all_passed for producer in producers) and time.monotonic() < deadline:
+            time.sleep(0.001)

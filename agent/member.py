@@ -11,11 +11,12 @@ from typing import Literal
 from msgspec.structs import replace
 
 from ringway.agent.errors import AgentCause, AgentError
-from ringway.agent.forwarder import Forwarder
+from ringway.agent.forwarder import Forwarder, ForwardRunner
 from ringway.agent.interface import Owner, remove_orphans
+from ringway.agent.kinds.tap import TapRunner
 from ringway.agent.lifeline import PeerEvent
 from ringway.agent.port import Port
-from ringway.agent.runner import ForwardRunner, Runner, TapRunner
+from ringway.agent.runner import Runner
 from ringway.control.messages import (
     Connections,
     LoopTold,

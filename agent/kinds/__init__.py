@@ -1,0 +1,1 @@
+"""What an agent runs over its ports, one file for each kind of port."""
