@@ -239,6 +239,9 @@ uint32_t rway_producer_fitting(struct rway_producer *producer, const struct rway
 /* The consumer's counter, as it was seen last. */
 uint64_t rway_producer_released(const struct rway_producer *producer);
 
+/* How many consumers wait in a row, from this ring's on, as it says itself; at most RWAY_STALL_MAX. */
+uint32_t rway_producer_stalled(const struct rway_producer *producer);
+
 /* The counter value behind all that is claimed. Once the consumer's counter is there, it has dealt with all of it. */
 uint64_t rway_producer_position(const struct rway_producer *producer);
 
@@ -277,6 +280,12 @@ void rway_consumer_put_back(struct rway_consumer *consumer, const struct rway_fr
  * released before the next one is begun. Frames that are released before they are handed on need none of this.
  */
 void rway_consumer_begin(struct rway_consumer *consumer, const struct rway_frame *frame);
+
+/*
+ * Tell the producer how many consumers wait in a row from this one on, RWAY_STALL_MAX at most: one more than the next
+ * one says of itself (rway_producer_stalled). 0: this one does not wait, which each has to say itself when it goes on.
+ */
+void rway_consumer_stall(struct rway_consumer *consumer, uint32_t depth);
 
 /* The counter value behind all that was peeked. */
 uint64_t rway_consumer_position(const struct rway_consumer *consumer);

@@ -171,6 +171,14 @@ void rway_consumer_pass(struct rway_consumer *consumer, uint64_t position)
     rway_store_release(&consumer->ring.control->passed, position);
 }
 
+void rway_consumer_stall(struct rway_consumer *consumer, uint32_t depth)
+{
+    if (__builtin_expect(consumer->stalled == depth, 1))
+        return;
+    consumer->stalled = depth;
+    rway_write_once(&consumer->ring.control->stalled, depth);
+}
+
 void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t frames)
 {
     if (cause < RWAY_DROPS) {

@@ -168,6 +168,16 @@
  */
 
 /*
+ * Waiting
+ *
+ * A consumer that sends frames on may leave them in its ring while its own way out is full. It then stores in stalled
+ * how many consumers in a row wait: one more than its own next consumer says, RWAY_STALL_MAX at most. One that waits no
+ * more stores 0, as each does at attach. A producer that finds its ring full waits the longer for a consumer the more
+ * of them wait behind it, so that the one before a consumer that is dead or stopped gives up first and the others need
+ * not. It takes a larger value for RWAY_STALL_MAX.
+ */
+
+/*
  * Attaching
  *
  * An end copies the header, checks the copy and does not read it again: magic, major, no unknown bit in
@@ -217,6 +227,7 @@ enum {
     RWAY_HEADROOM_MAX = 512,
     RWAY_FRAME_MIN = 14,          /* an Ethernet header; shorter is no frame */
     RWAY_FRAME_MAX = 65664,       /* 64 KiB and 128 bytes of headers; a link's own limit may be lower */
+    RWAY_STALL_MAX = 7,           /* waiting consumers in a row that are told apart */
     RWAY_DROPS = 10               /* drop causes a counter block has room for */
 };
 
@@ -343,7 +354,8 @@ struct rway_ring_control {
     uint8_t pad4[64];
     struct rway_commit released[2]; /* consumer: its account at this tail and the one before. Minor 1 */
     uint64_t begun; /* consumer: position behind the frame that it began to hand on last; 0: none. Minor 1 */
-    uint8_t reserved[56];
+    uint64_t stalled; /* consumer: waiting consumers in a row from this one on, RWAY_STALL_MAX at most; 0: not waiting */
+    uint8_t reserved[48];
 };
 
 /* What a slot holds. A kind that is not listed here breaks the ring. */

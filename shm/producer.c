@@ -50,6 +50,13 @@ uint64_t rway_producer_released(const struct rway_producer *producer)
     return producer->peer_tail;
 }
 
+/* A consumer that lies about it is waited for as long as for a long row of them, which is bounded. */
+uint32_t rway_producer_stalled(const struct rway_producer *producer)
+{
+    uint64_t peer_x = rway_read_once(&producer->ring.control->stalled);
+    return peer_x < RWAY_STALL_MAX ? (uint32_t)peer_x : RWAY_STALL_MAX;
+}
+
 uint32_t rway_producer_queues(const struct rway_producer *producer)
 {
     return producer->ring.region->geometry.queues;

@@ -157,6 +157,7 @@ int rway_consumer_resume(struct rway_consumer *consumer, struct rway_ring ring, 
     consumer->cursor = consumer->peer_head = consumer->attached_at = consumer->tail;
     consumer->dropped = rway_counts_dropped(&consumer->counts);
     rway_consumer_show_counts(consumer);
+    rway_write_once(&control->stalled, 0);
     /* A consumer may say that frames have passed before it releases them, and these will come again. */
     if ((int64_t)(rway_read_once(&control->passed) - consumer->tail) > 0)
         rway_store_release(&control->passed, consumer->tail);

@@ -52,6 +52,7 @@ struct rway_consumer {
     uint64_t peer_head; /* last one seen and checked */
     uint64_t looked_at; /* as in a producer, for the producer's wake word */
     uint64_t passed;    /* as last said; before that a position that no consumer can say */
+    uint32_t stalled;   /* as last said */
     uint64_t taken_frames;
     uint32_t usual_len; /* bytes to prefetch of a frame, from what the last one had */
     uint64_t taken_bytes; /* since the last release */

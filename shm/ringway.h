@@ -79,6 +79,7 @@ RWAY_AT(rway_ring_control, consumed, 640);
 RWAY_AT(rway_ring_control, published, 768);
 RWAY_AT(rway_ring_control, released, 896);
 RWAY_AT(rway_ring_control, begun, 960);
+RWAY_AT(rway_ring_control, stalled, 968);
 RWAY_AT(rway_commit, at, 0);
 RWAY_AT(rway_commit, frames, 8);
 RWAY_AT(rway_commit, bytes, 16);

@@ -325,13 +325,16 @@ struct rway_job;
  * port that in belongs to, out_port that of out. NULL without memory. Frames that go no further are counted: at in
  * when they are judged (offload, malformed, policy, flows), at out when it does not take them (full, oversize, down).
  *
- * While out is full, frames stay in in, until out's consumer has not moved for patience_us microseconds: from then on
- * until it moves, those without room are dropped. 0: they are dropped at once, as it has to be where several jobs share
- * out, because the first of them would take all room. Where in's link has several queues, its producer is told what has
- * passed.
+ * While out is full, frames stay in in, until out's consumer has not moved for patience_us microseconds, and as many
+ * again for each of those who wait in a row from it on: from then on until it moves, those without room are dropped. 0:
+ * they are dropped at once, as it has to be where several jobs share out, because the first of them would take all room.
+ * Where in's link has several queues, its producer is told what has passed.
  */
 struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,
                                   uint32_t out_port, uint64_t patience_us);
+
+/* Change patience_us of a job of rway_forward_new, which its loop need not be stopped for. Any thread. */
+void rway_forward_wait(struct rway_job *job, uint64_t patience_us);
 
 /*
  * The same into all queues that the spread owns, each flow into its own, and with its flow hash. The spread stays the

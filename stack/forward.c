@@ -8,7 +8,7 @@
  *
  * Where all that comes in goes out by one ring, frames wait for room in it: those that do not fit are left in the
  * in-ring, unjudged, so that none is judged twice, and the pressure goes back to who sent them (patience.h says for how
- * long). It is the job that waits and not its thread: the loop's other jobs go on, and the loop sleeps on the room as
+ * long), who is told how far away the reason lies. It is the job that waits and not its thread: the loop's other jobs go on, and the loop sleeps on the room as
  * it does on frames. Over a spread, or into a ring that several inputs share, one slow output would hold up the others,
  * or one input the others: there a full ring drops.
  *
@@ -245,6 +245,7 @@ static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
     }
     claim_and_fill(forward);
     rway_ring_release_more(forward->in);
+    rway_consumer_stall(forward->in, forward->patience.depth);
     publish(forward);
     trace(forward, taken);
     return taken;
@@ -263,6 +264,7 @@ static void release(struct rway_job *job)
 {
     struct forward *forward = (struct forward *)job;
     rway_consumer_settle(forward->in);
+    rway_consumer_stall(forward->in, 0);
     for (uint32_t k = 0; k < forward->way_count; k++)
         rway_producer_settle(forward->out[k]);
     free(forward);
@@ -288,10 +290,15 @@ struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer
     struct forward *forward = forward_new(in, in_port, out_port, 1);
     if (forward == NULL)
         return NULL;
-    forward->patience.lasts_ns = patience_us * 1000;
+    rway_patience_set(&forward->patience, patience_us);
     forward->out[0] = out;
     forward->in_line = rway_producer_queues(out) == 1;
     return &forward->job;
+}
+
+void rway_forward_wait(struct rway_job *job, uint64_t patience_us)
+{
+    rway_patience_set(&((struct forward *)job)->patience, patience_us);
 }
 
 struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port,

@@ -10,24 +10,39 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* The out-ring is full: has its consumer stood still for so long that nobody waits for it? */
-static bool is_over(struct rway_patience *patience, const struct rway_producer *out)
+void rway_patience_set(struct rway_patience *patience, uint64_t lasts_us)
 {
-    uint64_t tail = rway_producer_released(out), now = now_ns();
-    if (tail == patience->stuck_at && patience->since_ns != 0)
-        return now - patience->since_ns >= patience->lasts_ns;
-    patience->stuck_at = tail;
-    patience->since_ns = now;
-    return false;
+    rway_write_once(&patience->lasts_ns, lasts_us * 1000);
 }
 
-uint32_t rway_patience_admit(struct rway_patience *patience, struct rway_producer *out,
-                             const struct rway_frame *frames, uint32_t count)
+bool rway_patience_is_over(struct rway_patience *patience, uint64_t tail, uint32_t behind, uint64_t now_ns)
 {
-    if (patience->lasts_ns == 0)
+    bool moved = tail != patience->stuck_at || patience->since_ns == 0;
+    if (moved)
+        patience->given_up = false;
+    /* Who waits no more is about to move, or was started again and has yet to look: neither is to be given up on. */
+    if (moved || behind < patience->behind) {
+        patience->stuck_at = tail;
+        patience->since_ns = now_ns;
+    }
+    patience->behind = behind;
+    if (now_ns - patience->since_ns >= rway_read_once(&patience->lasts_ns) * (1 + behind))
+        patience->given_up = true;
+    return patience->given_up;
+}
+
+uint32_t rway_patience_admit(struct rway_patience *patience, struct rway_producer *out, const struct rway_frame *frames,
+                             uint32_t count)
+{
+    patience->depth = 0;
+    if (rway_read_once(&patience->lasts_ns) == 0)
         return count;
     uint32_t fitting = rway_producer_fitting(out, frames, count);
     if (__builtin_expect(fitting == count, 1))
         return count;
-    return is_over(patience, out) ? count : fitting;
+    uint32_t behind = rway_producer_stalled(out);
+    if (rway_patience_is_over(patience, rway_producer_released(out), behind, now_ns()))
+        return count;
+    patience->depth = behind < RWAY_STALL_MAX ? behind + 1 : RWAY_STALL_MAX;
+    return fitting;
 }
