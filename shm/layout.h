@@ -354,7 +354,7 @@ struct rway_ring_control {
     uint8_t pad4[64];
     struct rway_commit released[2]; /* consumer: its account at this tail and the one before. Minor 1 */
     uint64_t begun; /* consumer: position behind the frame that it began to hand on last; 0: none. Minor 1 */
-    uint64_t stalled; /* consumer: waiting consumers in a row from this one on, RWAY_STALL_MAX at most; 0: not waiting */
+    uint64_t stalled; /* consumer: how many wait in a row from this one on, RWAY_STALL_MAX at most; 0: it does not */
     uint8_t reserved[48];
 };
 

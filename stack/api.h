@@ -327,7 +327,7 @@ struct rway_job;
  *
  * While out is full, frames stay in in, until out's consumer has not moved for patience_us microseconds, and as many
  * again for each of those who wait in a row from it on: from then on until it moves, those without room are dropped. 0:
- * they are dropped at once, as it has to be where several jobs share out, because the first of them would take all room.
+ * they are dropped at once, as it has to be where several jobs share out: the first of them would take all room.
  * Where in's link has several queues, its producer is told what has passed.
  */
 struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,

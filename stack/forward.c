@@ -8,9 +8,9 @@
  *
  * Where all that comes in goes out by one ring, frames wait for room in it: those that do not fit are left in the
  * in-ring, unjudged, so that none is judged twice, and the pressure goes back to who sent them (patience.h says for how
- * long), who is told how far away the reason lies. It is the job that waits and not its thread: the loop's other jobs go on, and the loop sleeps on the room as
- * it does on frames. Over a spread, or into a ring that several inputs share, one slow output would hold up the others,
- * or one input the others: there a full ring drops.
+ * long), who is told how far away the reason lies. It is the job that waits and not its thread: the loop's other jobs
+ * go on, and the loop sleeps on the room as it does on frames. Over a spread, or into a ring that several inputs share,
+ * one slow output would hold up the others, or one input the others: there a full ring drops.
  *
  * A burst goes through in phases, so that the cache misses of one frame overlap with those of the next:
  *
