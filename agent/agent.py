@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import signal
 import threading
@@ -104,8 +103,7 @@ class Agent:
 
         A port or a stack that cannot be made to run is logged, told the broker, and tried again: the others run.
         """
-        version = importlib.metadata.version("ringway")
-        self._session = AgentSession(self._runtime, self.vm, version)
+        self._session = AgentSession(self._runtime, self.vm)
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while not self._take_up_first(self._session, self._first_hello(self._session, deadline)):
             pass

@@ -31,10 +31,8 @@ class Lifeline:
         self._connection: socket.socket | None = handover.connection
         self._own_fd = handover.life_fd
         self._peer_fd = -1
-        self.known = handover.life_fd >= 0  # False: the broker has no lifelines
         let_go_when_forked(self)
         self.peer_attached = False
-        self.peer_has_none = False  # the other end was introduced without a lifeline: nobody tells when it goes
         self._incarnation = 0
 
     def descriptors(self) -> list[int]:
@@ -82,8 +80,7 @@ class Lifeline:
             return None
         self._end_peer()
         self._peer_fd = word.fd
-        self.peer_attached = word.fd >= 0
-        self.peer_has_none = word.fd < 0
+        self.peer_attached = True
         self._incarnation = word.message.incarnation
         return PeerEvent(True, self._incarnation)
 

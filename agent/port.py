@@ -60,7 +60,7 @@ class Port:
     """
 
     def __init__(self, vm: str, offer: Offer) -> None:
-        claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket, lifeline=offer.lifeline)
+        claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
         handover = take(Path(offer.handover), claim)
         self.vm = vm
         self.offer = offer
@@ -111,12 +111,12 @@ class Port:
             return self.region.broken if self.attached else BreakCause.WHOLE
 
     @property
-    def peer_attached(self) -> bool | None:
-        """Does somebody hold the other end? Known without the broker once it was there; None: the broker says nothing.
+    def peer_attached(self) -> bool:
+        """Does somebody hold the other end? Known without the broker once it was there.
 
         Frames sent while nobody does wait in the ring for the next one to attach.
         """
-        return self.lifeline.peer_attached if self.lifeline.known else None
+        return self.lifeline.peer_attached
 
     def check_free(self) -> None:
         """AgentError (NOT_LOCAL) when the agent itself runs the port."""

@@ -67,14 +67,14 @@ def adopt_ends(
 
 
 def holder_of(kept: KeptEnd) -> Holder:
-    return Holder(kept.identity, kept.pid, kept.lifeline)
+    return Holder(kept.identity, kept.pid)
 
 
 def kept_end(end: EndState) -> KeptEnd:
     """What the keeper is to know of an end."""
     if end.holder is None or end.held_by is None:
         return KeptEnd(end.incarnation)
-    return KeptEnd(end.incarnation, end.used, end.held_by.identity, end.held_by.pid, end.held_by.lifeline)
+    return KeptEnd(end.incarnation, end.used, end.held_by.identity, end.held_by.pid)
 
 
 def adopt_desk(found: Found, path: Path, keeping: Keeping) -> socket.socket:

@@ -22,17 +22,11 @@ class Agent:
     version: str
     problem: str = ""  # what it last failed to do
     silent: bool = False  # it has let an apply wait in vain, and not spoken since
-    revision: int = 0
 
     @property
     def holder(self) -> Holder:
         """What it is as one who takes ends."""
-        return Holder(self.identity, self.pid, lifeline=self.revision >= 1, set_port=self.set_port)
-
-    @property
-    def set_port(self) -> bool:
-        """It knows SetPort, and what came with it."""
-        return self.revision >= 2
+        return Holder(self.identity, self.pid)
 
 
 @dataclass
@@ -61,7 +55,7 @@ class Agents:
         for previous in (self._by_vm.get(hello.vm), self._by_identity.get(identity)):
             if previous is not None:
                 self.forget(previous)
-        agent = Agent(hello.vm, identity, hello.pid, hello.version, revision=hello.revision)
+        agent = Agent(hello.vm, identity, hello.pid, hello.version)
         self._by_vm[agent.vm] = self._by_identity[identity] = agent
         return agent
 

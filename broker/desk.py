@@ -254,7 +254,7 @@ class Desk:
         try:
             request_id, take = wire.decode(payload, TO_HANDOVER, TAKE_SIZE)
         except wire.WireError as error:
-            self._refuse(connection, error.request_id, ControlError(Cause.BAD_MESSAGE, error.message))
+            self._refuse(connection, error.request_id, error.refusal())
             return
         assert isinstance(take, Take)
         try:

@@ -22,7 +22,7 @@ from ringway.broker.effects import Resources
 from ringway.broker.fabric import Fabric, LinkState
 from ringway.broker.keeping import Keeping, KeptEnd, close_all
 from ringway.control.errors import ControlError
-from ringway.control.messages import Cause, Granted, Hello, Peer, Take
+from ringway.control.messages import Cause, Granted, Peer, Take
 
 
 class Ends:
@@ -61,10 +61,9 @@ class Ends:
 
     def take_over(self, link: LinkState, side: int, kept: KeptEnd, descriptors: list[int]) -> None:
         """An end that has been held since before this broker."""
-        connection, *lives = descriptors
+        connection, life_fd = descriptors
+        self._lives[connection] = life_fd
         self._fabric.adopt_end(link, side, connection, holder_of(kept), kept.ticket)
-        if lives:
-            self._lives[connection] = lives[0]
         self._keeping.put_end(link.link_id, side, kept, descriptors)
         self.desk.adopt(connection)
 
@@ -78,15 +77,10 @@ class Ends:
     def any_held(self, vm: str) -> bool:
         return any(self.is_held(connection) for connection, _ in self._fabric.holders(vm))
 
-    def stranger(self, identity: bytes, hello: Hello, known: bool) -> int | None:
-        """The process of somebody else that holds an end of the VM: one agent per side, also over a broker's restart.
-
-        `known`: the broker has an agent of that VM.
-        """
-        for connection, holder in self._fabric.holders(hello.vm):
-            # Agents of the first release come with another identity each time; they are told by their process then.
-            same = holder.identity == identity or (not hello.revision and not known and holder.pid == hello.pid)
-            if not same and self.is_held(connection):
+    def stranger(self, identity: bytes, vm: str) -> int | None:
+        """The process of another agent that holds an end of the VM: one per side, also over a broker's restart."""
+        for connection, holder in self._fabric.holders(vm):
+            if holder.identity != identity and self.is_held(connection):
                 return holder.pid
         return None
 
@@ -116,28 +110,22 @@ class Ends:
 
     def _grant(self, link: LinkState, side: int, connection: int, granted: Granted) -> Grant:
         """Saved before it is said."""
-        given: list[int] = []
-        lives: list[int] = []
-        if granted.lifeline:
-            life_fd, own_fd = os.pipe2(os.O_CLOEXEC)
-            self._lives[connection] = life_fd
-            given, lives = [own_fd], [life_fd]
+        life_fd, own_fd = os.pipe2(os.O_CLOEXEC)
+        self._lives[connection] = life_fd
         try:
-            self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [connection, *lives])
+            self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [connection, life_fd])
         except ControlError:
-            close_all(given)
+            os.close(own_fd)
             raise
         self.changed = True
-        descriptors = [*self._resources.links[link.link_id].descriptors(side), *given]
-        return Grant(granted, descriptors, given, partial(self._introduce, link, side))
+        descriptors = [*self._resources.links[link.link_id].descriptors(side), own_fd]
+        return Grant(granted, descriptors, [own_fd], partial(self._introduce, link, side))
 
     def _introduce(self, link: LinkState, side: int) -> None:
         """Give the new holder of an end and that of the other end each other's lifeline."""
         for told, other in ((link.ends[1 - side], link.ends[side]), (link.ends[side], link.ends[1 - side])):
-            wants = told.held_by is not None and told.held_by.lifeline
-            if wants and told.holder is not None and other.holder is not None:
-                life = self._lives.get(other.holder)  # an agent that knows of none has none
-                self.desk.say(told.holder, Peer(incarnation=other.incarnation), [] if life is None else [life])
+            if told.holder is not None and other.holder is not None:
+                self.desk.say(told.holder, Peer(incarnation=other.incarnation), [self._lives[other.holder]])
 
     def _released(self, connection: int) -> None:
         gone = self._fabric.released(connection)

@@ -86,8 +86,6 @@ class Holder:
 
     identity: bytes  # of the agent's connection, which stays the same over reconnects
     pid: int
-    lifeline: bool = False  # it knows what that is
-    set_port: bool = False  # likewise
 
 
 @dataclass
@@ -275,8 +273,7 @@ class Fabric:
             offload=port.offload,
             mac=port.mac,
             address=list(port.address),
-            lifeline=to.lifeline,
-            carrier_delay_ms=port.carrier_delay_ms if to.set_port else messages.CARRIER_DELAY_MS,
+            carrier_delay_ms=port.carrier_delay_ms,
         )
 
     def redeem(self, take: Take, holder: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:
@@ -297,7 +294,7 @@ class Fabric:
             message = f"side {SIDE_NAMES[take.side]} of link {take.link!r} is attached: detach it first, then say hello"
             raise ControlError(Cause.ALREADY_ATTACHED, message)
         end.used = end.ticket.text
-        end.held_by = Holder(end.ticket.to.identity, pid or end.ticket.to.pid, take.lifeline)
+        end.held_by = Holder(end.ticket.to.identity, pid or end.ticket.to.pid)
         end.ticket = None
         end.holder = holder
         end.incarnation += 1
@@ -306,10 +303,8 @@ class Fabric:
 
     def granted(self, link: LinkState, side: int) -> Granted:
         """What the end's holder is told."""
-        end = link.ends[side]
-        lifeline = end.held_by is not None and end.held_by.lifeline
         geometry = geometry_message(link.config.geometry)
-        return Granted(link_id=link.link_id, geometry=geometry, incarnation=end.incarnation, lifeline=lifeline)
+        return Granted(link_id=link.link_id, geometry=geometry, incarnation=link.ends[side].incarnation)
 
     def held_at(self, holder: int) -> tuple[LinkState, int] | None:
         """The end that is held by this connection."""

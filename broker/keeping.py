@@ -41,7 +41,6 @@ class KeptEnd(Struct, frozen=True):
     ticket: str = ""  # the one it was taken with; the rest is empty while nobody holds it
     identity: bytes = b""
     pid: int = 0
-    lifeline: bool = False
 
 
 class Found(NamedTuple):
@@ -281,7 +280,7 @@ def _sort(found: Found, kept: Kept) -> bool:
         if kind == "link" and not side and kept.fds:
             found.links[link_id] = kept.fds
             return True
-        if kind == "end" and side in ("0", "1"):
+        if kind == "end" and side in ("0", "1") and len(kept.fds) in (0, 2):
             found.ends[link_id, int(side)] = (msgspec.msgpack.decode(kept.value, type=KeptEnd), kept.fds)
             return True
     except ValueError:  # msgspec's own errors are ValueErrors

@@ -62,6 +62,7 @@ from ringway.control.messages import (
     Welcome,
 )
 from ringway.control.names import printable
+from ringway.control.release import RELEASE
 from ringway.control.rules import Stack, connections_size
 from ringway.control.runtime import control_path, handover_path
 
@@ -206,7 +207,7 @@ class Loop:
         try:
             request_id, message = wire.decode(payload, TO_BROKER)
         except wire.WireError as error:
-            self._router.send(identity, error.request_id, ControlError(Cause.BAD_MESSAGE, error.message).reply())
+            self._router.send(identity, error.request_id, error.refusal().reply())
             return
         try:
             self._on_decoded(identity, request_id, message)
@@ -293,9 +294,7 @@ class Loop:
         changes = self._fabric.commit(plan)
         self._ends.drop(changes.dropped)
         for vm, withdrawn in changes.withdrawn:
-            agent = self._agents.of(vm)
-            knows = agent is not None and agent.set_port
-            self._push(vm, withdrawn if knows else replace(withdrawn, replaced=False), verdicts)
+            self._push(vm, withdrawn, verdicts)
         notes += [self._set_port(changed, message, verdicts) for changed, message in changes.ports]
         # Rules before links: no frame of a new link is to be judged by the old ones.
         for vm, stack in changes.stacks:
@@ -344,13 +343,15 @@ class Loop:
         verdicts.close()
 
     def _on_hello(self, identity: bytes, request_id: str, hello: Hello) -> None:
+        if hello.version != RELEASE:
+            raise _other_release(hello)
         known = self._fabric.config.vms if self._fabric.config else {}
         if hello.vm not in known:
             names = ", ".join(list(known)[:20])
             hint = f"known are: {names}" if known else "the fabric is empty: `ringway apply FILE`"
             raise ControlError(Cause.UNKNOWN_VM, f"the fabric has no VM {hello.vm!r}; {hint}")
         current = self._agents.of(hello.vm)
-        stranger = self._ends.stranger(identity, hello, known=current is not None)
+        stranger = self._ends.stranger(identity, hello.vm)
         if stranger is not None:
             raise _agent_exists(hello.vm, stranger)
         if current is None or current.identity == identity or self._ends.any_held(hello.vm):
@@ -493,9 +494,6 @@ class Loop:
 
     def _set_port(self, changed: ChangedPort, message: SetPort, verdicts: Verdicts | None) -> str:
         """Tell its agent, if there is one; who comes later is offered the port as it is then. A note for the user."""
-        agent = self._agents.of(changed.vm)
-        if agent is not None and not agent.set_port:
-            return f"port {changed}: changed; its agent is of an earlier release and hears of it when it is restarted"
         self._push(changed.vm, message, verdicts)
         return f"port {changed}: changed, no frame is lost by it"
 
@@ -558,6 +556,14 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _other_release(hello: Hello) -> ControlError:
+    message = (
+        f"this agent of VM {hello.vm!r} is ringway {hello.version or 'of no release'}, and the broker is {RELEASE}: "
+        "install one release on both sides, and restart the older one"
+    )
+    return ControlError(Cause.VERSION, message)
 
 
 def _agent_exists(vm: str, pid: int) -> ControlError:

@@ -22,7 +22,6 @@ from ringway.control.messages import (
     ENDS_MAX,
     FROM_BROKER,
     PUSHED,
-    REVISION,
     Apply,
     Ask,
     Cause,
@@ -32,6 +31,7 @@ from ringway.control.messages import (
     Notice,
     Welcome,
 )
+from ringway.control.release import RELEASE
 from ringway.control.runtime import control_path
 
 CALL_TIMEOUT: Final = 5.0  # seconds
@@ -116,7 +116,8 @@ class Connection:
                 raise wire.WireError(wire.WireCause.ENVELOPE, f"{len(frames)} frames in one message, not 1")
             return wire.decode(frames[0], FROM_BROKER, wire.REPLY_SIZE)
         except wire.WireError as error:
-            raise ControlError(Cause.PROTOCOL, f"the broker's message is not readable: {error.message}") from None
+            cause = Cause.VERSION if error.cause is wire.WireCause.VERSION else Cause.PROTOCOL
+            raise ControlError(cause, f"the broker's message is not readable: {error.message}") from None
 
     def _probe(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
@@ -181,10 +182,9 @@ class AgentSession(Connection):
     identity that stays the same over all its connections: a new broker sees by it who has held the ends before.
     """
 
-    def __init__(self, runtime: Path, vm: str, version: str = "") -> None:
+    def __init__(self, runtime: Path, vm: str, version: str = RELEASE) -> None:
         super().__init__(runtime, b"a" + os.urandom(15))  # one that begins with 0 is ZeroMQ's own
         self.vm = vm
-        self._revision = REVISION
         self._version = version
         self._pushed: deque[wire.Received] = deque()
         self._superseded: list[str] = []
@@ -194,20 +194,9 @@ class AgentSession(Connection):
 
         `attached`: the links that this agent has ends of, by their ids.
         """
-        try:
-            return self._hello(timeout, attached)
-        except ControlError as error:
-            if error.cause is not Cause.BAD_MESSAGE or self._revision == 0:
-                raise
-            self._revision = 0  # a broker of the first release, which knows no revisions
-            return self._hello(timeout, ())
-
-    def _hello(self, timeout: float, attached: Sequence[int]) -> Welcome:
         request_id = wire.new_id()
         deadline = time.monotonic() + timeout
-        hello = Hello(vm=self.vm, pid=os.getpid(), version=self._version, revision=self._revision)
-        if self._revision:
-            hello.attached = list(attached[:ENDS_MAX])
+        hello = Hello(vm=self.vm, pid=os.getpid(), version=self._version, attached=list(attached[:ENDS_MAX]))
         self._send(request_id, hello, timeout)
         while (received := self._receive(deadline - time.monotonic())) is not None:
             if isinstance(received.message, PUSHED):
@@ -248,12 +237,6 @@ class AgentSession(Connection):
 
     def notify(self, notice: Notice) -> None:
         self._say(wire.new_id(), notice)
-
-    def rejoined(self) -> bool:
-        returned = super().rejoined()
-        if returned:
-            self._revision = REVISION  # this broker may be of another release
-        return returned
 
     def _say(self, request_id: str, message: Message) -> None:
         try:

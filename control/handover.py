@@ -55,20 +55,19 @@ class Handover:
     link_id: int
     geometry: Geometry
     incarnation: int
-    life_fd: int = -1  # to be kept open while attached, and by nobody else; -1: this broker has none
+    life_fd: int  # to be kept open while attached, and by nobody else
 
     def discard(self) -> None:
         """Close all of it: for when none of the descriptors has been passed on."""
         self.connection.close()
-        life = [self.life_fd] if self.life_fd >= 0 else []
-        _close_all([self.region_fd, *(fd for bells in self.bells for fd in bells), *life])
+        _close_all([self.region_fd, *(fd for bells in self.bells for fd in bells), self.life_fd])
 
 
 class LaterWord(NamedTuple):
     """What the broker says after the handover. The caller owns the descriptor."""
 
     message: Peer | Granted
-    fd: int  # the other end's lifeline (Peer), or a new one of one's own (Granted); -1: none
+    fd: int  # the other end's lifeline (Peer), or a new one of one's own (Granted)
 
 
 def take(path: Path, ticket: Take, timeout: float = TAKE_TIMEOUT) -> Handover:
@@ -89,7 +88,7 @@ def take(path: Path, ticket: Take, timeout: float = TAKE_TIMEOUT) -> Handover:
         connection.close()
         raise
     connection.settimeout(None)
-    life_fd = descriptors.pop() if granted.lifeline else -1
+    life_fd = descriptors.pop()
     bells = [Bells(*descriptors[at : at + BELLS]) for at in range(1, len(descriptors), BELLS)]
     return Handover(connection, descriptors[0], bells, granted.link_id, granted.geometry, granted.incarnation, life_fd)
 
@@ -104,10 +103,10 @@ def hear(connection: socket.socket) -> LaterWord | None:
         if not payload:
             return None
         message = _check_answer(payload, descriptors, flags)
-        lifeline = isinstance(message, Peer) or (isinstance(message, Granted) and message.lifeline)
-        fd = descriptors.pop() if lifeline and descriptors else -1
         assert isinstance(message, Peer | Granted)
-        return LaterWord(message, fd)
+        if not descriptors:
+            raise ControlError(Cause.PROTOCOL, f"a {type(message).__name__} came without the lifeline it is to bring")
+        return LaterWord(message, descriptors.pop())
     finally:
         _close_all(descriptors)
 
@@ -133,7 +132,7 @@ def _check_granted(payload: bytes, descriptors: Sequence[int], flags: int) -> Gr
     answer = _check_answer(payload, descriptors, flags)
     if not isinstance(answer, Granted):
         raise ControlError(Cause.PROTOCOL, f"the broker answered with a {type(answer).__name__}")
-    expected = 1 + BELLS * answer.geometry.queues + answer.lifeline
+    expected = 1 + BELLS * answer.geometry.queues + 1
     if len(descriptors) != expected:
         message = f"the handover has {len(descriptors)} descriptors, and its {answer.geometry.queues} queues {expected}"
         raise ControlError(Cause.PROTOCOL, message)

@@ -14,10 +14,7 @@
     agent, handover   Take       Granted, with descriptors
     broker, handover  Peer       (nothing), with a descriptor
 
-Any request may be answered with ErrorReply instead.
-
-Fields that were added since the first release have a default, and one that has its default is not sent (omit_defaults);
-the broker sends others only to agents whose revision knows them. So agents of an earlier release work with this broker.
+Any request may be answered with ErrorReply instead. A field that has its default is not sent (omit_defaults).
 """
 
 from __future__ import annotations
@@ -41,7 +38,6 @@ Side = Annotated[int, Meta(ge=0, le=1)]
 TicketText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Counters = dict[Word, int]
 
-REVISION: Final = 2  # of what an agent understands; 1: no SetPort and no carriers; 0, the first release: no lifelines
 CARRIER_DELAY_MS: Final = 1000  # that a tap's peer may be gone before its carrier goes off, unless told otherwise
 ENDS_MAX: Final = 4096  # that an agent may say it is attached to
 
@@ -54,6 +50,7 @@ class Cause(StrEnum):
     PROTOCOL = "protocol"  # the other end said something that makes no sense here
     RUNTIME = "runtime"  # the runtime directory cannot be used
     BAD_MESSAGE = "bad_message"
+    VERSION = "version"  # the two sides are of different releases
     BAD_FABRIC = "bad_fabric"
     LIMIT = "limit"  # more than this host or this broker can give
     SYSTEM = "system"  # the operating system refused
@@ -103,7 +100,6 @@ class Offer(Part, omit_defaults=True):
     offload: bool = False
     mac: str | None = None
     address: list[str] = []
-    lifeline: bool = False  # this broker hands one over to who asks for it
     carrier_delay_ms: Uint = CARRIER_DELAY_MS  # of tap ports too
 
 
@@ -200,8 +196,7 @@ class VmShown(Part):
 class Hello(Message, omit_defaults=True):
     vm: PlainName
     pid: Pid
-    version: Word
-    revision: Uint = 0
+    version: Word  # RELEASE, which has to be the broker's
     attached: Annotated[list[Uint], Meta(max_length=ENDS_MAX)] = []  # link ids, when it is not its first hello
 
 
@@ -322,28 +317,23 @@ class Shown(Message):
     vms: list[VmShown]
 
 
-class Take(Message, omit_defaults=True):
+class Take(Message):
     vm: PlainName
     link: Name
     side: Side
     ticket: TicketText
-    lifeline: bool = False  # the agent wants one
 
 
-class Granted(Message, omit_defaults=True):
+class Granted(Message):
     """A second one on the same connection: the broker died before it knew that the first one was sent."""
 
     link_id: Uint
     geometry: Geometry
     incarnation: Uint
-    lifeline: bool = False  # one more descriptor: the end's own, to be kept open while it is attached
 
 
 class Peer(Message):
-    """Who holds the other end; the descriptor with it hangs up (POLLHUP) when that incarnation lets go or dies.
-
-    Without a descriptor: an agent of the first release, of which nobody hears when it goes.
-    """
+    """Who holds the other end; the descriptor with it hangs up (POLLHUP) when that incarnation lets go or dies."""
 
     incarnation: Uint
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn
 import msgpack
 import msgspec
 
-from ringway.control.messages import KINDS, Message
+from ringway.control.errors import ControlError
+from ringway.control.messages import KINDS, Cause, Message
 
 VERSION: Final = 1
 MESSAGE_SIZE: Final = 1 << 20  # bytes that a broker accepts in one message
@@ -43,6 +44,11 @@ class WireError(Exception):
         self.cause = cause
         self.message = message
         self.request_id = request_id
+
+    def refusal(self) -> ControlError:
+        """What whoever sent it is told."""
+        cause = Cause.VERSION if self.cause is WireCause.VERSION else Cause.BAD_MESSAGE
+        return ControlError(cause, self.message)
 
 
 class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

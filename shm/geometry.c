@@ -145,6 +145,8 @@ int rway_header_check(const struct rway_header *header, uint64_t carrier_size, s
         return rway_refuse(error, RWAY_REFUSED_MAGIC, "magic", header->magic, RWAY_MAGIC);
     if (header->major != RWAY_LAYOUT_MAJOR)
         return rway_refuse(error, RWAY_REFUSED_VERSION, "major version", header->major, RWAY_LAYOUT_MAJOR);
+    if (header->minor != RWAY_LAYOUT_MINOR)
+        return rway_refuse(error, RWAY_REFUSED_VERSION, "minor version", header->minor, RWAY_LAYOUT_MINOR);
     if (header->features_required != 0)
         return rway_refuse(error, RWAY_REFUSED_FEATURE, "features_required", header->features_required, 0);
     if (header->header_size != RWAY_HEADER_SIZE)

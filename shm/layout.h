@@ -20,7 +20,7 @@
  * All words are little-endian and naturally aligned. Every offset is relative to the header, which need not be the
  * start of its carrier. Each shared word has one writer, named beside it; nobody reads back what it wrote, but for
  * once, at attach. Bytes of a region that no section covers belong to nobody: no end touches them. The same holds for
- * members called pad and reserved: they are 0 in a new region, and no end of this minor version reads or writes them.
+ * members called pad and reserved: they are 0 in a new region, and no end reads or writes them.
  */
 
 /*
@@ -82,14 +82,13 @@
  * Whichever head is found, one commit has it as at, and that one's frames and bytes are right. Two can have it only
  * before the first step, where both stand at 0: then the first is right. If dropped is more than the drops that are
  * stored, the difference was not stored by cause in time, and is added to RWAY_DROP_RESTART. Frames and bytes of the
- * account are each those of one of the two commits, because they are stored between a commit and its head. Where they
- * are not, or no commit has the head that is found, an end of minor 0 was here last: the counts are taken as they are.
+ * account are each those of one of the two commits, because they are stored between a commit and its head. Where no
+ * commit has the head that is found, the region is damaged: the counts are taken as they are.
  *
  * A consumer that hands frames to somebody else one by one, before it can release them, stores begun first: the
  * position behind the frame that it is about to hand on. The next incarnation takes the frames between tail and begun
  * for handed on, if begun is neither 0 nor past head and a frame ends there. What became of the last of them nobody
- * knows: it is not handed on again, and counts as dropped, RWAY_DROP_RESTART. Where an end of minor 0 has moved tail,
- * begun is of one before it: it becomes 0 before there is a commit for that tail.
+ * knows: it is not handed on again, and counts as dropped, RWAY_DROP_RESTART.
  *
  * A forwarder releases its input before it publishes its output, so between the two frames are in neither ring. Over
  * one direction of a forwarder, all that it took out and did not drop (frames less drops, over all queues of one link)
@@ -180,13 +179,12 @@
 /*
  * Attaching
  *
- * An end copies the header, checks the copy and does not read it again: magic, major, no unknown bit in
+ * An end copies the header, checks the copy and does not read it again: magic, major, minor, no unknown bit in
  * features_required or features_readable, header_size; geometry and link_id equal to the broker's offer, slot_stride
- * and frame_max as they follow from the geometry, region_size within the carrier. Minors are not compared. Each
- * section, of whatever kind, must begin at a multiple of 4096 behind the header, end within region_size and overlap
- * no other. Four must be there, each once and with flags 0: a RWAY_SECTION_SIDE for either writer, with RWAY_SIDE_BOTH
- * as reader and 4096 bytes; a RWAY_SECTION_RINGS for either writer, with the other side as reader and rings_size
- * bytes. Other kinds are skipped.
+ * and frame_max as they follow from the geometry, region_size within the carrier. Each section, of whatever kind, must
+ * begin at a multiple of 4096 behind the header, end within region_size and overlap no other. Four must be there, each
+ * once and with flags 0: a RWAY_SECTION_SIDE for either writer, with RWAY_SIDE_BOTH as reader and 4096 bytes; a
+ * RWAY_SECTION_RINGS for either writer, with the other side as reader and rings_size bytes. Other kinds are skipped.
  *
  * It then continues from the head, tail and counts that it finds in its rings, as Restarts says, unless a head and tail
  * contradict each other. It sets passed back to tail where it is ahead of it. In its own side it stores incarnation,
@@ -197,12 +195,9 @@
 /*
  * Versions
  *
- * Nothing that has a name here moves, changes its size or its value while major is 1, but for RWAY_LAYOUT_MINOR,
- * RWAY_FLAGS_KNOWN and what is called pad or reserved. A minor version may put new members into bytes that were
- * reserved, where 0 must mean "not there". It may add kinds of section, which old ends skip; causes of a drop, up to
- * RWAY_DROPS, and of a break; bits in features_optional; and extension flags, which old ends leave out of account. What
- * an old end would take for damage, such as a new kind of descriptor or a new descriptor flag, needs a bit in
- * features_required as well, so that it does not attach. Anything else is another major version.
+ * Until the first release there is one layout, and all of it may change: both ends, the broker and the tools are of one
+ * build. From then on nothing that has a name here moves, changes its size or its value while major is 1, but for
+ * RWAY_LAYOUT_MINOR, RWAY_FLAGS_KNOWN and what is called pad or reserved.
  */
 
 /* Numbers of the layout. Sizes in bytes. */
@@ -210,7 +205,7 @@ enum {
     RWAY_MAGIC_LOW = 0x474e4952,  /* "RING": the low half of magic */
     RWAY_MAGIC_HIGH = 0x31594157, /* "WAY1": the high half */
     RWAY_LAYOUT_MAJOR = 1,        /* another major: refuse */
-    RWAY_LAYOUT_MINOR = 1,        /* a higher minor only uses bytes that were reserved before */
+    RWAY_LAYOUT_MINOR = 0,        /* another minor: refuse, until there is a release */
     RWAY_LINE = 64,               /* bytes of a cache line: no line has two writers */
     RWAY_HEADER_SIZE = 4096,      /* bytes of header and section table */
     RWAY_SIDE_SIZE = 4096,        /* bytes of a side section */
@@ -263,7 +258,7 @@ struct rway_section {
 struct rway_header {
     uint64_t magic;       /* RWAY_MAGIC_HIGH, RWAY_MAGIC_LOW; stored last */
     uint16_t major;       /* RWAY_LAYOUT_MAJOR */
-    uint16_t minor;       /* RWAY_LAYOUT_MINOR of who made it */
+    uint16_t minor;       /* RWAY_LAYOUT_MINOR */
     uint32_t header_size; /* RWAY_HEADER_SIZE */
     uint64_t region_size; /* bytes from the header to where no section goes beyond, a multiple of 2 MiB */
     uint64_t link_id;     /* the broker's number for the link */
@@ -297,8 +292,8 @@ struct rway_side {
     uint32_t cause;         /* enum rway_break, when broken */
     uint32_t incarnation;   /* from the broker's offer */
     uint32_t queues_served; /* bit q: this side wants frames in queue q; 0: in any */
-    uint64_t joined_to;     /* link_id of the link that frames from here are forwarded to; 0: none. Minor 1 */
-    uint64_t joined_lead;   /* frames taken from here less frames offered there, at rest. Minor 1 */
+    uint64_t joined_to;     /* link_id of the link that frames from here are forwarded to; 0: none */
+    uint64_t joined_lead;   /* frames taken from here less frames offered there, at rest */
     uint8_t pad[96];
     struct rway_progress progress[16]; /* RWAY_QUEUES_MAX */
     uint8_t reserved[2944];
@@ -350,10 +345,10 @@ struct rway_ring_control {
     uint8_t pad3[120];
     struct rway_counts produced; /* producer: its account */
     struct rway_counts consumed; /* consumer: its account */
-    struct rway_commit published[2]; /* producer: its account at this head and the one before. Minor 1 */
+    struct rway_commit published[2]; /* producer: its account at this head and the one before */
     uint8_t pad4[64];
-    struct rway_commit released[2]; /* consumer: its account at this tail and the one before. Minor 1 */
-    uint64_t begun; /* consumer: position behind the frame that it began to hand on last; 0: none. Minor 1 */
+    struct rway_commit released[2]; /* consumer: its account at this tail and the one before */
+    uint64_t begun; /* consumer: position behind the frame that it began to hand on last; 0: none */
     uint64_t stalled; /* consumer: how many wait in a row from this one on, RWAY_STALL_MAX at most; 0: it does not */
     uint8_t reserved[48];
 };

@@ -105,8 +105,7 @@ int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producin
             return refused;
     } while (!is_settled(&control, slot_count) && ++reads < READS_MAX);
     rway_counts_settle(&control.produced, control.published, control.head);
-    if (rway_counts_settle(&control.consumed, control.released, control.tail) < 0)
-        control.begun = 0; /* of an end before the one of minor 0 that has moved tail */
+    rway_counts_settle(&control.consumed, control.released, control.tail);
     *ring = (struct rway_ring_reading){
         .head = control.head, .tail = control.tail, .produced = control.produced, .consumed = control.consumed};
     if (control.head - control.tail > slot_count)

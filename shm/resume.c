@@ -17,21 +17,8 @@ uint64_t rway_counts_dropped(const struct rway_counts *counts)
     return dropped;
 }
 
-/*
- * Were these the last frames and bytes that an end with commits stored? It stores them between the commit and the
- * counter, so they are this commit's or those of the other one, which was not finished. An end of minor 0 that moved
- * the counter to where a commit of a kill stands has counted something else.
- */
-static bool is_of_either(const struct rway_counts *counts, const struct rway_commit commits[2])
-{
-    return (counts->frames == commits[0].frames || counts->frames == commits[1].frames) &&
-           (counts->bytes == commits[0].bytes || counts->bytes == commits[1].bytes);
-}
-
 int rway_counts_settle(struct rway_counts *counts, const struct rway_commit commits[2], uint64_t at)
 {
-    if (!is_of_either(counts, commits))
-        return -1;
     for (int i = 0; i < 2; i++) {
         if (commits[i].at != at)
             continue;
@@ -51,17 +38,15 @@ static void read_words(void *to, const void *shared, size_t size)
         ((uint64_t *)to)[i] = rway_read_once(&((const uint64_t *)shared)[i]);
 }
 
-/*
- * Returns the index of the commit that belongs to the counter, or -1 where an end of minor 0 was last; *next is the one
- * to be written next. That is first of all the one that stands there by chance: half written it is still nobody's.
- */
-static int settle(struct rway_counts *counts, const struct rway_commit shared[2], uint64_t at, uint32_t *next)
+/* *next is the commit to be written next. Where none belongs to the counter, one is made that does. */
+static void settle(struct rway_counts *counts, struct rway_commit shared[2], uint64_t at, uint32_t *next)
 {
     struct rway_commit commits[2];
     read_words(commits, shared, sizeof commits);
     int found = rway_counts_settle(counts, commits, at);
-    *next = found < 0 ? commits[1].at == at : found == 0;
-    return found;
+    *next = found == 0;
+    if (found < 0)
+        rway_commit_store(shared, next, at, counts, rway_counts_dropped(counts));
 }
 
 int rway_producer_resume(struct rway_producer *producer, struct rway_ring ring, struct rway_error *error)
@@ -79,10 +64,8 @@ int rway_producer_resume(struct rway_producer *producer, struct rway_ring ring, 
                                        .attached_at = head,
                                        .bell = {.wait_fd = -1, .ring_fd = -1}};
     read_words(&producer->counts, &control->produced, sizeof producer->counts);
-    int found = settle(&producer->counts, control->published, head, &producer->next_commit);
+    settle(&producer->counts, control->published, head, &producer->next_commit);
     producer->dropped = rway_counts_dropped(&producer->counts);
-    if (found < 0)
-        rway_commit_store(control->published, &producer->next_commit, head, &producer->counts, producer->dropped);
     rway_producer_show_counts(producer);
     return 0;
 }
@@ -107,18 +90,6 @@ static bool count_begun(const struct rway_ring *ring, uint64_t tail, uint64_t he
         at += desc.slots;
     }
     return last == RWAY_DESC_FRAME;
-}
-
-/*
- * An end of minor 0 has moved tail, and knows of no begun: what that says is of an end before it, and it stays behind
- * the frames that were left in the ring. Forgotten before the commit is there that it would be believed by.
- */
-static void forget_begun(struct rway_consumer *consumer)
-{
-    struct rway_ring_control *control = consumer->ring.control;
-    rway_write_once(&control->begun, 0);
-    rway_commit_store(control->released, &consumer->next_commit, consumer->tail, &consumer->counts,
-                      rway_counts_dropped(&consumer->counts));
 }
 
 /* Frames that were handed on are not handed on again; the last of them perhaps was not, so it counts as lost. */
@@ -149,8 +120,7 @@ int rway_consumer_resume(struct rway_consumer *consumer, struct rway_ring ring, 
     *consumer = (struct rway_consumer){
         .ring = ring, .tail = tail, .looked_at = tail, .passed = UINT64_MAX, .bell = {.wait_fd = -1, .ring_fd = -1}};
     read_words(&consumer->counts, &control->consumed, sizeof consumer->counts);
-    if (settle(&consumer->counts, control->released, tail, &consumer->next_commit) < 0)
-        forget_begun(consumer);
+    settle(&consumer->counts, control->released, tail, &consumer->next_commit);
     /* Before take_begun writes over a commit of which these may be. */
     rway_counts_store(&control->consumed, &consumer->counts);
     take_begun(consumer, head);

@@ -147,15 +147,12 @@ static inline void rway_commit_store(struct rway_commit commits[2], uint32_t *ne
     rway_write_once(&commit->bytes, counts->bytes);
     rway_write_once(&commit->dropped, dropped);
     rway_store_release(&commit->at, at);
-    /* Ahead of the account's own frames and bytes: as long as those are neither commit's, minor 0 has stored them. */
-    rway_keep_order();
     *next ^= 1;
 }
 
 /*
  * Make counts those that belong to a counter that was found at at, after a kill too. commits is a private copy of what
- * an end wrote. Returns the index of its commit; -1: it has none, or one that an end of minor 0 came to by chance, and
- * counts are taken as they are. Pure.
+ * an end wrote. Returns the index of its commit; -1: it has none, and counts are taken as they are. Pure.
  */
 int rway_counts_settle(struct rway_counts *counts, const struct rway_commit commits[2], uint64_t at);
 

@@ -94,11 +94,7 @@ class TapRunner:
         return self._carrier.deadline()
 
     def _peer_is_here(self, port: Port) -> bool:
-        if port.broken is not BreakCause.WHOLE:
-            return False
-        if port.lifeline.known and not port.lifeline.peer_has_none:
-            return port.lifeline.peer_attached
-        return port.region.peer().state is SideState.ATTACHED
+        return port.broken is BreakCause.WHOLE and port.peer_attached
 
     def told(self) -> str:
         """What `show` says of the port beside its state."""

@@ -84,7 +84,7 @@ inline store_drops(shared, own)
 #define NEXT(found) (1 - (found))
 #endif
 
-/* Where nobody but this release was here, one of the commits is always the counter's. */
+/* One of the commits is always the counter's. */
 inline resume(shared, own)
 {
     d_step {

@@ -154,7 +154,7 @@ class BrokerProcess:
 
 @contextlib.contextmanager
 def session_of(runtime: Path, vm: str) -> Iterator[AgentSession]:
-    session = AgentSession(runtime, vm, "test")
+    session = AgentSession(runtime, vm)
     try:
         yield session
     finally:

@@ -38,6 +38,7 @@ from ringway.control.messages import (
     Told,
     Withdrawn,
 )
+from ringway.control.release import RELEASE
 from ringway.control.wire import Received
 from ringway.shm import Geometry, QueueBells, Region
 from tests.conftest import require
@@ -225,7 +226,7 @@ def test_a_second_agent_follows_one_that_is_gone(broker: BrokerProcess, runtime:
 
 
 def _hello(vm: str) -> Hello:
-    return Hello(vm=vm, pid=os.getpid(), version="test")
+    return Hello(vm=vm, pid=os.getpid(), version=RELEASE)
 
 
 def test_show_asks_the_agents_and_says_who_is_silent_or_away(broker: BrokerProcess, runtime: Path) -> None:

@@ -17,6 +17,7 @@ import zmq
 from ringway.control import wire
 from ringway.control.errors import ControlError
 from ringway.control.messages import FROM_BROKER, Cause, Hello, Welcome
+from ringway.control.release import RELEASE
 from ringway.control.runtime import control_path
 from tests.system.broker_process import BrokerProcess, only_offer, session_of, short_directory
 
@@ -127,7 +128,7 @@ def test_all_agents_of_all_links_that_were_promised_can_be_connected() -> None:
                 dealer: zmq.Socket[bytes] = agents.enter_context(context.socket(zmq.DEALER))
                 dealer.setsockopt(zmq.LINGER, 0)
                 dealer.connect(f"ipc://{control_path(broker.runtime)}")
-                dealer.send(wire.encode(wire.new_id(), Hello(vm=vm, pid=os.getpid(), version="test")))
+                dealer.send(wire.encode(wire.new_id(), Hello(vm=vm, pid=os.getpid(), version=RELEASE)))
                 assert dealer.poll(PATIENCE * 1000), f"the agent of {vm} is not heard"
                 assert isinstance(wire.decode(dealer.recv(), FROM_BROKER, wire.REPLY_SIZE).message, Welcome)
         assert broker.stop()[0] == 0

@@ -50,7 +50,7 @@ def greeted(broker: BrokerProcess, vm: str) -> Iterator[tuple[AgentSession, Take
 
 
 def claim_of(offer: Offer, vm: str) -> Take:
-    return Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket, lifeline=True)
+    return Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
 
 
 def taken(broker: BrokerProcess, claim: Take) -> Handover:
@@ -182,7 +182,6 @@ def test_a_held_end_that_claims_anything_else_of_the_next_broker_gets_nothing_an
                 link="one" if change == "another ticket" else "two",
                 side=0,
                 ticket="0" * 32 if change == "another ticket" else claim.ticket,
-                lifeline=True,
             )
             handover.connection.send(wire.encode(wire.new_id(), wrong))
         broker.start()

@@ -18,6 +18,7 @@ from ringway.control.client import AgentSession
 from ringway.control.errors import ControlError
 from ringway.control.handover import TAKE_SIZE, Handover, hear, take
 from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, Granted, Hello, Peer, Take, Welcome
+from ringway.control.release import RELEASE
 from ringway.control.runtime import control_path, handover_path
 from tests.system.broker_process import FABRIC, BrokerProcess, keeper_pid, only_offer, session_of, short_directory
 from tests.system.fabric_fixtures import Fabric, cpu_ticks, until
@@ -36,7 +37,7 @@ def broker() -> Iterator[BrokerProcess]:
 
 def take_end(broker: BrokerProcess, session: AgentSession) -> Handover:
     offer = only_offer(session.hello())
-    claim = Take(vm=session.vm, link=offer.link, side=offer.side, ticket=offer.ticket, lifeline=True)
+    claim = Take(vm=session.vm, link=offer.link, side=offer.side, ticket=offer.ticket)
     return take(handover_path(broker.runtime), claim)
 
 
@@ -118,7 +119,7 @@ def test_who_steals_an_agents_identity_gets_its_words_until_the_broker_restarts_
     assert isinstance(identity, bytes)
     with chain.traffic() as streams:
         with thief(broker, identity) as stolen:
-            stolen.send(wire.encode(wire.new_id(), Hello(vm="client", pid=1, version="thief", revision=1)))
+            stolen.send(wire.encode(wire.new_id(), Hello(vm="client", pid=1, version=RELEASE)))
             assert stolen.poll(20_000)
             welcome = wire.decode(stolen.recv(), FROM_BROKER).message
             assert isinstance(welcome, Welcome), "it is taken for the agent"

@@ -13,7 +13,7 @@ from ringway.broker.checks import parse_config
 from ringway.broker.config import FabricConfig
 from ringway.broker.fabric import TICKET_LIFE, Fabric, Holder, MakeLink, RemoveLink
 from ringway.control.errors import ControlError
-from ringway.control.messages import CARRIER_DELAY_MS, Cause, Offer, Take
+from ringway.control.messages import Cause, Offer, Take
 
 VMS = """
 [vm.a.port.one]
@@ -108,18 +108,11 @@ def test_a_link_stays_when_a_port_of_it_has_other_settings_and_its_agent_is_told
     changes = fabric.commit(plan)
     ((changed, told),) = changes.ports
     assert (changed.vm, told.port, told.link_id) == ("b", "one", link_id)
-    offer = fabric.offer("first", 1, 2.0, Holder(b"agent", 4711, set_port=True))
+    offer = fabric.offer("first", 1, 2.0, AGENT)
     for name in ("interface", "mtu", "offload", "mac", "address", "carrier_delay_ms"):
         assert getattr(offer, name) == getattr(told, name)
     assert fabric.held_at(7) == (fabric.links["first"], 1), "who holds the end goes on"
     assert (changes.withdrawn, changes.offered, changes.dropped) == ([], [], [])
-
-
-def test_an_agent_that_knows_no_carriers_is_offered_none() -> None:
-    fabric = Fabric("handover")
-    text = VMS.replace('"tap"', '"tap"\ncarrier_delay = 3') + FIRST
-    fabric.commit(fabric.plan(parse_config(text, "fabric.toml")))
-    assert fabric.offer("first", 1, 0.0, AGENT).carrier_delay_ms == CARRIER_DELAY_MS
 
 
 def test_a_link_whose_port_becomes_of_another_kind_is_replaced() -> None:

@@ -96,7 +96,7 @@ def test_counts_that_a_killed_producer_had_not_stored_are_found_beside_its_head(
         assert after.balanced
 
 
-def test_rings_last_used_by_an_end_of_minor_0_are_continued_from_their_counts() -> None:
+def test_rings_that_no_commit_belongs_to_are_continued_from_their_counts() -> None:
     with carrier(GEOMETRY) as made:
         out, back = made.ring(0), made.ring(1)
         for ring, account, counter in ((out, "produced", "head"), (back, "consumed", "tail")):
@@ -113,71 +113,6 @@ def test_rings_last_used_by_an_end_of_minor_0_are_continued_from_their_counts() 
         first, _, second, _ = read_region(made.fd).rings
         assert (first.produced.frames, first.produced.drops, first.consumed.frames) == (99, {"sink": 2}, 99)
         assert (second.consumed.frames, second.consumed.drops, second.produced.frames) == (99, {"sink": 2}, 99)
-
-
-def test_an_end_of_minor_0_in_between_leaves_commits_that_no_longer_count() -> None:
-    with carrier(GEOMETRY) as made:
-        ring = made.ring(0)
-        with made.attach(0) as a:
-            assert a.producers[0].send([FRAME] * 3) == 3
-        # As that one publishes two frames more: it knows of no commits.
-        for number in (3, 4):
-            made.describe(ring, number)
-        made.write(5, ring, "rway_ring_control", "produced", "frames")
-        made.write(300, ring, "rway_ring_control", "produced", "bytes")
-        made.set_head(ring, 5)
-        with made.attach(0, incarnation=2) as a, made.attach(1) as b:
-            assert a.producers[0].send([FRAME]) == 1
-            assert len(b.consumers[0].receive()) == 6
-        reading = read_region(made.fd).rings[0]
-        assert (reading.produced.frames, reading.produced.bytes, reading.produced.drops) == (6, 360, {})
-        assert reading.balanced
-
-
-def test_a_commit_that_an_end_of_minor_0_came_to_by_chance_does_not_count() -> None:
-    with carrier(GEOMETRY) as made:
-        ring = made.ring(0)
-        with made.attach(0) as a, made.attach(1) as b:
-            assert a.producers[0].send([FRAME] * 2) == 2
-            assert len(b.consumers[0].receive()) == 2
-        # Killed with a commit of three frames more, before head and tail; then minor 0, with one frame of three slots.
-        for account, commits in (("produced", "published"), ("consumed", "released")):
-            for word, value in (("at", 5), ("frames", 5), ("bytes", 300)):
-                made.write(value, ring, "rway_ring_control", commits, 0, word)
-            for word, value in (("frames", 3), ("bytes", 820)):
-                made.write(value, ring, "rway_ring_control", account, word)
-        made.set_head(ring, 5)
-        made.set_tail(ring, 5)
-        for incarnation in (2, 3):
-            before = read_region(made.fd).rings[0]
-            with made.attach(0, incarnation), made.attach(1, incarnation):
-                after = read_region(made.fd).rings[0]
-            assert before == after
-            assert (after.produced.frames, after.produced.bytes, after.produced.drops) == (3, 820, {})
-            assert (after.consumed.frames, after.consumed.bytes, after.consumed.drops) == (3, 820, {})
-
-
-@pytest.mark.parametrize("unfinished", [False, True])
-def test_frames_that_an_end_of_minor_0_left_behind_are_not_taken_for_begun(unfinished: bool) -> None:
-    with carrier(GEOMETRY) as made, made.attach(0) as a, made.attach(1) as b:
-        ring = made.ring(0)
-        assert a.producers[0].send([bytes([number]) * 600 for number in range(6)]) == 6
-        frames = ffi.new("struct rway_frame[]", 6)
-        assert lib.rway_ring_peek(b.consumers[0].native, frames, 6) == 6
-        lib.rway_consumer_begin(b.consumers[0].native, ffi.addressof(frames, 4))
-        # Killed there, or with the release of two frames begun; minor 0 takes those two, and says nothing of the rest.
-        for word, value in (("at", 6), ("frames", 2), ("bytes", 1111)):
-            made.write(value if unfinished else 0, ring, "rway_ring_control", "released", 1, word)
-        made.write(2, ring, "rway_ring_control", "consumed", "frames")
-        made.write(1200, ring, "rway_ring_control", "consumed", "bytes")
-        made.set_tail(ring, 6)
-        assert (read_region(made.fd).rings[0].in_flight, read_region(made.fd).rings[0].begun) == (4, 0)
-        for incarnation in (2, 3):
-            with made.attach(1, incarnation):
-                assert read_region(made.fd).rings[0].consumed.drops == {}
-        with made.attach(1, incarnation=4) as next_one:
-            assert [frame[0] for frame in next_one.consumers[0].receive()] == [2, 3, 4, 5]
-        assert read_region(made.fd).rings[0].balanced
 
 
 def test_frames_that_were_begun_are_not_handed_on_again_and_the_last_counts_as_lost() -> None:
