@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from ringway.agent.port import Port
 from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
@@ -14,7 +13,6 @@ from ringway.stack.filter import Filter
 from ringway.stack.loop import Loop
 from ringway.stack.spread import Spread
 
-_LET_PASS = 0.1  # seconds
 # For how long a full ring may stand still before what finds no room in it is dropped: an agent is killed and started
 # again, or a process runs again on a crowded machine, in less; and TCP goes on where it was after a pause of so long.
 _PATIENCE_US = 1_000_000
@@ -115,7 +113,6 @@ class ForwardRunner:
                 for source, target in ((first, second), (second, first)):
                     numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
                     _forward(loop, source, target, numbers, index, count)
-            _let_pass(self.ports)
             start_loops(self.loops)
 
     def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
@@ -152,15 +149,3 @@ def _forward(loop: Loop, source: Port, target: Port, numbers: tuple[int, int], i
             loop.forward_spread(consumer, spread, *numbers)
         else:
             loop.forward(consumer, target.region.producers[index], *numbers, patience_us)
-
-
-def _let_pass(ports: Iterable[Port]) -> None:
-    """Before loops are started that may put flows into other queues than loops before them did.
-
-    What those have sent is given a short time to pass, so that flows stay in order. Not more: the peer may be away.
-    """
-    deadline = time.monotonic() + _LET_PASS
-    for port in ports:
-        producers = port.region.producers if port.region.geometry.queues > 1 else []
-        while not all(producer.all_passed for producer in producers) and time.monotonic() < deadline:
-            time.sleep(0.001)

@@ -16,7 +16,7 @@ from ringway.agent.lifeline import Lifeline
 from ringway.control.handover import take
 from ringway.control.messages import Offer, Take
 from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Frame, Geometry, Producer, QueueBells, Region
-from ringway.stack.spread import Spread, Stop
+from ringway.stack.spread import Spread
 
 _BURST = 1024  # frames put together for one call into C
 _STEP_OR_DROP = 64  # the same where each frame may be stopped by another queue
@@ -169,14 +169,12 @@ class Port:
         done = 0
         while True:
             with self._use(self._sending.of(queue)):
-                sent, stop = self._offer(frames[done : done + _BURST], queue)
+                sent, full = self._offer(frames[done : done + _BURST], queue)
                 done += sent
                 if done == len(frames) or _is_over(deadline):
                     return done
-                if stop is not None and self._spread is not None:
-                    self._spread.wait(stop, _left(deadline))
-                elif stop is not None:
-                    self.region.producers[stop.queue].wait(_left(deadline))
+                if full is not None:
+                    self.region.producers[full].wait(_left(deadline))
 
     def send_or_drop(self, frames: Sequence[bytes | Frame], *, queue: int | None = None) -> int:
         """Send what there is room for now; the rest is dropped and counted as `full`. Returns how many were sent.
@@ -190,21 +188,21 @@ class Port:
         sent = at = 0
         with self._use(self._sending.of(queue)):
             while at < len(frames):
-                done, stop = self._offer(frames[at : at + step], queue)
+                done, full = self._offer(frames[at : at + step], queue)
                 sent, at = sent + done, at + done
-                if stop is not None:
+                if full is not None:
                     given_up = 1 if by_flow else len(frames) - at
-                    self.region.producers[stop.queue].drop(DropCause.FULL, given_up)
+                    self.region.producers[full].drop(DropCause.FULL, given_up)
                     at += given_up
         return sent
 
-    def _offer(self, frames: Sequence[bytes | Frame], queue: int | None) -> tuple[int, Stop | None]:
-        """Send what there is room for; what stopped it, when that was not the end of the frames."""
+    def _offer(self, frames: Sequence[bytes | Frame], queue: int | None) -> tuple[int, int | None]:
+        """Send what there is room for; the queue that is full, when not all were sent."""
         if queue is None and self._spread is not None:
             return self._spread.send(frames)
         producer: Producer = self.region.producers[queue or 0]
         done = producer.send(frames)
-        return done, None if done == len(frames) else Stop(queue or 0, held=False)
+        return done, None if done == len(frames) else queue or 0
 
     @overload
     def receive(

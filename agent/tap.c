@@ -199,7 +199,6 @@ static uint32_t empty_ring(struct tap *tap)
         written = frame->kind != RWAY_DESC_FRAME || write_one(tap, frame);
     }
     rway_consumer_put_back(tap->consumer, &frames[done], taken - done);
-    rway_consumer_pass(tap->consumer, rway_consumer_position(tap->consumer));
     rway_ring_release(tap->consumer);
     return done;
 }

@@ -123,7 +123,7 @@ void rway_region_progress(struct rway_region *region, uint32_t queue, uint64_t l
 
 /*
  * Publish in which queues this side wants its frames: bit q for queue q; what the link does not have is left out, and
- * none means any. The peer's spreads (stack/api.h) follow, flow by flow, as rway_consumer_pass lets them. It is a wish:
+ * none means any. The peer's spreads (stack/api.h) follow, flow by flow, as frames are released. It is a wish:
  * frames come in the other queues too, and have to be taken out. All queues are wanted from attach on. Any thread.
  */
 void rway_region_serve(struct rway_region *region, uint32_t queues);
@@ -245,12 +245,6 @@ uint32_t rway_producer_stalled(const struct rway_producer *producer);
 /* The counter value behind all that is claimed. Once the consumer's counter is there, it has dealt with all of it. */
 uint64_t rway_producer_position(const struct rway_producer *producer);
 
-/*
- * Up to which position the peer says that frames have passed (rway_consumer_pass), and no further than it has released
- * them. All of them when the region is broken: nothing can overtake them any more.
- */
-uint64_t rway_producer_passed(struct rway_producer *producer);
-
 /* Slots that len bytes take, pushed ones included. */
 uint32_t rway_producer_slots(const struct rway_producer *producer, uint32_t len, uint32_t pushed);
 
@@ -286,20 +280,6 @@ void rway_consumer_begin(struct rway_consumer *consumer, const struct rway_frame
  * one says of itself (rway_producer_stalled). 0: this one does not wait, which each has to say itself when it goes on.
  */
 void rway_consumer_stall(struct rway_consumer *consumer, uint32_t depth);
-
-/* The counter value behind all that was peeked. */
-uint64_t rway_consumer_position(const struct rway_consumer *consumer);
-
-/* Queues that this ring's link has in each direction. */
-uint32_t rway_consumer_queues(const struct rway_consumer *consumer);
-uint32_t rway_producer_queues(const struct rway_producer *producer);
-
-/*
- * Say that frames up to position have passed: whatever the peer sends from now on, in whichever queue, can overtake
- * none of them. A consumer at the end of a link says so when it has read them, before or with their release; one that
- * sends them on, once the next consumer has said so of them. Until it is said, the peer keeps flows where they are.
- */
-void rway_consumer_pass(struct rway_consumer *consumer, uint64_t position);
 
 /* The same without the full fence, for a loop that comes back at once: see rway_ring_publish_more. */
 void rway_ring_release_more(struct rway_consumer *consumer);
@@ -403,9 +383,12 @@ uint32_t rway_frames_copy_in_whole(struct rway_producer *producer, const uint8_t
  *
  * A frame is released and counted once, as it is taken from the ring. Segments of it that bytes or count had no room
  * for are the consumer's own: the next call gives them first, a waiter takes them for work, and a detach drops them.
+ * Who takes frames from several queues asks rway_segments_wait before turning to the next one: the frame is released,
+ * so the next of its flow may be in another queue by now.
  */
 uint32_t rway_frames_copy_out(struct rway_consumer *consumer, uint8_t *bytes, size_t size, uint32_t *lens,
                               uint32_t count);
+int rway_segments_wait(const struct rway_consumer *consumer);
 
 /*
  * The same for who passes frames on: they stay whole, and what is left to do to each goes into offloads. Segments that

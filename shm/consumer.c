@@ -152,25 +152,6 @@ void rway_consumer_begin(struct rway_consumer *consumer, const struct rway_frame
     rway_keep_order();
 }
 
-uint64_t rway_consumer_position(const struct rway_consumer *consumer)
-{
-    return consumer->cursor;
-}
-
-uint32_t rway_consumer_queues(const struct rway_consumer *consumer)
-{
-    return consumer->ring.region->geometry.queues;
-}
-
-void rway_consumer_pass(struct rway_consumer *consumer, uint64_t position)
-{
-    if (consumer->passed == position)
-        return; /* the line is tail's, which the producer may be looking at */
-    consumer->passed = position;
-    /* Release: pairs with the acquire in rway_producer_passed. */
-    rway_store_release(&consumer->ring.control->passed, position);
-}
-
 void rway_consumer_stall(struct rway_consumer *consumer, uint32_t depth)
 {
     if (__builtin_expect(consumer->stalled == depth, 1))

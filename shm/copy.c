@@ -151,7 +151,6 @@ static bool cut_frame(struct rway_consumer *consumer, const struct rway_frame *f
         rway_consumer_drop(consumer, RWAY_DROP_OFFLOAD, 1);
         return true;
     }
-    consumer->cut_from = consumer->cursor - frame->slots;
     return give_segments(consumer, copies);
 }
 
@@ -177,6 +176,11 @@ static bool copy_frame(struct rway_consumer *consumer, const struct rway_frame *
     return true;
 }
 
+int rway_segments_wait(const struct rway_consumer *consumer)
+{
+    return rway_segmenter_next_len(&consumer->cut) != 0;
+}
+
 uint32_t rway_frames_copy_out_whole(struct rway_consumer *consumer, uint8_t *bytes, size_t size, uint32_t *lens,
                                     struct rway_offload *offloads, uint32_t count)
 {
@@ -185,9 +189,6 @@ uint32_t rway_frames_copy_out_whole(struct rway_consumer *consumer, uint8_t *byt
     bool going = give_segments(consumer, &copies);
     while (going && copies.copied < count && rway_ring_peek(consumer, &frame, 1) == 1)
         going = frame.kind == RWAY_DESC_MARK || copy_frame(consumer, &frame, &copies);
-    /* Segments that wait for the next call have not passed: frames of their flow must not come by another queue yet. */
-    bool waiting = rway_segmenter_next_len(&consumer->cut) != 0;
-    rway_consumer_pass(consumer, waiting ? consumer->cut_from : consumer->cursor);
     rway_ring_release(consumer);
     return copies.copied;
 }

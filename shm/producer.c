@@ -57,24 +57,9 @@ uint32_t rway_producer_stalled(const struct rway_producer *producer)
     return peer_x < RWAY_STALL_MAX ? (uint32_t)peer_x : RWAY_STALL_MAX;
 }
 
-uint32_t rway_producer_queues(const struct rway_producer *producer)
-{
-    return producer->ring.region->geometry.queues;
-}
-
 uint64_t rway_producer_position(const struct rway_producer *producer)
 {
     return producer->claimed;
-}
-
-/* A peer that lies about it has its own frames come out of order, and nothing else. */
-uint64_t rway_producer_passed(struct rway_producer *producer)
-{
-    if (!rway_ring_whole(&producer->ring) || !refresh_tail(producer))
-        return producer->claimed;
-    /* Acquire: pairs with the release in rway_consumer_pass; what we publish from here on comes after those frames. */
-    uint64_t peer_x = rway_load_acquire(&producer->ring.control->passed);
-    return (int64_t)(peer_x - producer->peer_tail) > 0 ? producer->peer_tail : peer_x;
 }
 
 /* Room for count slots, as far as the last tail that was seen tells; only then is the consumer's line looked at. */

@@ -5,7 +5,7 @@
  * read once and as if a peer had written them, because one could have: a word that cannot be is left out of account,
  * and one that can be and is wrong falsifies counts, which are for people. A kill in between costs no step:
  *
- *      commit of a new tail ─► tail ─► counts ─► passed
+ *      commit of a new tail ─► tail ─► counts
  */
 #include "slot.h"
 
@@ -118,7 +118,7 @@ int rway_consumer_resume(struct rway_consumer *consumer, struct rway_ring ring, 
     if (head - tail > ring.slot_count)
         return rway_refuse(error, RWAY_REFUSED_COUNTERS, "tail of the peer's ring", head - tail, ring.slot_count);
     *consumer = (struct rway_consumer){
-        .ring = ring, .tail = tail, .looked_at = tail, .passed = UINT64_MAX, .bell = {.wait_fd = -1, .ring_fd = -1}};
+        .ring = ring, .tail = tail, .looked_at = tail, .bell = {.wait_fd = -1, .ring_fd = -1}};
     read_words(&consumer->counts, &control->consumed, sizeof consumer->counts);
     settle(&consumer->counts, control->released, tail, &consumer->next_commit);
     /* Before take_begun writes over a commit of which these may be. */
@@ -128,8 +128,5 @@ int rway_consumer_resume(struct rway_consumer *consumer, struct rway_ring ring, 
     consumer->dropped = rway_counts_dropped(&consumer->counts);
     rway_consumer_show_counts(consumer);
     rway_write_once(&control->stalled, 0);
-    /* A consumer may say that frames have passed before it releases them, and these will come again. */
-    if ((int64_t)(rway_read_once(&control->passed) - consumer->tail) > 0)
-        rway_store_release(&control->passed, consumer->tail);
     return 0;
 }

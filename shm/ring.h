@@ -51,7 +51,6 @@ struct rway_consumer {
     uint64_t cursor;    /* tail plus what is peeked and not yet released */
     uint64_t peer_head; /* last one seen and checked */
     uint64_t looked_at; /* as in a producer, for the producer's wake word */
-    uint64_t passed;    /* as last said; before that a position that no consumer can say */
     uint32_t stalled;   /* as last said */
     uint64_t taken_frames;
     uint32_t usual_len; /* bytes to prefetch of a frame, from what the last one had */
@@ -64,7 +63,6 @@ struct rway_consumer {
     struct rway_bell bell;
     struct rway_segmenter cut; /* the frame whose segments rway_frames_copy_out gives; all 0: none */
     uint8_t *cut_bytes;        /* its bytes, frame_max and a tag; made when the first such frame comes */
-    uint64_t cut_from;         /* the counter value in front of it */
 };
 
 struct rway_region {

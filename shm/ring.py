@@ -71,11 +71,6 @@ class Producer(_Half):
     def _add_to_waiter(self) -> None:
         lib.rway_waiter_add_producer(self._waiter, self.native, 1)
 
-    @property
-    def all_passed(self) -> bool:
-        """Nothing that is sent from now on, in whichever queue, can overtake what this one has sent."""
-        return bool(lib.rway_producer_passed(self.native) == lib.rway_producer_position(self.native))
-
     def send(self, frames: Sequence[bytes | Frame]) -> int:
         """Copy frames into the ring and publish them; returns how many were dealt with before the ring was full.
 
@@ -181,13 +176,17 @@ class Consumers(_Half):
         """
         frames: list[Any] = []
         first, self._next = self._next, (self._next + 1) % len(self._consumers)
-        for consumer in self._consumers[first:] + self._consumers[:first]:
+        for number in [*range(first, len(self._consumers)), *range(first)]:
             if len(frames) == count:
                 break
+            consumer = self._consumers[number]
             try:
                 frames += consumer.receive(count - len(frames), whole=whole)
             except RegionBrokenError:
                 if not frames:
                     raise
                 break  # what has been taken is the caller's; the next call finds the same
+            if lib.rway_segments_wait(consumer.native):
+                self._next = number  # first of all: later frames of that flow may be in another queue by now
+                break
         return frames

@@ -203,8 +203,8 @@ uint32_t rway_filter_counts(struct rway_filter *filter, struct rway_rule_counts 
 
 /*
  * Chooses among a link's queues for the frames of one sending thread: those of a flow go into one queue, of those that
- * the peer wants (rway_region_serve). When that changes, a flow changes its queue at a moment when all its frames have
- * passed (rway_consumer_pass), so that none is overtaken. Belongs to one thread, as its producers do.
+ * the peer wants (rway_region_serve). When that changes, a flow changes its queue at a moment when the peer has
+ * released all its frames, so that none is overtaken on this link. Belongs to one thread, as its producers do.
  */
 struct rway_spread;
 
@@ -215,34 +215,21 @@ void rway_spread_free(struct rway_spread *spread);
 uint32_t rway_spread_owned(const struct rway_spread *spread);
 struct rway_producer *rway_spread_producer(const struct rway_spread *spread, uint32_t queue);
 
-/* At the start of each burst: see which queues the peer wants now, and forget what was seen of its counters. */
+/* At the start of each burst, when what was chosen before is claimed or given up: see what the peer wants now. */
 void rway_spread_follow(struct rway_spread *spread);
 
-enum { RWAY_SPREAD_HELD = -1 };
-
-/*
- * The queue for the next frame with this hash. Or RWAY_SPREAD_HELD less the number of the queue in which its flow is:
- * that was full, and the flow is to move; do as if it were still full. It ends when all of the flow has passed, after a
- * second at the latest. Whoever waits can sleep a millisecond and ask again.
- */
-int32_t rway_spread_choose(struct rway_spread *spread, uint32_t hash);
-
-/*
- * Note what became of a frame for which a queue was chosen: claimed, or dropped (full: because there was no room). Once
- * for each; several may be chosen first, if then all are noted before the next is chosen. Frames are to be published in
- * the order in which they were chosen.
- */
-void rway_spread_note(struct rway_spread *spread, uint32_t hash, int full);
+/* The queue for the next frame with this hash. A queue's frames are to be claimed in the order they were chosen in. */
+uint32_t rway_spread_choose(struct rway_spread *spread, uint32_t hash);
 
 /*
  * Copy frames into the queues of their flows and publish them, with their hash: count frames stand in bytes one after
  * the other, lens are their lengths and offloads, unless it is NULL, what is left to do to them (flags 0: nothing).
  * Returns how many were dealt with: published, or dropped and counted because no ring of this link carries such a
  * length, or because offload data does not fit its frame. Stops early at a frame that has to wait; then *stopped_by is
- * what rway_spread_choose returned for it: the queue that is full, or that its flow is held from.
+ * the queue that is full.
  */
 uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens,
-                             const struct rway_offload *offloads, uint32_t count, int32_t *stopped_by);
+                             const struct rway_offload *offloads, uint32_t count, uint32_t *stopped_by);
 
 /* ---- connections ---- */
 

@@ -21,7 +21,6 @@
 #include "job.h"
 #include "passage.h"
 #include "patience.h"
-#include "trail.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -39,10 +38,6 @@ struct forward {
     struct rway_spread *spread; /* NULL when there is one out-ring */
     uint32_t in_port;
     uint32_t out_port;
-    bool traced;   /* in's producer may spread: it is told what has passed */
-    bool in_line;  /* out is one queue: whatever comes later goes behind what is there, so that it has passed */
-    uint32_t runs; /* since the trail was looked at */
-    struct rway_trail trail;
     struct rway_patience patience; /* with a full out-ring; for the one way that there is */
     uint32_t wanted;               /* slots of the out-ring for the first frame left in the in-ring; 0: none is left */
     struct rway_frame taken[RWAY_BURST];
@@ -128,7 +123,7 @@ static struct rway_frame leaving_frame(const struct rway_passage *passage)
                                .flags = passage->in->flags & RWAY_FLAG_VLAN};
 }
 
-/* Find the way for a frame that may pass. One whose flow is held from its queue counts as if that were full. */
+/* Find the way for a frame that may pass. */
 static void leave(struct forward *forward, const struct rway_passage *passage)
 {
     struct rway_frame frame = leaving_frame(passage);
@@ -136,53 +131,38 @@ static void leave(struct forward *forward, const struct rway_passage *passage)
     if (forward->spread != NULL) {
         frame.flags |= RWAY_FLAG_HASH;
         frame.hash = rway_flow_hash(&passage->parsed);
-        int32_t chosen = rway_spread_choose(forward->spread, frame.hash);
-        at = forward->way_of[chosen < 0 ? RWAY_SPREAD_HELD - chosen : chosen];
-        if (chosen < 0) {
-            rway_producer_drop(forward->out[at], RWAY_DROP_FULL, 1);
-            return;
-        }
+        at = forward->way_of[rway_spread_choose(forward->spread, frame.hash)];
     }
     struct way *way = &forward->ways[at];
     way->leaving[way->count] = frame;
     way->left_as[way->count++] = passage;
 }
 
-static void note(const struct forward *forward, const struct rway_frame *frame, bool full)
-{
-    if (forward->spread != NULL)
-        rway_spread_note(forward->spread, frame->hash, full);
-}
-
 /* Drop a frame that the out-ring did not take, and count it there. */
-static void drop_leaving(struct forward *forward, struct way *way, struct rway_producer *out, uint32_t at)
+static void drop_leaving(struct way *way, struct rway_producer *out, uint32_t at)
 {
-    uint32_t cause = drop_cause(out, &way->leaving[at]);
     uint32_t behind = --way->count - at;
-    rway_producer_drop(out, cause, 1);
-    note(forward, &way->leaving[at], cause == RWAY_DROP_FULL);
+    rway_producer_drop(out, drop_cause(out, &way->leaving[at]), 1);
     memmove(&way->leaving[at], &way->leaving[at + 1], behind * sizeof way->leaving[0]);
     memmove(&way->left_as[at], &way->left_as[at + 1], behind * sizeof way->left_as[0]);
 }
 
 /* Claim out-slots for what leaves. Frames without room are dropped; a shorter one after them may still find some. */
-static void claim(struct forward *forward, struct way *way, struct rway_producer *out)
+static void claim(struct way *way, struct rway_producer *out)
 {
     uint32_t claimed = 0;
     while (claimed < way->count) {
         claimed += rway_ring_claim(out, &way->leaving[claimed], way->count - claimed);
         if (claimed < way->count)
-            drop_leaving(forward, way, out, claimed);
+            drop_leaving(way, out, claimed);
     }
-    for (uint32_t i = 0; i < way->count; i++)
-        note(forward, &way->leaving[i], false);
 }
 
 static void claim_and_fill(struct forward *forward)
 {
     for (uint32_t k = 0; k < forward->way_count; k++) {
         struct way *way = &forward->ways[k];
-        claim(forward, way, forward->out[k]);
+        claim(way, forward->out[k]);
         for (uint32_t i = 0; i < way->count; i++)
             rway_passage_fill(way->left_as[i], forward->in, forward->out[k], &way->leaving[i]);
     }
@@ -195,20 +175,6 @@ static void publish(struct forward *forward)
         rway_ring_publish_more(forward->out[k], forward->ways[k].leaving, forward->ways[k].count);
         forward->ways[k].count = 0;
     }
-}
-
-/* It costs a look at the next consumer's counters, so not at each burst while there is no end of them. */
-static void trace(struct forward *forward, uint32_t taken)
-{
-    enum { RUNS_MAX = 16 };
-    if (forward->traced && forward->in_line) {
-        rway_consumer_pass(forward->in, rway_consumer_position(forward->in));
-        return;
-    }
-    if (!forward->traced || (taken != 0 && ++forward->runs < RUNS_MAX))
-        return;
-    forward->runs = 0;
-    rway_trail_step(&forward->trail, forward->in, forward->out, forward->way_count);
 }
 
 /* Frames to deal with in this turn; the others stay where they are. */
@@ -247,7 +213,6 @@ static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
     rway_ring_release_more(forward->in);
     rway_consumer_stall(forward->in, forward->patience.depth);
     publish(forward);
-    trace(forward, taken);
     return taken;
 }
 
@@ -279,7 +244,6 @@ static struct forward *forward_new(struct rway_consumer *in, uint32_t in_port, u
     forward->in = in;
     forward->in_port = in_port;
     forward->out_port = out_port;
-    forward->traced = rway_consumer_queues(in) > 1;
     forward->way_count = way_count;
     return forward;
 }
@@ -292,7 +256,6 @@ struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer
         return NULL;
     rway_patience_set(&forward->patience, patience_us);
     forward->out[0] = out;
-    forward->in_line = rway_producer_queues(out) == 1;
     return &forward->job;
 }
 

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ringway.shm import BreakCause, DropCause, Frame, Region, RegionBrokenError
+from ringway.shm import BreakCause, Frame, Region, RegionBrokenError
 from ringway.shm._native import ffi, lib
 from ringway.shm.frame import packed
-
-_NAP = 0.001  # seconds: how soon a flow that is held back from its queue is looked at again
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why not all frames were dealt with: this queue is full, or the next frame's flow is about to leave it."""
-
-    queue: int
-    held: bool
 
 
 class Spread:
@@ -41,34 +29,20 @@ class Spread:
         """Keep the region mapped whose queues it chooses among: Region.hold."""
         return self._region.hold(name)
 
-    def send(self, frames: Sequence[bytes | Frame]) -> tuple[int, Stop | None]:
+    def send(self, frames: Sequence[bytes | Frame]) -> tuple[int, int | None]:
         """Copy frames into the rings and publish them, up to the first that has to wait.
 
-        Returns how many were dealt with, and what stopped it. Frames of a length that the link never carries are
-        dropped and counted (runt, oversize), like those whose offload data does not fit. RegionBrokenError when the
-        link is broken.
+        Returns how many were dealt with, and the queue that is full when not all were. Frames of a length that the link
+        never carries are dropped and counted (runt, oversize), like those whose offload data does not fit.
+        RegionBrokenError when the link is broken.
         """
         bytes_, lens, offloads = packed(frames)
-        stopped_by = ffi.new("int32_t *")
+        stopped_by = ffi.new("uint32_t *")
         with self.hold("a spread"):
             self._check()
             done = int(lib.rway_spread_copy_in(self.native, bytes_, lens, offloads, len(frames), stopped_by))
             self._check()
-        if done == len(frames):
-            return done, None
-        chosen = stopped_by[0]
-        return done, Stop(lib.RWAY_SPREAD_HELD - chosen, True) if chosen < 0 else Stop(chosen, False)
-
-    def wait(self, stop: Stop, timeout: float) -> None:
-        """Sleep until it is worth trying again, `timeout` seconds at the longest."""
-        if stop.held:
-            time.sleep(min(_NAP, timeout))
-        else:
-            self._region.producers[stop.queue].wait(timeout)
-
-    def drop(self, stop: Stop, frames: int) -> None:
-        """Count frames that the caller gives up, at the queue that did not take the first of them."""
-        self._region.producers[stop.queue].drop(DropCause.FULL, frames)
+        return done, None if done == len(frames) else int(stopped_by[0])
 
     def _check(self) -> None:
         cause = self._region.broken

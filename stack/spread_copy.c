@@ -44,22 +44,19 @@ static void publish(struct rway_spread *spread, const struct burst *burst)
     }
 }
 
-/* Returns whether the frame was dealt with; if not, *chosen says what it waits for. */
+/* Returns whether the frame was dealt with; if not, *chosen is the queue that has no room for it. */
 static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *bytes, uint32_t len,
-                const struct rway_offload *offload, int32_t *chosen)
+                const struct rway_offload *offload, uint32_t *chosen)
 {
     uint32_t hash = hash_of(bytes, len);
     *chosen = rway_spread_choose(spread, hash);
-    if (*chosen < 0)
-        return false;
-    struct rway_producer *producer = rway_spread_producer(spread, (uint32_t)*chosen);
+    struct rway_producer *producer = rway_spread_producer(spread, *chosen);
     struct rway_frame *frame = &burst->frames[burst->count];
     *frame = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len, .flags = RWAY_FLAG_HASH, .hash = hash};
     int unfit = rway_producer_fits(producer, len, 0);
     if (!unfit && rway_offload_check(offload, len) != 0)
         unfit = RWAY_DROP_OFFLOAD + 1;
     bool claimed = !unfit && rway_ring_claim(producer, frame, 1) == 1;
-    rway_spread_note(spread, hash, !unfit && !claimed);
     if (unfit)
         rway_producer_drop(producer, (uint32_t)unfit - 1, 1);
     if (claimed) {
@@ -72,7 +69,7 @@ static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *
 }
 
 uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens,
-                             const struct rway_offload *offloads, uint32_t count, int32_t *stopped_by)
+                             const struct rway_offload *offloads, uint32_t count, uint32_t *stopped_by)
 {
     static const struct rway_offload nothing_left = {0};
     uint32_t done = 0;

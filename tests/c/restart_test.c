@@ -120,7 +120,6 @@ static uint32_t receive(struct rway_consumer *consumer, uint32_t queue)
         rway_consumer_begin(consumer, &frames[i]);
         hand_on(queue, numbers[i]);
     }
-    rway_consumer_pass(consumer, rway_consumer_position(consumer));
     rway_ring_release(consumer);
     for (uint32_t i = 0; i < taken && options.take_first; i++)
         hand_on(queue, numbers[i]);

@@ -131,17 +131,6 @@ def test_a_begun_inside_a_frame_or_behind_a_mark_moves_nothing() -> None:
         assert (consumed.frames, consumed.bytes, consumed.drops) == (5, 940, {"restart": 1})
 
 
-@pytest.mark.parametrize("passed", JUNK)
-def test_passed_is_behind_tail_after_an_attach_whatever_it_was(passed: int) -> None:
-    with carrier() as made:
-        with_ten_frames(made)
-        made.write(passed, made.ring(1), "rway_ring_control", "passed")
-        with made.attach(0, incarnation=2):
-            found = made.read(made.ring(1), "rway_ring_control", "passed")
-            assert (4 - found) % WORD < 2**63
-        goes_on(made, 6)
-
-
 @pytest.mark.parametrize("joined_to", [0, 1, LINK, LINK + 1, WORD - 1])
 @pytest.mark.parametrize("lead", [0, 64 * SMALL.queues, 64 * SMALL.queues + 1, 2**63, WORD - 1])
 def test_what_a_peer_says_of_a_junction_books_no_more_than_a_kill_can_lose(joined_to: int, lead: int) -> None:

@@ -24,7 +24,6 @@ CLAIMS: list[Variant] = [
     ("forwarder",),
     ("hostile", "BAD_IN"),
     ("hostile", "BAD_OUT"),
-    ("passed",),
 ]
 
 MUTANTS: dict[Variant, tuple[str, ...]] = {
@@ -90,15 +89,6 @@ MUTANTS: dict[Variant, tuple[str, ...]] = {
         "TAIL_IS_NOT_CHECKED",
         "TAIL_IS_LOADED_TWICE",
         "BROKEN_OUTPUT_STOPS_THE_INPUT",
-    ),
-    ("passed",): (
-        "RELEASED_COUNTS_AS_PASSED",
-        "PUBLISHED_COUNTS_AS_PASSED",
-        "PASSED_BEFORE_HANDING_ON",
-        "PASSED_IS_BELIEVED_BEYOND_TAIL",
-        "PASSED_IS_NOT_SET_BACK",
-        "RESTARTED_TRAIL_IS_AT_ITS_END",
-        "MOVES_AT_ONCE",
     ),
 }
 

@@ -38,10 +38,10 @@ def udp(flow: int, number: int) -> bytes:
     return bytes(12) + b"\x08\0" + ip + struct.pack(">HHHH", 1000 + flow, 80, 26, 0) + struct.pack(">I14x", number)
 
 
-def send_flows(port: Port, pause: float) -> None:
+def send_flows(port: Port) -> None:
     """Send numbered frames of many flows, each by the queue of its flow, until standard input ends; say how many.
 
-    `pause`: seconds between bursts, without which some ring on the way is always full.
+    With pauses between bursts, so that no ring on the way is always full: a flow changes its queue in a pause.
     """
     ended = threading.Event()
 
@@ -60,7 +60,7 @@ def send_flows(port: Port, pause: float) -> None:
             frames.append(udp(flow, numbers[flow]))
             numbers[flow] += 1
         sent += port.send(frames)
-        time.sleep(pause)
+        time.sleep(0.001)
     print(sent, flush=True)
 
 
@@ -73,8 +73,8 @@ def main() -> None:
                 port = agent.port(name)  # the next one, when the link was replaced
             except AgentError:
                 continue
-            if kind in ("flows", "slow-flows"):
-                send_flows(port, 0.001 if kind == "slow-flows" else 0.0)
+            if kind == "flows":
+                send_flows(port)
                 return
             work = {"echo": echo, "sink": sink}[kind]
             threads = [threading.Thread(target=work, args=(port, q)) for q in range(port.region.geometry.queues)]
