@@ -1,7 +1,7 @@
 /*
  * Frames of many flows go over several queues while the receiver changes, at random, which queues it wants, and
- * releases what it has read at once or later. Whatever it wants, and whatever a hostile one writes, no flow's frames are
- * reordered (by an honest one), and nobody waits.
+ * releases what it has read at once or later. Whatever it wants, and whatever a hostile one writes, no flow's frames
+ * are reordered (by an honest one), and nobody waits.
  *
  * --threads 0: sender and receiver take random turns, seed by seed. --threads 1: two threads at full speed.
  */
