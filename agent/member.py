@@ -10,13 +10,14 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from ringway.agent import kinds
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.forwarder import Forwarder, ForwardRunner
-from ringway.agent.interface import Owner, remove_orphans
-from ringway.agent.kinds.tap import TapRunner
+from ringway.agent.interface import Owner
 from ringway.agent.lifeline import PeerEvent
 from ringway.agent.port import Port
-from ringway.agent.runner import Runner
+from ringway.agent.runner import PortRunner, Runner, Terms
+from ringway.control.kinds import Kind
 from ringway.control.messages import (
     Connections,
     LoopTold,
@@ -64,16 +65,14 @@ class Member:
         `on_lack` is called when a port has to be offered once more, for `lacks_ports`.
         """
         self.vm = vm
-        self._owner = owner
-        self._spin_us = spin_us
-        self._most_loops = most_loops
+        self._terms = Terms(owner, spin_us, most_loops, log)
         self._log = log
         self._on_lack = on_lack
         self._changed = threading.Condition()  # guards all below; notified when ports come or go
         self._ports: dict[str, Port] = {}
-        self._runners: list[TapRunner] = []
+        self._runners: list[PortRunner] = []
         self._stack: Stack | None = None
-        self._awaited: dict[str, str] = {}  # interfaces of ports that are to be attached, by port
+        self._awaited: dict[str, Kind] = {}  # settings of ports that are to be attached, by port
         self._forwarder: Forwarder | None = None
         self._next_stack_at = 0.0  # when a stack that could not be made is tried again (monotonic)
         self._stack_error: Exception | None = None
@@ -126,7 +125,7 @@ class Member:
             ]
             errors = [self._try(self._drop, name) for name in stale]
             kept, fresh = ([offer for offer in offers if (offer.port in self._ports) is here] for here in (True, False))
-            self._awaited = {offer.port: offer.interface for offer in fresh if offer.interface is not None}
+            self._awaited = {offer.port: offer.settings for offer in fresh}
             errors += [self._try(self._set_port, offer) for offer in kept]
             errors += [self._try(self._attach, offer) for offer in fresh]
             self._want(stack)
@@ -140,7 +139,7 @@ class Member:
             self._run([self._try(self._drop, offer.port), self._try(self._attach, offer)])
 
     def withdraw(self, name: str, link_id: int, replaced: bool = False) -> None:
-        """`replaced`: the port is to be offered again with another link, and its interface stays for that."""
+        """`replaced`: the port is offered again with another link, for which what its kind has made here stays."""
         with self._changed:
             errors: list[Exception | None] = []
             if name in self._lacking and self._lacking[name][0].link_id == link_id:
@@ -150,19 +149,18 @@ class Member:
             if port is not None and port.offer.link_id == link_id:
                 errors.append(self._try(self._drop, name))
                 self._log(f"detached port {name} from link {port.offer.link}")
-                if replaced and port.offer.interface is not None:
-                    self._awaited[name] = port.offer.interface
+                if replaced:
+                    self._awaited[name] = port.offer.settings
                 self._remove_orphans()
             self._run(errors)
 
     def set_port(self, settings: SetPort) -> None:
-        """Change a tap port's settings; its link stays."""
+        """Change a port's settings; its link stays."""
         with self._changed:
             port = self._ports.get(settings.port)
             if port is None or port.offer.link_id != settings.link_id:
                 return
-            names = ("interface", "mtu", "offload", "mac", "address", "carrier_delay_ms")
-            offer = replace(port.offer, **{name: getattr(settings, name) for name in names})
+            offer = replace(port.offer, settings=settings.settings)
             try:
                 self._run([self._try(self._set_port, offer)])
             finally:
@@ -181,8 +179,8 @@ class Member:
         with self._changed:
             for runner in [runner for runner in self._runners if runner.failed()]:
                 self._close(runner)
-            for tap in self._runners:
-                self._try(tap.try_again)
+            for runner in self._runners:
+                self._try(runner.try_again)
             for port in list(self._leaving):
                 self._try(self._let_go, port, 0.0)
             self._run_all()
@@ -323,7 +321,7 @@ class Member:
         port.detach(timeout)
         self._leaving.remove(port)
 
-    def _close(self, runner: TapRunner) -> None:
+    def _close(self, runner: PortRunner) -> None:
         self._runners.remove(runner)
         runner.close()
 
@@ -337,15 +335,15 @@ class Member:
 
     def _run_all(self) -> list[Exception]:
         """The same; the errors are noted, and returned."""
-        failed = {port.name: self._try(self._run_tap, port) for port in list(self._ports.values())}
+        failed = {port.name: self._try(self._run_port, port) for port in list(self._ports.values())}
         stack = self._try(self._run_stack)
         self._note_stack(stack)
         problems: dict[str, Problem] = {name: ("failed", _plain(why)) for name, (_, why) in self._lacking.items()}
         problems |= {name: ("failed", _plain(str(error))) for name, error in failed.items() if error is not None}
         problems |= {name: ("broken", port.broken.name.lower()) for name, port in self._broken()}
-        for tap in self._runners:
-            if tap.problem:
-                problems.setdefault(tap.ports[0].name, ("attached", _plain(tap.problem)))
+        for runner in self._runners:
+            if runner.problem:
+                problems.setdefault(runner.ports[0].name, ("attached", _plain(runner.problem)))
         self._note(problems)
         self._changed.notify_all()
         return [error for error in (*failed.values(), stack) if error is not None]
@@ -384,10 +382,11 @@ class Member:
         what = "the new stack does not run, and the one before goes on" if kept else "the stack does not run"
         return f"{what}: {self._stack_error}"
 
-    def _run_tap(self, port: Port) -> None:
-        if port.offer.kind == "tap" and not any(runner.ports == (port,) for runner in self._runners):
-            self._runners.append(TapRunner(port, self._owner, self._spin_us, self._most_loops))
-            self._log(f"interface {port.offer.interface} is up")
+    def _run_port(self, port: Port) -> None:
+        if not any(runner.ports == (port,) for runner in self._runners):
+            runner = kinds.run(port, self._terms)
+            if runner is not None:
+                self._runners.append(runner)
 
     def _set_port(self, offer: Offer) -> None:
         """To the settings of an offer of the link that the port has; what cannot change in place is run anew."""
@@ -403,15 +402,15 @@ class Member:
             port.offer = offer
 
     def _remove_orphans(self) -> None:
-        """Interfaces that agents of this VM have left, and whose links are gone."""
-        keep = {port.offer.interface for port in self._ports.values()} | set(self._awaited.values())
+        """What agents of this VM have left, and whose links are gone."""
+        wanted = [*(port.offer.settings for port in self._ports.values()), *self._awaited.values()]
         try:
-            removed = remove_orphans(self._owner, {name for name in keep if name is not None})
+            removed = kinds.tidy(self._terms.owner, wanted)
         except AgentError as error:  # it is no port's, and keeps none from running
             self._log(str(error))
             return
         for name in removed:
-            self._log(f"interface {name} is removed: its link is gone")
+            self._log(f"{name} is removed: its link is gone")
 
     def _want(self, stack: Stack | None) -> None:
         if stack != self._stack:
@@ -454,7 +453,7 @@ class Member:
         old.close()
 
     def _forward(self, first: Port, second: Port, judge: Filter) -> ForwardRunner:
-        runner = ForwardRunner(first, second, judge, self._spin_us, self._most_loops, self._log)
+        runner = ForwardRunner(first, second, judge, self._terms.spin_us, self._terms.most_loops, self._log)
         self._log(f"forwarding between {first.name} and {second.name}")
         return runner
 

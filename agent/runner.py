@@ -1,12 +1,14 @@
-"""Something that runs over a VM's attached ports: one C loop for each queue, or fewer."""
+"""What runs over a VM's attached ports: one C loop for each queue, or fewer."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
+from ringway.agent.interface import Owner
 from ringway.agent.port import Port
+from ringway.control.messages import Offer
 from ringway.stack.loop import Loop
 
 
@@ -20,6 +22,33 @@ class Runner(Protocol):
         """It cannot go on, and is to be closed and made again."""
 
     def close(self) -> None: ...
+
+
+class PortRunner(Runner, Protocol):
+    """Runs one port, as its kind wants it."""
+
+    problem: str  # what it lacks, or of the port's settings does not take; the rest works
+
+    def takes(self, offer: Offer) -> bool:
+        """Change the settings to those of the offer, without a frame lost; false when it takes another runner."""
+
+    def try_again(self) -> None:
+        """What has not worked before may work now."""
+
+    def follow_peer(self, now: float) -> float | None:
+        """Do what follows from the other end's coming and going. When to look again (monotonic), if that is needed."""
+
+    def told(self) -> str:
+        """What `show` says of the port beside its state."""
+
+
+class Terms(NamedTuple):
+    """What all of a VM's runners have in common."""
+
+    owner: Owner  # of the interfaces that the VM's agents leave to each other
+    spin_us: int
+    most_loops: int
+    log: Callable[[str], None]
 
 
 def serve(port: Port, loops: int) -> None:

@@ -16,7 +16,7 @@ from ringway.agent.addresses import settle_addresses
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.fork import let_go_when_forked
 from ringway.agent.interface import Owner, alias_of, owner_in, refusals
-from ringway.control.messages import Offer
+from ringway.control.kinds import ETHERNET_OVERHEAD, Tap
 
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
@@ -28,8 +28,7 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 1, 2, 4, 8
 _TUN_F_USO4, _TUN_F_USO6 = 0x20, 0x40  # Linux 6.2
 
-ETHERNET_OVERHEAD = 18  # bytes: addresses, type and one VLAN tag
-SECOND_TAG = 4
+SECOND_TAG = 4  # bytes
 GSO_MAX = 65536  # the largest packet the kernel hands over unless told otherwise
 
 
@@ -39,11 +38,12 @@ class TapInterface:
     One that we make is marked and outlives us; one that was there without a mark is the user's.
     """
 
-    def __init__(self, offer: Offer, queues: int, link_frame_max: int, owner: Owner, carrier: bool) -> None:
-        assert offer.interface is not None
-        assert offer.mtu is not None
-        self.name = offer.interface
-        self.frame_max = longest_frame(offer, link_frame_max)
+    def __init__(
+        self, settings: Tap, owner: Owner, link_id: int, queues: int, link_frame_max: int, carrier: bool
+    ) -> None:
+        assert settings.interface is not None
+        self.name = settings.interface
+        self.frame_max = longest_frame(settings, link_frame_max)
         self.fds: list[int] = []
         self.missed: list[int] = []  # frames discarded, by queue
         self._carrier = carrier
@@ -56,9 +56,9 @@ class TapInterface:
                 # read side by side: what came until all were open goes.
                 self.missed = [_discard(fd, self._room(netlink)) for fd in self.fds[:-1]]
                 for fd in self.fds:
-                    _set_offload(fd, offer.offload)
+                    _set_offload(fd, settings.offload)
                 if self.ours:
-                    self._keep(netlink, owner.mark(offer.link_id))
+                    self._keep(netlink, owner.mark(link_id))
         except BaseException:
             self.close()
             raise
@@ -91,7 +91,7 @@ class TapInterface:
         netlink.link("set", index=socket.if_nametoindex(self.name), ifalias=mark)
         fcntl.ioctl(self.fds[0], _TUNSETPERSIST, 1)
 
-    def set_up(self, offer: Offer, mac: str) -> list[str]:
+    def set_up(self, settings: Tap, mac: str) -> list[str]:
         """Give the interface its settings, at first and when they change. Returns what the kernel does not take.
 
         Nothing that is as it should be is touched: setting a MAC, for one, has the neighbours asked again.
@@ -101,11 +101,11 @@ class TapInterface:
             (link,) = netlink.get_links(index)
             if link.get_attr("IFLA_ADDRESS") != mac.lower():
                 netlink.link("set", index=index, address=mac)
-            netlink.link("set", index=index, mtu=offer.mtu, gso_max_size=self.frame_max - ETHERNET_OVERHEAD)
+            netlink.link("set", index=index, mtu=settings.mtu, gso_max_size=self.frame_max - ETHERNET_OVERHEAD)
             if self.ours:
                 _use_ipv6_at_once(self.name)
             netlink.link("set", index=index, state="up")
-            self._added, problems = settle_addresses(netlink, index, offer.address, self._added)
+            self._added, problems = settle_addresses(netlink, index, settings.address, self._added)
         return problems
 
     def set_carrier(self, on: bool) -> None:
@@ -125,17 +125,15 @@ class TapInterface:
             os.close(fd)
 
 
-def longest_frame(offer: Offer, link_frame_max: int) -> int:
+def longest_frame(settings: Tap, link_frame_max: int) -> int:
     """What the interface may hand over, in bytes. AgentError when the link does not carry it."""
-    assert offer.mtu is not None
-    if offer.mtu + ETHERNET_OVERHEAD > link_frame_max:
-        message = (
-            f"mtu {offer.mtu} of {offer.interface} does not fit the link's largest frame of {link_frame_max} bytes"
-        )
-        raise AgentError(AgentCause.INTERFACE, f"{message}: lower it, or give the link more slots")
-    if offer.offload:
+    if settings.mtu + ETHERNET_OVERHEAD > link_frame_max:
+        what = f"mtu {settings.mtu} of {settings.interface}"
+        message = f"{what} does not fit the link's largest frame of {link_frame_max} bytes: lower it"
+        raise AgentError(AgentCause.INTERFACE, f"{message}, or give the link more slots")
+    if settings.offload:
         return min(link_frame_max, GSO_MAX + ETHERNET_OVERHEAD)
-    return min(link_frame_max, offer.mtu + ETHERNET_OVERHEAD + SECOND_TAG)
+    return min(link_frame_max, settings.mtu + ETHERNET_OVERHEAD + SECOND_TAG)
 
 
 def _use_ipv6_at_once(name: str) -> None:

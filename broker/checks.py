@@ -7,14 +7,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
-from ringway.broker.addresses import check_addresses
-from ringway.broker.config import MIB, End, FabricConfig, LinkConfig, VmConfig, config_from
+from ringway.broker.config import MIB, End, FabricConfig, LinkConfig, VmConfig, config_from, setting_error
 from ringway.broker.fabric_file import FabricCause, FabricFile, read_text
+from ringway.broker.taps import check_taps
+from ringway.control.kinds import SettingError
 from ringway.control.rules import Stack
 from ringway.shm import RegionError
 
 LOOPS_MAX: Final = 64  # RWAY_READERS_MAX: loops that judge by one VM's filter
-FRAME_OVERHEAD: Final = 18  # Ethernet header and one VLAN tag, beyond the mtu
 GEOMETRY_KEYS: Final = {"slot_count": "slots", **{key: key for key in ("queues", "slot_payload", "headroom")}}
 
 
@@ -27,8 +27,7 @@ def parse_config(text: str, name: str) -> FabricConfig:
     file = FabricFile(text, name)
     config = config_from(file)
     _check_ends(file, config)
-    _check_interfaces(file, config)
-    check_addresses(file, config)
+    check_taps(file, config)
     for link in config.links.values():
         _check_shape(file, config, link)
     links = {end: link for link in config.links.values() for end in link.ends}
@@ -67,18 +66,6 @@ def _check_end_exists(file: FabricFile, config: FabricConfig, link: LinkConfig, 
     raise file.error(FabricCause.NOWHERE, ("link", link.name, "ends"), message)
 
 
-def _check_interfaces(file: FabricFile, config: FabricConfig) -> None:
-    for vm in config.vms.values():
-        owners: dict[str, str] = {}
-        for port in vm.ports.values():
-            if port.interface is None:
-                continue
-            if port.interface in owners:
-                message = f"port {owners[port.interface]!r} has the interface {port.interface!r} too: use another name"
-                raise file.error(FabricCause.DUPLICATE, ("vm", vm.name, "port", port.name, "interface"), message)
-            owners[port.interface] = port.name
-
-
 def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> None:
     key = ("link", link.name)
     try:
@@ -93,13 +80,10 @@ def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> No
         )
         raise file.error(FabricCause.LIMIT, key, message)
     for end in link.ends:
-        mtu = config.port(end).mtu
-        if mtu is not None and mtu + FRAME_OVERHEAD > shape.frame_max:
-            message = (
-                f"{mtu} and {FRAME_OVERHEAD} bytes of headers are more than link {link.name!r} carries, frames of "
-                f"{shape.frame_max} bytes: use at most {shape.frame_max - FRAME_OVERHEAD}, or more or larger slots"
-            )
-            raise file.error(FabricCause.MTU, ("vm", end.vm, "port", end.port, "mtu"), message)
+        try:
+            config.port(end).settings.check_link(link.name, shape.frame_max)
+        except SettingError as error:
+            raise setting_error(file, ("vm", end.vm, "port", end.port), error) from None
 
 
 def _check_forward(file: FabricFile, links: dict[End, LinkConfig], vm: VmConfig, stack: Stack) -> None:

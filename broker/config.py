@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
+import math
 import re
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ringway.broker.fabric_file import LINKS_MAX, FabricCause, FabricError, FabricFile, Key
-from ringway.control.messages import CARRIER_DELAY_MS
+from ringway.control.kinds import KINDS, Kind, SettingError, Settings, kind_of
 from ringway.control.names import NAME_RULE, PLAIN_NAME_RULE, is_name, is_plain_name
 from ringway.control.rules import (
     CONNECTIONS_MAX,
@@ -29,11 +29,8 @@ from ringway.shm import Geometry, Shape
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
-MTU_MIN: Final = 68  # RFC 791
-CARRIER_DELAY_MAX: Final = 3600  # seconds
-MTU_MAX: Final = 65521  # what the kernel lets a tap have: 65535 less an Ethernet header
-INTERFACE_PATTERN: Final = r"[A-Za-z0-9_.-]{1,15}"  # of what dev_valid_name() takes, what is safe to print
-TAKEN_INTERFACES: Final = (".", "..", "lo", "all", "default")  # by the kernel, as names or in /proc/sys/net
+MILLISECONDS: Final = "_ms"  # what a setting's name ends in that a fabric file has in seconds, without that
+LATER_KINDS: Final = ("ivshmem", "vhost")
 
 
 class LimitsConfig(Struct, frozen=True):
@@ -43,13 +40,11 @@ class LimitsConfig(Struct, frozen=True):
 
 class PortConfig(Struct, frozen=True):
     name: str
-    kind: Literal["tap", "local"]
-    interface: str | None = None  # from here on for tap ports only
-    mtu: int | None = None
-    offload: bool = False
-    mac: str | None = None
-    address: tuple[str, ...] = ()
-    carrier_delay_ms: int = CARRIER_DELAY_MS
+    settings: Settings
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.settings)
 
 
 class End(Struct, frozen=True):
@@ -103,16 +98,6 @@ class FabricConfig(Struct, frozen=True):
 class LimitsTable(Struct, forbid_unknown_fields=True):
     link_bytes: str | int = GIB
     vm_bytes: str | int = 4 * GIB
-
-
-class PortTable(Struct, forbid_unknown_fields=True):
-    kind: str
-    interface: str | None = None
-    mtu: int | None = None
-    offload: bool | None = None
-    mac: str | None = None
-    address: list[str] | None = None
-    carrier_delay: int | float | None = None
 
 
 class StackTable(Struct, forbid_unknown_fields=True):
@@ -175,9 +160,15 @@ def convert(file: FabricFile, key: Key, table: object, kind: type[Table]) -> Tab
             f"is to be a table, and is {_kind_name(table)}: write [{'.'.join(str(part) for part in key)}]",
         )
     _refuse_unknown(file, key, table, kind.__struct_encode_fields__)
+    return _converted(file, key, table, kind)
+
+
+def _converted(file: FabricFile, key: Key, table: dict[str, Any], kind: type[Table]) -> Table:
     try:
         return msgspec.convert(table, kind, strict=True)
     except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, SettingError):
+            raise setting_error(file, key, error.__cause__) from None
         what, _, path = str(error).partition(" - at `$")
         if missing := re.search(r"missing required field `(\w+)`", what):
             raise file.error(FabricCause.MISSING_KEY, key, f"{missing[1]} is missing: add it") from None
@@ -257,61 +248,60 @@ def _vm(file: FabricFile, name: str, table: object) -> VmConfig:
 
 def _port(file: FabricFile, vm: str, name: str, value: object) -> PortConfig:
     key: Key = ("vm", vm, "port", name)
-    table = convert(file, key, value, PortTable)
-    match table.kind:
-        case "tap":
-            return _tap(file, key, name, table)
-        case "local":
-            for option in ("interface", "mtu", "offload", "mac", "address", "carrier_delay"):
-                if getattr(table, option) is not None:
-                    message = 'is for ports of kind "tap", and this one is "local": take it out'
-                    raise file.error(FabricCause.KIND, (*key, option), message)
-            return PortConfig(name, "local")
-        case "ivshmem" | "vhost":
-            message = f'{table.kind!r} comes with a later release; this one has "tap" and "local"'
-            raise file.error(FabricCause.KIND, (*key, "kind"), message)
-    raise file.error(FabricCause.KIND, (*key, "kind"), f'{table.kind!r} is not a kind of port: use "tap" or "local"')
-
-
-def _tap(file: FabricFile, key: Key, name: str, table: PortTable) -> PortConfig:
-    interface = f"rw-{name}" if table.interface is None else table.interface
-    if re.fullmatch(INTERFACE_PATTERN, interface) is None or interface in TAKEN_INTERFACES:
-        message = f"{interface!r} is no name for a new interface: use 1 to 15 of A-Z, a-z, 0-9, '_', '.' and '-'"
-        raise file.error(FabricCause.VALUE, (*key, "interface"), message)
-    mtu = 1500 if table.mtu is None else table.mtu
-    if not MTU_MIN <= mtu <= MTU_MAX:
-        raise file.error(FabricCause.MTU, (*key, "mtu"), f"{mtu} is out of range: use {MTU_MIN} to {MTU_MAX}")
-    if table.mac is not None:
-        _check_mac(file, (*key, "mac"), table.mac)
-    addresses = tuple(_address(file, (*key, "address"), text) for text in table.address or ())
-    offload = table.offload is None or table.offload
-    delay = CARRIER_DELAY_MS / 1000 if table.carrier_delay is None else table.carrier_delay
-    if not 0 <= delay <= CARRIER_DELAY_MAX:
-        message = f"{delay:g} is out of range: use 0 to {CARRIER_DELAY_MAX} seconds"
-        raise file.error(FabricCause.VALUE, (*key, "carrier_delay"), message)
-    return PortConfig(name, "tap", interface, mtu, offload, table.mac, addresses, round(delay * 1000))
-
-
-def _address(file: FabricFile, key: Key, text: str) -> str:
-    """Normalised, with its prefix length: what Netlink takes."""
+    if not isinstance(value, dict):
+        raise _no_table(file, key, value)
+    kind = _kind(file, key, value)
+    known = _settings_of(kind)
+    for option in value:
+        owners = [f'"{other}"' for other, settings in KINDS.items() if option in _settings_of(settings)]
+        if option not in known and owners:
+            message = f'is for ports of kind {" or ".join(owners)}, and this one is "{value["kind"]}": take it out'
+            raise file.error(FabricCause.KIND, (*key, option), message)
+    _refuse_unknown(file, key, value, known)
+    table = {
+        known[option]: _milliseconds(file, (*key, option), setting) if option != known[option] else setting
+        for option, setting in value.items()
+    }
+    settings: Any = _converted(file, key, table, kind)
     try:
-        if re.fullmatch(r"[^/%]+/[0-9]{1,3}", text) is None:
-            raise ValueError("no prefix length")
-        found = ipaddress.ip_interface(text)
-        if found.ip.is_multicast or found.ip.is_unspecified:
-            raise ValueError("not the address of one interface")
-    except ValueError:
-        message = f"{text!r} is not an interface's address with its prefix: write 10.77.0.1/24 or 2001:db8::1/64"
-        raise file.error(FabricCause.VALUE, key, message) from None
-    return str(found)
+        return PortConfig(name, settings.named(name))
+    except SettingError as error:
+        raise setting_error(file, key, error) from None
 
 
-def _check_mac(file: FabricFile, key: Key, mac: str) -> None:
-    well_formed = re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", mac) is not None
-    octets = bytes.fromhex(mac.replace(":", "")) if well_formed else b""
-    if not any(octets) or octets[0] & 1:
-        message = f"{mac!r} is not the address of one interface: write 02:00:00:00:00:01, the first octet even"
-        raise file.error(FabricCause.VALUE, key, message)
+def _kind(file: FabricFile, key: Key, table: dict[str, Any]) -> type[Kind]:
+    found = table.get("kind")
+    if found is None:
+        _refuse_unknown(file, key, table, [option for kind in KINDS.values() for option in _settings_of(kind)])
+        raise file.error(FabricCause.MISSING_KEY, key, "kind is missing: add it")
+    if not isinstance(found, str):
+        raise file.error(FabricCause.TYPE, (*key, "kind"), f"is to be a string, and is {_kind_name(found)}")
+    if found in KINDS:
+        return KINDS[found]
+    kinds = [f'"{kind}"' for kind in KINDS]
+    message = f"{found!r} is not a kind of port: use {' or '.join(kinds)}"
+    if found in LATER_KINDS:
+        message = f"{found!r} comes with a later release; this one has {' and '.join(kinds)}"
+    raise file.error(FabricCause.KIND, (*key, "kind"), message)
+
+
+def _settings_of(kind: type[Kind]) -> dict[str, str]:
+    """What a port of the kind may have in a fabric file, with the setting's own name."""
+    return {"kind": "kind"} | {name.removesuffix(MILLISECONDS): name for name in kind.__struct_encode_fields__}
+
+
+def _milliseconds(file: FabricFile, key: Key, seconds: object) -> int:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        message = f"is to be a whole number or a number with a point, and is {_kind_name(seconds)}"
+        raise file.error(FabricCause.TYPE, key, f"{message}: correct the value")
+    if not math.isfinite(seconds):
+        raise file.error(FabricCause.VALUE, key, f"{seconds:g} is no time: use seconds")
+    return round(seconds * 1000)
+
+
+def setting_error(file: FabricFile, key: Key, error: SettingError) -> FabricError:
+    """As an error in the file, at the setting of the port whose table is `key`."""
+    return file.error(FabricCause(error.cause), (*key, error.key.removesuffix(MILLISECONDS)), error.message)
 
 
 def _stack(file: FabricFile, vm: str, value: object, ports: dict[str, PortConfig]) -> Stack:
@@ -320,10 +310,9 @@ def _stack(file: FabricFile, vm: str, value: object, ports: dict[str, PortConfig
     forward = [_pair(file, (*key, "forward"), pair) for pair in table.forward]
     entries: dict[str, None] = {}
     for name in (name for pair in forward for name in pair):
-        kind = ports[name].kind if name in ports else None
-        if kind != "local":
-            local = ", ".join(port for port, config in ports.items() if config.kind == "local") or "none"
-            problem = f"is of kind {kind!r}" if kind else "does not exist"
+        if name not in ports or not ports[name].settings.in_stack:
+            local = ", ".join(port for port, config in ports.items() if config.settings.in_stack) or "none"
+            problem = f"is of kind {ports[name].kind!r}" if name in ports else "does not exist"
             message = f"port {name!r} of VM {vm!r} {problem}; the stack runs over local ports, and those are: {local}"
             raise file.error(FabricCause.FORWARD, (*key, "forward"), message)
         if name in entries:

@@ -120,7 +120,7 @@ class LinkState:
         if self.config.ends != config.ends:
             return "it joins other ports"
         for end, port in zip(self.ends, ports, strict=True):
-            if end.port.kind != port.kind:
+            if type(end.port.settings) is not type(port.settings):
                 return f"port {end.vm}.{port.name} becomes {port.kind}"
         if self.config.huge_pages != config.huge_pages:
             return f"huge_pages becomes {str(config.huge_pages).lower()}"
@@ -190,7 +190,8 @@ class Fabric:
         for changed in plan.ports:
             link = self.links[changed.link]
             link.ends[changed.side].port = changed.port
-            changes.ports.append((changed, _set_port(link.link_id, changed.port)))
+            message = messages.SetPort(port=changed.port.name, link_id=link.link_id, settings=changed.port.settings)
+            changes.ports.append((changed, message))
         for effect in plan.makes:
             state = _new_state(plan.config, effect.config, effect.link_id)
             self.links[effect.config.name] = state
@@ -265,15 +266,9 @@ class Fabric:
             side=side,
             incarnation=end.incarnation + 1,
             geometry=geometry_message(link.config.geometry),
-            kind=port.kind,
+            settings=port.settings,
             ticket=end.ticket.text,
             handover=self._handover,
-            interface=port.interface,
-            mtu=port.mtu,
-            offload=port.offload,
-            mac=port.mac,
-            address=list(port.address),
-            carrier_delay_ms=port.carrier_delay_ms,
         )
 
     def redeem(self, take: Take, holder: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:
@@ -355,21 +350,6 @@ def geometry_message(geometry: Geometry) -> messages.Geometry:
         slot_count=geometry.slot_count,
         slot_payload=geometry.slot_payload,
         headroom=geometry.headroom,
-    )
-
-
-def _set_port(link_id: int, port: PortConfig) -> messages.SetPort:
-    assert port.interface is not None  # settings are those of taps
-    assert port.mtu is not None
-    return messages.SetPort(
-        port=port.name,
-        link_id=link_id,
-        interface=port.interface,
-        mtu=port.mtu,
-        offload=port.offload,
-        mac=port.mac,
-        address=list(port.address),
-        carrier_delay_ms=port.carrier_delay_ms,
     )
 
 

@@ -95,7 +95,7 @@ def _end(link: LinkState, side: int, reading: SideReading | None) -> EndShown:
     return EndShown(
         vm=end.vm,
         port=end.port.name,
-        kind=end.port.kind,
+        settings=end.port.settings,
         state=END_STATES[reading.state] if reading else "unreadable",
         cause=reading.cause.name.lower() if reading and reading.state is SideState.BROKEN else "",
         incarnation=end.incarnation,

@@ -24,6 +24,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
+from ringway.control.kinds import Settings
 from ringway.control.names import Name, PlainName
 from ringway.control.rules import Stack
 
@@ -38,7 +39,6 @@ Side = Annotated[int, Meta(ge=0, le=1)]
 TicketText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Counters = dict[Word, int]
 
-CARRIER_DELAY_MS: Final = 1000  # that a tap's peer may be gone before its carrier goes off, unless told otherwise
 ENDS_MAX: Final = 4096  # that an agent may say it is attached to
 
 
@@ -92,15 +92,9 @@ class Offer(Part, omit_defaults=True):
     side: Side
     incarnation: Uint
     geometry: Geometry
-    kind: Literal["tap", "local"]
+    settings: Settings
     ticket: TicketText
     handover: str
-    interface: str | None = None  # the rest is for tap ports
-    mtu: Uint | None = None
-    offload: bool = False
-    mac: str | None = None
-    address: list[str] = []
-    carrier_delay_ms: Uint = CARRIER_DELAY_MS  # of tap ports too
 
 
 class PortTold(Part):
@@ -142,7 +136,7 @@ class Connections(Part):
 class EndShown(Part):
     vm: PlainName
     port: PlainName
-    kind: Literal["tap", "local"]
+    settings: Settings
     state: Literal["detached", "attached", "broken", "unreadable"]
     cause: Word
     incarnation: int
@@ -227,16 +221,11 @@ class Withdrawn(Message, omit_defaults=True):
 
 
 class SetPort(Message):
-    """A tap port has other settings from now on; its link stays."""
+    """A port has other settings from now on; its link stays."""
 
     port: PlainName
     link_id: Uint
-    interface: str
-    mtu: Uint
-    offload: bool
-    mac: str | None
-    address: list[str]
-    carrier_delay_ms: Uint
+    settings: Settings
 
 
 class SetStack(Message):

@@ -5,17 +5,44 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Collection
 from typing import Any
 
 from ringway.agent.carrier import Carrier
 from ringway.agent.errors import AgentError
-from ringway.agent.interface import Owner
+from ringway.agent.interface import Owner, remove_orphans
 from ringway.agent.port import Port
-from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
+from ringway.agent.runner import (
+    PortRunner,
+    Terms,
+    close_loops,
+    closed_on_error,
+    give_back,
+    new_loop,
+    serve,
+    start_loops,
+)
+from ringway.control.kinds import Kind, Tap
 from ringway.control.messages import Offer
 from ringway.shm import BreakCause, DropCause, SideState
 from ringway.shm._native import lib
 from ringway.stack.loop import Loop
+
+
+def run(port: Port, terms: Terms) -> PortRunner | None:
+    runner = TapRunner(port, terms)
+    terms.log(f"interface {_settings(port.offer).interface} is up")
+    return runner
+
+
+def tidy(owner: Owner, wanted: Collection[Kind]) -> list[str]:
+    interfaces = {settings.interface for settings in wanted if isinstance(settings, Tap) and settings.interface}
+    return [f"interface {name}" for name in remove_orphans(owner, interfaces)]
+
+
+def _settings(offer: Offer) -> Tap:
+    assert isinstance(offer.settings, Tap)
+    return offer.settings
 
 
 class TapRunner:
@@ -24,10 +51,10 @@ class TapRunner:
     `problem` says what of the port's settings the kernel does not take, or what it lacks; the rest works.
     """
 
-    def __init__(self, port: Port, owner: Owner, spin_us: int, most_loops: int) -> None:
+    def __init__(self, port: Port, terms: Terms) -> None:
         from ringway.agent.tap import TapInterface  # with pyroute2: 130 ms that agents without taps need not wait
 
-        offer = port.offer
+        settings = _settings(port.offer)
         queues = port.region.geometry.queues
         self.ports: tuple[Port, ...] = (port,)
         self.loops: list[Loop] = []
@@ -37,12 +64,12 @@ class TapRunner:
         port.run_by_agent(True)
         # The peer's own word, until the broker introduces it: an agent that is started again has the carrier at once.
         here = port.region.peer().state is SideState.ATTACHED
-        self._carrier = Carrier(offer.carrier_delay_ms / 1000, here)
+        self._carrier = Carrier(settings.carrier_delay_ms / 1000, here)
         self.tap: TapInterface | None = None
         with closed_on_error(self):
-            self.tap = TapInterface(offer, queues, port.frame_max, owner, here)
-            for index in range(min(queues, most_loops)):
-                new_loop(self.loops, f"{port.name}/{index}", spin_us)
+            self.tap = TapInterface(settings, terms.owner, port.offer.link_id, queues, port.frame_max, here)
+            for index in range(min(queues, terms.most_loops)):
+                new_loop(self.loops, f"{port.name}/{index}", terms.spin_us)
             serve(port, len(self.loops))
             for queue, fd in enumerate(self.tap.fds):
                 producer, consumer = port.region.producers[queue], port.region.consumers[queue]
@@ -53,26 +80,26 @@ class TapRunner:
                 self._jobs.append(job)
             for producer, frames in zip(port.region.producers, self.tap.missed, strict=False):
                 producer.drop(DropCause.DOWN, frames)
-            self._set_up(offer)
+            self._set_up(settings)
             self.follow_peer(time.monotonic())
             start_loops(self.loops)
 
-    def _set_up(self, offer: Offer) -> None:
+    def _set_up(self, settings: Tap) -> None:
         assert self.tap is not None
-        self.problem = "; ".join(self.tap.set_up(offer, offer.mac or _steady_mac(self.ports[0])))
+        self.problem = "; ".join(self.tap.set_up(settings, settings.mac or _steady_mac(self.ports[0])))
 
     def takes(self, offer: Offer) -> bool:
         """Change the settings to those of the offer, without a frame lost; false when it takes another runner."""
         from ringway.agent.tap import longest_frame
 
-        port, before = self.ports[0], self.ports[0].offer
-        frame_max = longest_frame(offer, port.frame_max)
+        settings, before = _settings(offer), _settings(self.ports[0].offer)
+        frame_max = longest_frame(settings, self.ports[0].frame_max)
         assert self.tap is not None
-        if (offer.interface, offer.offload, frame_max) != (before.interface, before.offload, self.tap.frame_max):
+        if (settings.interface, settings.offload, frame_max) != (before.interface, before.offload, self.tap.frame_max):
             return False
-        self._carrier.delay = offer.carrier_delay_ms / 1000
+        self._carrier.delay = settings.carrier_delay_ms / 1000
         try:
-            self._set_up(offer)
+            self._set_up(settings)
         except AgentError as error:
             self.problem = str(error)  # the interface works as it was before, and `try_again` does what it says
         return True
@@ -80,7 +107,7 @@ class TapRunner:
     def try_again(self) -> None:
         """What the kernel has not taken before, it may take now."""
         if self.problem:
-            self._set_up(self.ports[0].offer)
+            self._set_up(_settings(self.ports[0].offer))
 
     def follow_peer(self, now: float) -> float | None:
         """Let the carrier be what the peer is. When to look again."""

@@ -15,7 +15,7 @@ import pytest
 
 from ringway.agent import tap
 from ringway.agent.interface import Owner
-from ringway.control.messages import Geometry, Offer
+from ringway.control.kinds import Tap
 from tests.system.fabric_fixtures import (
     AgentProcess,
     Fabric,
@@ -278,9 +278,8 @@ def test_flows_that_go_on_while_the_next_agent_opens_the_queues_stay_in_order(
             out.send(udp_frame(flow, number))
 
     monkeypatch.setattr(tap, "_open_queue", open_and_send)
-    geometry = Geometry(queues, 64, 2048, 64)
-    offer = Offer("wire", 1, "p", 0, 1, geometry, "tap", "0" * 32, "/nowhere", interface="fast0", mtu=1500)
-    opened = in_namespace("west", lambda: tap.TapInterface(offer, queues, 2000, Owner("f", "west"), carrier=True))
+    settings, owner = Tap(interface="fast0", offload=False), Owner("f", "west")
+    opened = in_namespace("west", lambda: tap.TapInterface(settings, owner, 1, queues, 2000, carrier=True))
     try:
         assert sum(opened.missed) > 0, "what the first queues held is gone, and counted"
         send_flows()

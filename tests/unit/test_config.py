@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ringway.broker.checks import parse_config, read_config
 from ringway.broker.config import End
 from ringway.broker.fabric_file import TEXT_SIZE, FabricCause, FabricError
+from ringway.control.kinds import Tap
 from ringway.control.rules import Timeouts
 
 GOOD = """\
@@ -67,10 +68,7 @@ def test_a_good_file_becomes_a_fabric() -> None:
     assert link.ends == (End("client", "net"), End("firewall", "inside"))
     assert (link.geometry.queues, link.geometry.slot_count, link.huge_pages) == (2, 1024, False)
     port = config.port(link.ends[0])
-    assert (port.kind, port.interface, port.mtu, port.offload, port.address) == (
-        *("tap", "rway0", 1500, True),
-        ("10.77.0.1/24",),
-    )
+    assert (port.kind, port.settings) == ("tap", Tap(interface="rway0", address=("10.77.0.1/24",)))
     stack = config.vms["firewall"].stack
     assert stack is not None
     assert stack.forward == [("inside", "outside")]
@@ -84,7 +82,7 @@ def test_an_empty_file_is_a_fabric_without_links() -> None:
 
 def test_a_tap_port_has_an_interface_named_after_it_unless_told() -> None:
     config = parse_config('[vm.a.port.net]\nkind = "tap"\n', "fabric.toml")
-    assert config.vms["a"].ports["net"].interface == "rw-net"
+    assert config.vms["a"].ports["net"].settings == Tap(interface="rw-net")
 
 
 def test_a_port_name_too_long_for_an_interface_asks_for_one() -> None:
@@ -284,7 +282,9 @@ def test_an_impossible_carrier_delay_is_refused(delay: str) -> None:
 
 def test_a_carrier_delay_may_be_a_fraction_of_a_second() -> None:
     config = parse_config(GOOD.replace("mtu = 1500", "carrier_delay = 0.1"), "fabric.toml")
-    assert config.port(End("client", "net")).carrier_delay_ms == 100
+    settings = config.port(End("client", "net")).settings
+    assert isinstance(settings, Tap)
+    assert settings.carrier_delay_ms == 100
     assert refused_after('kind = "local"', 'kind = "local"\ncarrier_delay = 1').cause is FabricCause.KIND
 
 

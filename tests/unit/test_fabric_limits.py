@@ -7,6 +7,7 @@ import pytest
 from ringway.broker.checks import parse_config
 from ringway.broker.fabric_file import LINKS_MAX, MARKS_MAX, FabricCause, FabricError
 from ringway.control import wire
+from ringway.control.kinds import Tap
 from ringway.control.messages import Applied, EndShown, Geometry, LinkShown, Planned, Replacement, RingShown, Shown
 from ringway.shm import DropCause
 
@@ -83,9 +84,8 @@ def test_answers_about_as_many_links_as_there_may_be_fit_a_message() -> None:
         produced=counters,
         consumed=counters,
     )
-    end = EndShown(
-        vm=LONG, port=LONG, kind="local", state="unreadable", cause=LONG, incarnation=MOST, queues_served=16, held=True
-    )
+    settings = Tap(interface="x" * 15, mac="02:00:00:00:00:01", address=(f"{'fd00:' * 7}1/128",) * 16)
+    end = EndShown(*(LONG, LONG, settings, "unreadable"), cause=LONG, incarnation=MOST, queues_served=16, held=True)
     geometry = Geometry(queues=16, slot_count=1 << 15, slot_payload=1 << 14, headroom=512)
     link = LinkShown(
         name=LONG,

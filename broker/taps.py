@@ -1,52 +1,75 @@
-"""What is judged about the addresses of tap ports: whether the kernel takes them, and whether they are there twice."""
+"""What is judged about a fabric's tap ports as a whole: interfaces and addresses that are there twice."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from typing import Final
 
-from ringway.broker.config import End, FabricConfig, PortConfig
+from ringway.broker.config import End, FabricConfig, VmConfig
 from ringway.broker.fabric_file import FabricCause, FabricFile
+from ringway.control.kinds import Tap
 
 IPV6_MTU_MIN: Final = 1280  # RFC 8200, section 5; below it the kernel takes IPv6 away from an interface
 
 
-def check_addresses(file: FabricFile, config: FabricConfig) -> None:
+def check_taps(file: FabricFile, config: FabricConfig) -> None:
+    _check_interfaces(file, config)
     for vm in config.vms.values():
-        for port in vm.ports.values():
-            _check_ipv6_mtu(file, End(vm.name, port.name), port)
-        _check_vm(file, vm.name, vm.ports)
+        for name, tap in _taps(vm):
+            _check_ipv6_mtu(file, End(vm.name, name), tap)
+        _check_vm(file, vm)
     for segment in _segments(config):
         _check_segment(file, config, segment)
 
 
-def _check_ipv6_mtu(file: FabricFile, end: End, port: PortConfig) -> None:
-    ipv6 = [address for address in port.address if ":" in address]
-    if ipv6 and port.mtu is not None and port.mtu < IPV6_MTU_MIN:
+def _taps(vm: VmConfig) -> Iterator[tuple[str, Tap]]:
+    """The VM's tap ports, by name."""
+    for port in vm.ports.values():
+        if isinstance(port.settings, Tap):
+            yield port.name, port.settings
+
+
+def _check_interfaces(file: FabricFile, config: FabricConfig) -> None:
+    for vm in config.vms.values():
+        owners: dict[str, str] = {}
+        for name, tap in _taps(vm):
+            interface = str(tap.interface)
+            if interface in owners:
+                message = f"port {owners[interface]!r} has the interface {interface!r} too: use another name"
+                raise file.error(FabricCause.DUPLICATE, (*_key(End(vm.name, name)), "interface"), message)
+            owners[interface] = name
+
+
+def _check_ipv6_mtu(file: FabricFile, end: End, tap: Tap) -> None:
+    ipv6 = [address for address in tap.address if ":" in address]
+    if ipv6 and tap.mtu < IPV6_MTU_MIN:
         message = (
-            f"{port.mtu} is too small for the IPv6 address {ipv6[0]}: use at least {IPV6_MTU_MIN} (RFC 8200, section "
+            f"{tap.mtu} is too small for the IPv6 address {ipv6[0]}: use at least {IPV6_MTU_MIN} (RFC 8200, section "
             "5), or take the address out"
         )
         raise file.error(FabricCause.MTU, (*_key(end), "mtu"), message)
 
 
-def _check_vm(file: FabricFile, vm: str, ports: dict[str, PortConfig]) -> None:
+def _check_vm(file: FabricFile, vm: VmConfig) -> None:
     owners: dict[str, str] = {}
-    for port in ports.values():
-        for host in map(_host, port.address):
-            if host in owners and not (ipaddress.ip_address(host).is_link_local and owners[host] != port.name):
-                message = f"port {owners[host]!r} of VM {vm!r} has the address {host} already: use another one"
-                raise file.error(FabricCause.DUPLICATE, (*_key(End(vm, port.name)), "address"), message)
-            owners[host] = port.name
+    for name, tap in _taps(vm):
+        for host in map(_host, tap.address):
+            if host in owners and not (ipaddress.ip_address(host).is_link_local and owners[host] != name):
+                message = f"port {owners[host]!r} of VM {vm.name!r} has the address {host} already: use another one"
+                raise file.error(FabricCause.DUPLICATE, (*_key(End(vm.name, name)), "address"), message)
+            owners[host] = name
 
 
 def _check_segment(file: FabricFile, config: FabricConfig, segment: list[End]) -> None:
     """Frames go from each of these ports to the others, so that each is found by addresses of its own."""
     owners: dict[str, End] = {}
     for end in segment:
-        port = config.port(end)
-        found = [("mac", port.mac.lower())] if port.mac is not None else []
-        found += [("address", _host(address)) for address in port.address]
+        tap = config.port(end).settings
+        if not isinstance(tap, Tap):
+            continue
+        found = [("mac", tap.mac.lower())] if tap.mac is not None else []
+        found += [("address", _host(address)) for address in tap.address]
         for what, value in found:
             if value in owners:
                 message = (
