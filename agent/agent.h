@@ -2,7 +2,7 @@
 #ifndef RWAY_AGENT_H
 #define RWAY_AGENT_H
 
-#include "stack/stack.h"
+#include "engine/job.h"
 
 #pragma GCC visibility push(default)
 #include "agent/api.h"

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from ringway.agent.port import Port
 from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
 from ringway.control.rules import Stack
+from ringway.engine.loop import Loop
 from ringway.shm import JoinState
 from ringway.stack.filter import Filter
-from ringway.stack.loop import Loop
+from ringway.stack.forward import Judge
 from ringway.stack.spread import Spread
 
 # For how long a full ring may stand still before what finds no room in it is dropped: an agent is killed and started
@@ -109,10 +110,10 @@ class ForwardRunner:
                 self._join(source, target, log)
             for index in range(count):
                 loop = new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
-                loop.judge_by(packet_filter.native)
+                judge = Judge(loop, packet_filter.native)
                 for source, target in ((first, second), (second, first)):
                     numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
-                    _forward(loop, source, target, numbers, index, count)
+                    _forward(loop, judge, source, target, numbers, index, count)
             start_loops(self.loops)
 
     def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
@@ -136,7 +137,9 @@ class ForwardRunner:
         give_back(self.ports)
 
 
-def _forward(loop: Loop, source: Port, target: Port, numbers: tuple[int, int], index: int, count: int) -> None:
+def _forward(
+    loop: Loop, judge: Judge, source: Port, target: Port, numbers: tuple[int, int], index: int, count: int
+) -> None:
     """One loop's part of one direction; `numbers` are what the filter calls the two ports."""
     owned = range(index, target.region.geometry.queues, count)
     spread = Spread(target.region, sum(1 << queue for queue in owned)) if len(owned) > 1 else None
@@ -146,6 +149,6 @@ def _forward(loop: Loop, source: Port, target: Port, numbers: tuple[int, int], i
         loop.watch(source.region, queue)
         consumer = source.region.consumers[queue]
         if spread is not None:
-            loop.forward_spread(consumer, spread, *numbers)
+            judge.forward_spread(consumer, spread, *numbers)
         else:
-            loop.forward(consumer, target.region.producers[index], *numbers, patience_us)
+            judge.forward(consumer, target.region.producers[index], *numbers, patience_us)

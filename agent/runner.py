@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from ringway.agent.interface import Owner
 from ringway.agent.port import Port
 from ringway.control.messages import Offer
-from ringway.stack.loop import Loop
+from ringway.engine.loop import Loop
 
 
 class Runner(Protocol):

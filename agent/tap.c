@@ -14,8 +14,6 @@
 #include <string.h>
 #include <sys/uio.h>
 
-#include "stack/job.h"
-
 _Static_assert(sizeof(struct virtio_net_hdr) == 10, "the tap's header length is the default one");
 _Static_assert(sizeof(struct rway_piece) == sizeof(struct iovec), "a piece is handed to readv as it is");
 _Static_assert(offsetof(struct rway_piece, len) == offsetof(struct iovec, iov_len), "likewise");
@@ -203,10 +201,9 @@ static uint32_t empty_ring(struct tap *tap)
     return done;
 }
 
-static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
+static uint32_t run(struct rway_job *job)
 {
     struct tap *tap = (struct tap *)job;
-    (void)turn;
     uint32_t moved = empty_ring(tap);
     return tap->gone ? moved : moved + fill_ring(tap);
 }

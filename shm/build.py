@@ -10,9 +10,9 @@ from cffi import FFI
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parent.parent))
 
 # In the order in which they build on each other: the folder, its private header for C, its public declarations.
-FOLDERS = ("shm", "stack", "agent")
-PRIVATE_HEADERS = ("shm/ringway.h", "stack/stack.h", "agent/agent.h")
-PUBLIC_HEADERS = ("shm/layout.h", "shm/api.h", "stack/api.h", "agent/api.h")
+FOLDERS = ("shm", "engine", "stack", "agent")
+PRIVATE_HEADERS = ("shm/ringway.h", "engine/job.h", "stack/stack.h", "agent/agent.h")
+PUBLIC_HEADERS = ("shm/layout.h", "shm/api.h", "engine/api.h", "stack/api.h", "agent/api.h")
 
 
 def existing(paths: tuple[str, ...]) -> list[Path]:

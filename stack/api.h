@@ -302,23 +302,28 @@ struct rway_flow_counts {
 /* The sum over all readers. All 0 when the filter remembers none. Any thread. */
 void rway_filter_flow_counts(const struct rway_filter *filter, struct rway_flow_counts *out);
 
-/* ---- loops and what they run ---- */
-
-/* Something that moves frames; made by rway_forward_new and its like, owned by the loop it is added to. */
-struct rway_job;
+/* ---- forwarding ---- */
 
 /*
- * Forward frames from in to out, past the filter of the loop, which it must have. in_port is what rules call the
- * port that in belongs to, out_port that of out. NULL without memory. Frames that go no further are counted: at in
- * when they are judged (offload, malformed, policy, flows), at out when it does not take them (full, oversize, down).
+ * A filter's reader in one loop: enters at the top of each turn and leaves before the loop rests. The loop's hook
+ * (rway_loop_hook), freed with it, before the filter. NULL when all readers of the filter are taken, or without memory.
+ */
+struct rway_judge;
+struct rway_judge *rway_judge_new(struct rway_filter *filter);
+struct rway_hook *rway_judge_hook(struct rway_judge *judge);
+
+/*
+ * Forward frames from in to out, past a judge that is a hook of the same loop. in_port is what rules call the port that
+ * in belongs to, out_port that of out. NULL without memory. Frames that go no further are counted: at in when they are
+ * judged (offload, malformed, policy, flows), at out when it does not take them (full, oversize, down).
  *
  * While out is full, frames stay in in, until out's consumer has not moved for patience_us microseconds, and as many
  * again for each of those who wait in a row from it on: from then on until it moves, those without room are dropped. 0:
  * they are dropped at once, as it has to be where several jobs share out: the first of them would take all room.
  * Where in's link has several queues, its producer is told what has passed.
  */
-struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,
-                                  uint32_t out_port, uint64_t patience_us);
+struct rway_job *rway_forward_new(struct rway_judge *judge, struct rway_consumer *in, struct rway_producer *out,
+                                  uint32_t in_port, uint32_t out_port, uint64_t patience_us);
 
 /* Change patience_us of a job of rway_forward_new, which its loop need not be stopped for. Any thread. */
 void rway_forward_wait(struct rway_job *job, uint64_t patience_us);
@@ -327,36 +332,5 @@ void rway_forward_wait(struct rway_job *job, uint64_t patience_us);
  * The same into all queues that the spread owns, each flow into its own, and with its flow hash. The spread stays the
  * caller's, outlives the job, and may be shared by jobs of one loop.
  */
-struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port,
-                                         uint32_t out_port);
-
-/* A thread that runs jobs and sleeps when there is nothing to do. */
-struct rway_loop;
-
-/*
- * spin_us: microseconds without work before it sleeps; a loop that has to share its processor sleeps at once. NULL
- * without memory or descriptors.
- */
-struct rway_loop *rway_loop_new(uint32_t spin_us);
-
-/* Before the start, each 0 or -1: add a job; judge by a filter; publish progress as that region's queue. */
-int rway_loop_add(struct rway_loop *loop, struct rway_job *job);
-int rway_loop_filter(struct rway_loop *loop, struct rway_filter *filter);
-int rway_loop_watch(struct rway_loop *loop, struct rway_region *region, uint32_t queue);
-
-int rway_loop_start(struct rway_loop *loop);
-
-/* Ask the thread to end and wait until it has; it ends between two iterations, holding nothing. */
-void rway_loop_stop(struct rway_loop *loop);
-
-/* Stop the loop and free it with its jobs. */
-void rway_loop_free(struct rway_loop *loop);
-
-struct rway_loop_counts {
-    uint64_t iterations;
-    uint64_t sleeps;
-    uint64_t frames; /* dealt with, dropped ones included */
-};
-
-/* Any thread. */
-void rway_loop_read(const struct rway_loop *loop, struct rway_loop_counts *counts);
+struct rway_job *rway_forward_spread_new(struct rway_judge *judge, struct rway_consumer *in, struct rway_spread *spread,
+                                         uint32_t in_port, uint32_t out_port);

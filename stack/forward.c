@@ -18,7 +18,7 @@
  *
  * Out is one ring, or, over a spread, several: each has its part of the burst, in the order of the whole.
  */
-#include "job.h"
+#include "judge.h"
 #include "passage.h"
 #include "patience.h"
 
@@ -34,6 +34,7 @@ struct way {
 
 struct forward {
     struct rway_job job;
+    const struct rway_judge *judge; /* of this turn */
     struct rway_consumer *in;
     struct rway_spread *spread; /* NULL when there is one out-ring */
     uint32_t in_port;
@@ -49,18 +50,17 @@ struct forward {
     struct way ways[];
 };
 
-static int judge_alone(const struct forward *forward, const struct rway_passage *passage, const struct rway_turn *turn)
+static int judge_alone(const struct forward *forward, const struct rway_passage *passage)
 {
-    if (turn->table == NULL)
+    const struct rway_judge *judge = forward->judge;
+    if (judge->table == NULL)
         return RWAY_DROP_POLICY; /* no filter, no forwarding */
-    if (rway_filter_judge(turn->table, &passage->parsed, forward->in_port, turn->counts, passage->in->len) !=
-        RWAY_ALLOW)
-        return RWAY_DROP_POLICY;
-    return RWAY_PASSES;
+    int action = rway_filter_judge(judge->table, &passage->parsed, forward->in_port, judge->counts, passage->in->len);
+    return action == RWAY_ALLOW ? RWAY_PASSES : RWAY_DROP_POLICY;
 }
 
 /* A burst at once, so that the fetches from a table of connections overlap. */
-static void judge_together(struct forward *forward, const struct rway_turn *turn, uint32_t count)
+static void judge_together(struct forward *forward, uint32_t count)
 {
     uint32_t judged = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -73,37 +73,38 @@ static void judge_together(struct forward *forward, const struct rway_turn *turn
                                      .frame_len = passage->in->len,
                                      .vlan = passage->in->flags & RWAY_FLAG_VLAN ? passage->in->vlan : 0};
     }
-    rway_flow_judge(turn->flows, forward->in_port, forward->out_port, forward->judged, judged);
+    rway_flow_judge(forward->judge->flows, forward->in_port, forward->out_port, forward->judged, judged);
     for (uint32_t i = count; i-- != 0;)
         if (forward->passages[i].stopped == RWAY_PASSES)
             forward->passages[i].stopped = forward->judged[--judged].stopped;
 }
 
 /* Frames with headers that cannot be judged: no rule sees them, whatever becomes of them. */
-static void judge_unparsed(struct forward *forward, const struct rway_turn *turn, uint32_t count)
+static void judge_unparsed(struct forward *forward, uint32_t count)
 {
+    const struct rway_judge *judge = forward->judge;
     for (uint32_t i = 0; i < count; i++) {
         struct rway_passage *passage = &forward->passages[i];
-        if (passage->malformed != RWAY_WELL_FORMED && turn->table != NULL)
-            passage->stopped = rway_filter_judge_unparsed(turn->table, passage->malformed, turn->unparsed);
+        if (passage->malformed != RWAY_WELL_FORMED && judge->table != NULL)
+            passage->stopped = rway_filter_judge_unparsed(judge->table, passage->malformed, judge->unparsed);
     }
 }
 
-static void judge_parsed(struct forward *forward, const struct rway_turn *turn, uint32_t count)
+static void judge_parsed(struct forward *forward, uint32_t count)
 {
-    if (turn->flows != NULL) {
-        judge_together(forward, turn, count);
+    if (forward->judge->flows != NULL) {
+        judge_together(forward, count);
         return;
     }
     for (uint32_t i = 0; i < count; i++)
         if (forward->passages[i].stopped == RWAY_PASSES)
-            forward->passages[i].stopped = judge_alone(forward, &forward->passages[i], turn);
+            forward->passages[i].stopped = judge_alone(forward, &forward->passages[i]);
 }
 
-static void judge(struct forward *forward, const struct rway_turn *turn, uint32_t count)
+static void judge(struct forward *forward, uint32_t count)
 {
-    judge_parsed(forward, turn, count);
-    judge_unparsed(forward, turn, count); /* after it, so that what passes here is no more to be judged */
+    judge_parsed(forward, count);
+    judge_unparsed(forward, count); /* after it, so that what passes here is no more to be judged */
 }
 
 static uint32_t drop_cause(const struct rway_producer *out, const struct rway_frame *frame)
@@ -191,7 +192,7 @@ static uint32_t take(struct forward *forward)
     return taken;
 }
 
-static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
+static uint32_t run(struct rway_job *job)
 {
     struct forward *forward = (struct forward *)job;
     uint32_t count = 0;
@@ -199,7 +200,7 @@ static uint32_t run(struct rway_job *job, const struct rway_turn *turn)
     for (uint32_t i = 0; i < taken; i++)
         if (forward->taken[i].kind != RWAY_DESC_MARK)
             rway_passage_open(&forward->passages[count++], forward->in, &forward->taken[i]);
-    judge(forward, turn, count);
+    judge(forward, count);
     if (forward->spread != NULL && count != 0)
         rway_spread_follow(forward->spread);
     for (uint32_t i = 0; i < count; i++) {
@@ -235,12 +236,14 @@ static void release(struct rway_job *job)
     free(forward);
 }
 
-static struct forward *forward_new(struct rway_consumer *in, uint32_t in_port, uint32_t out_port, uint32_t way_count)
+static struct forward *forward_new(const struct rway_judge *judge, struct rway_consumer *in, uint32_t in_port,
+                                   uint32_t out_port, uint32_t way_count)
 {
     struct forward *forward = calloc(1, sizeof *forward + way_count * sizeof forward->ways[0]);
     if (forward == NULL)
         return NULL;
     forward->job = (struct rway_job){.run = run, .arm = arm, .free = release};
+    forward->judge = judge;
     forward->in = in;
     forward->in_port = in_port;
     forward->out_port = out_port;
@@ -248,10 +251,10 @@ static struct forward *forward_new(struct rway_consumer *in, uint32_t in_port, u
     return forward;
 }
 
-struct rway_job *rway_forward_new(struct rway_consumer *in, struct rway_producer *out, uint32_t in_port,
-                                  uint32_t out_port, uint64_t patience_us)
+struct rway_job *rway_forward_new(struct rway_judge *judge, struct rway_consumer *in, struct rway_producer *out,
+                                  uint32_t in_port, uint32_t out_port, uint64_t patience_us)
 {
-    struct forward *forward = forward_new(in, in_port, out_port, 1);
+    struct forward *forward = forward_new(judge, in, in_port, out_port, 1);
     if (forward == NULL)
         return NULL;
     rway_patience_set(&forward->patience, patience_us);
@@ -264,11 +267,11 @@ void rway_forward_wait(struct rway_job *job, uint64_t patience_us)
     rway_patience_set(&((struct forward *)job)->patience, patience_us);
 }
 
-struct rway_job *rway_forward_spread_new(struct rway_consumer *in, struct rway_spread *spread, uint32_t in_port,
-                                         uint32_t out_port)
+struct rway_job *rway_forward_spread_new(struct rway_judge *judge, struct rway_consumer *in, struct rway_spread *spread,
+                                         uint32_t in_port, uint32_t out_port)
 {
     uint32_t owned = rway_spread_owned(spread);
-    struct forward *forward = forward_new(in, in_port, out_port, (uint32_t)__builtin_popcount(owned));
+    struct forward *forward = forward_new(judge, in, in_port, out_port, (uint32_t)__builtin_popcount(owned));
     if (forward == NULL)
         return NULL;
     forward->spread = spread;

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "ringway.h"
+#include "engine/job.h"
 
 #pragma GCC visibility push(default)
 #include "api.h"

@@ -24,9 +24,9 @@ from ringway.agent.runner import (
 )
 from ringway.control.kinds import Kind, Tap
 from ringway.control.messages import Offer
+from ringway.engine.loop import Loop
 from ringway.shm import BreakCause, DropCause, SideState
 from ringway.shm._native import lib
-from ringway.stack.loop import Loop
 
 
 def run(port: Port, terms: Terms) -> PortRunner | None:

@@ -159,11 +159,12 @@ static void forward(struct rway_region *hostile, uint64_t random)
     CHECK(random & 64 || rway_filter_track(filter, RWAY_CONNECTIONS_MIN, &timeouts, NULL) == 0, "connections");
     uint64_t patience_us = random & 128 ? random >> 8 & 0xffff : 0;
     struct rway_loop *loop = rway_loop_new((uint32_t)(random & 63));
-    CHECK(rway_loop_filter(loop, filter) == 0, "filter");
+    struct rway_judge *judge = rway_judge_new(filter);
+    CHECK(judge != NULL && rway_loop_hook(loop, rway_judge_hook(judge)) == 0, "filter");
     for (uint32_t queue = 0; queue < rway_region_geometry(hostile)->queues; queue++)
-        CHECK(rway_loop_add(loop, rway_forward_new(rway_region_consumer(hostile, queue), rway_region_producer(near, 0),
-                                                   0, 1, patience_us)) == 0, "job");
-    rway_loop_add(loop, rway_forward_new(rway_region_consumer(near, 0), rway_region_producer(hostile, 0), 1, 0,
+        CHECK(rway_loop_add(loop, rway_forward_new(judge, rway_region_consumer(hostile, queue),
+                                                   rway_region_producer(near, 0), 0, 1, patience_us)) == 0, "job");
+    rway_loop_add(loop, rway_forward_new(judge, rway_region_consumer(near, 0), rway_region_producer(hostile, 0), 1, 0,
                                          patience_us));
     rway_loop_watch(loop, hostile, 0);
     CHECK(rway_loop_start(loop) == 0, "start");

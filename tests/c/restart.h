@@ -13,7 +13,7 @@
 
 #include "check.h"
 #include "ring.h"
-#include "stack/job.h"
+#include "stack/judge.h"
 
 enum {
     FIRST_LINK = 7,  /* from the sender (side a) to the forwarder (side b) */
@@ -96,7 +96,7 @@ struct forwarder {
     struct rway_region *in, *out;
     struct rway_filter_table *table;
     struct rway_job *jobs[RWAY_QUEUES_MAX];
-    struct rway_turn turn;
+    struct rway_judge judge;
 };
 
 /* patience_us: as for rway_forward_new. */
@@ -113,11 +113,11 @@ static inline void open_forwarder(struct forwarder *forwarder, struct rway_regio
     *forwarder = (struct forwarder){.in = in, .out = out};
     forwarder->table = rway_filter_table_new(&denied, 1, RWAY_ALLOW, &error);
     CHECK(forwarder->table != NULL, "%s", error.what);
-    forwarder->turn = (struct rway_turn){.table = forwarder->table,
-                                         .counts = rway_filter_table_row(forwarder->table, 0)};
+    forwarder->judge = (struct rway_judge){.table = forwarder->table,
+                                           .counts = rway_filter_table_row(forwarder->table, 0)};
     for (uint32_t queue = 0; queue < rway_region_geometry(in)->queues; queue++) {
-        forwarder->jobs[queue] = rway_forward_new(rway_region_consumer(in, queue), rway_region_producer(out, queue), 0,
-                                                  1, patience_us);
+        forwarder->jobs[queue] = rway_forward_new(&forwarder->judge, rway_region_consumer(in, queue),
+                                                  rway_region_producer(out, queue), 0, 1, patience_us);
         CHECK(forwarder->jobs[queue] != NULL, "no job");
     }
 }
@@ -126,7 +126,7 @@ static inline uint32_t run_forwarder(struct forwarder *forwarder)
 {
     uint32_t moved = 0;
     for (uint32_t queue = 0; queue < rway_region_geometry(forwarder->in)->queues; queue++)
-        moved += forwarder->jobs[queue]->run(forwarder->jobs[queue], &forwarder->turn);
+        moved += forwarder->jobs[queue]->run(forwarder->jobs[queue]);
     return moved;
 }
 

@@ -11,15 +11,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# shm <- vhost <- broker; shm <- stack <- agent; control <- broker, agent; everything <- cli
+# shm <- engine <- stack, vhost; shm, control <- broker; everything but broker <- agent; everything <- cli
 MAY_IMPORT: dict[str, set[str]] = {
     "shm": set(),
+    "engine": {"shm"},
     "control": set(),
-    "stack": {"shm"},
-    "vhost": {"shm"},
-    "agent": {"shm", "stack", "control"},
-    "broker": {"shm", "vhost", "control"},
-    "cli": {"shm", "control", "stack", "vhost", "agent", "broker"},
+    "stack": {"shm", "engine"},
+    "vhost": {"shm", "engine"},
+    "agent": {"shm", "engine", "stack", "vhost", "control"},
+    "broker": {"shm", "control"},
+    "cli": {"shm", "engine", "control", "stack", "vhost", "agent", "broker"},
 }
 FOLDERS = [folder for folder in MAY_IMPORT if any((ROOT / folder).glob("*.*"))]
 EMPTY_WORDS = {"utils", "util", "common", "core", "helper", "helpers", "manager", "base"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TREE = ("shm", "control", "broker", "stack", "agent", "cli", "vhost")
+TREE = ("shm", "engine", "control", "broker", "stack", "agent", "cli", "vhost")
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 pytestmark = pytest.mark.timeout(300)  # compiles the extension

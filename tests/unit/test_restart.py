@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringway.engine.loop import Loop
 from ringway.shm import (
     Carried,
     CarriedRing,
@@ -29,7 +30,7 @@ from ringway.shm import (
 )
 from ringway.shm._native import ffi, lib
 from ringway.stack.filter import Filter
-from ringway.stack.loop import Loop
+from ringway.stack.forward import Judge
 from ringway.stack.spread import Spread
 from tests.hostile.carrier import LINK, WORD, Carrier, carrier
 
@@ -390,9 +391,9 @@ def test_a_loop_holds_all_regions_that_it_uses_until_it_is_closed(two_links: tup
     source, target = made.attach(1), attach_out(fd)
     loop = Loop("inside-outside/0", 0)
     packet_filter = Filter(("inside", "outside"))
-    loop.judge_by(packet_filter.native)
+    judge = Judge(loop, packet_filter.native)
     loop.watch(source, 0)
-    loop.forward_spread(source.consumers[0], Spread(target), 0, 1)
+    judge.forward_spread(source.consumers[0], Spread(target), 0, 1)
     loop.start()
     for region in (source, target):
         with pytest.raises(RegionHeldError, match="loop inside-outside/0"):

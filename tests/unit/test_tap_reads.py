@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ringway.engine.loop import Loop
 from ringway.shm import Geometry
 from ringway.shm._native import lib
-from ringway.stack.loop import Loop
 from tests.unit.test_ring import Link, opened
 
 FRAME_MAX = 1522

@@ -1,18 +1,18 @@
 /*
  * A loop: one thread that runs jobs until none has work, spins a little, and then sleeps until a bell rings.
  *
- *      enter the filter ─► run every job ─► work? ─yes─► again
+ *      each hook's turn ─► run every job ─► work? ─yes─► again
  *            ▲                               │ no: for spin_us, while nobody else wants the processor
- *            └─────────── sleep ◄────────────┘
+ *            └── sleep ◄── each hook's rest ◄┘
  *
  * Somebody does when a spinning loop finds that it did not run for a while: with more pollers than processors each
  * would otherwise take time from the one that it waits for. It sleeps at once then, and does not spin for a time.
  *
- * At the top of an iteration the loop holds nothing from the one before: no frame, no rule table. That is where it
- * stops, and where a new rule table takes effect.
+ * At the top of a turn the loop holds nothing from the one before: no frame, and nothing of what its hooks hold. That
+ * is where it stops, and where hooks take up what has changed.
  */
 #define _GNU_SOURCE
-#include "job.h"
+#include "engine/job.h"
 
 #include <poll.h>
 #include <pthread.h>
@@ -22,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { JOBS_MAX = 64, WATCHED_MAX = 64, BOUND_US = 1000 * 1000 };
+enum { JOBS_MAX = 64, HOOKS_MAX = 16, WATCHED_MAX = 64, BOUND_US = 1000 * 1000 };
 enum {
     GAP_US = 200,          /* not to have run for so long is to have been preempted */
     CROWDED_US = 20 * 1000 /* and for so long there is no spinning then */
@@ -38,8 +38,8 @@ struct rway_loop {
     uint32_t job_count;
     struct watched watched[WATCHED_MAX];
     uint32_t watched_count;
-    struct rway_filter *filter;
-    int reader; /* of the filter, or -1 */
+    struct rway_hook *hooks[HOOKS_MAX];
+    uint32_t hook_count;
     uint32_t spin_us;
     uint64_t idle_since_us; /* 0: at work */
     uint64_t looked_at_us;  /* the last turn of the spinning */
@@ -58,7 +58,6 @@ struct rway_loop *rway_loop_new(uint32_t spin_us)
     if (loop == NULL)
         return NULL;
     loop->spin_us = spin_us;
-    loop->reader = -1;
     loop->waiter = rway_waiter_new();
     loop->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (loop->waiter == NULL || loop->stop_fd < 0) {
@@ -84,14 +83,11 @@ int rway_loop_watch(struct rway_loop *loop, struct rway_region *region, uint32_t
     return 0;
 }
 
-int rway_loop_filter(struct rway_loop *loop, struct rway_filter *filter)
+int rway_loop_hook(struct rway_loop *loop, struct rway_hook *hook)
 {
-    if (loop->running || loop->filter != NULL)
+    if (loop->running || hook == NULL || loop->hook_count == HOOKS_MAX)
         return -1;
-    loop->reader = rway_filter_reader_add(filter);
-    if (loop->reader < 0)
-        return -1;
-    loop->filter = filter;
+    loop->hooks[loop->hook_count++] = hook;
     return 0;
 }
 
@@ -102,12 +98,18 @@ static uint64_t now_us(void)
     return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
 }
 
-/* Of the last timer tick: cheap enough for each iteration, and time-outs are counted in seconds. */
-static uint32_t coarse_seconds(void)
+static void begin_turn(struct rway_loop *loop)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint32_t)now.tv_sec;
+    for (uint32_t i = 0; i < loop->hook_count; i++)
+        if (loop->hooks[i]->turn != NULL)
+            loop->hooks[i]->turn(loop->hooks[i]);
+}
+
+static void let_go(struct rway_loop *loop)
+{
+    for (uint32_t i = 0; i < loop->hook_count; i++)
+        if (loop->hooks[i]->rest != NULL)
+            loop->hooks[i]->rest(loop->hooks[i]);
 }
 
 static void rest(struct rway_loop *loop)
@@ -116,8 +118,7 @@ static void rest(struct rway_loop *loop)
     rway_waiter_add_fd(loop->waiter, loop->stop_fd, POLLIN);
     for (uint32_t i = 0; i < loop->job_count; i++)
         loop->jobs[i]->arm(loop->jobs[i], loop->waiter);
-    if (loop->filter != NULL)
-        rway_filter_leave(loop->filter, (uint32_t)loop->reader);
+    let_go(loop);
     rway_waiter_wait(loop->waiter, BOUND_US);
     rway_write_once(&loop->counts.sleeps, loop->counts.sleeps + 1);
 }
@@ -132,17 +133,10 @@ static void show_progress(struct rway_loop *loop)
 
 static uint32_t run_jobs(struct rway_loop *loop)
 {
-    struct rway_turn turn = {0};
     uint32_t moved = 0;
-    if (loop->filter != NULL) {
-        turn.table = rway_filter_enter(loop->filter, (uint32_t)loop->reader, &turn.counts);
-        turn.unparsed = rway_filter_unparsed(loop->filter, (uint32_t)loop->reader);
-        turn.flows = rway_filter_flows(loop->filter, (uint32_t)loop->reader);
-    }
-    if (turn.flows != NULL)
-        rway_flow_turn(turn.flows, turn.table, turn.counts, coarse_seconds());
+    begin_turn(loop);
     for (uint32_t i = 0; i < loop->job_count; i++)
-        moved += loop->jobs[i]->run(loop->jobs[i], &turn);
+        moved += loop->jobs[i]->run(loop->jobs[i]);
     return moved;
 }
 
@@ -175,8 +169,7 @@ static void *run(void *argument)
             loop->idle_since_us = 0;
         }
     }
-    if (loop->filter != NULL)
-        rway_filter_leave(loop->filter, (uint32_t)loop->reader);
+    let_go(loop);
     return NULL;
 }
 
@@ -215,8 +208,9 @@ void rway_loop_free(struct rway_loop *loop)
     rway_loop_stop(loop);
     for (uint32_t i = 0; i < loop->job_count; i++)
         loop->jobs[i]->free(loop->jobs[i]);
-    if (loop->filter != NULL)
-        rway_filter_reader_remove(loop->filter, (uint32_t)loop->reader);
+    for (uint32_t i = 0; i < loop->hook_count; i++)
+        if (loop->hooks[i]->free != NULL)
+            loop->hooks[i]->free(loop->hooks[i]);
     if (loop->stop_fd >= 0)
         close(loop->stop_fd);
     rway_waiter_free(loop->waiter);

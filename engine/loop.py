@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Protocol
 
-from ringway.shm import Consumer, Producer, Region
+from ringway.shm import Region
 from ringway.shm._native import ffi, lib
-from ringway.stack.spread import Spread
 
 
 class Holdable(Protocol):
@@ -39,20 +38,12 @@ class Loop:
         if job == ffi.NULL or lib.rway_loop_add(self._native, job) != 0:
             raise MemoryError("no memory, or no room, for a job")
 
-    def forward(self, source: Consumer, target: Producer, in_port: int, out_port: int, patience_us: int) -> None:
-        """Forward frames past the loop's filter, as coming in by port number `in_port` and leaving by `out_port`.
-
-        Frames wait for room in `target` until its consumer has not moved for `patience_us`; 0: they are dropped.
-        """
-        self.add(lib.rway_forward_new(source.native, target.native, in_port, out_port, patience_us), source, target)
-
-    def forward_spread(self, source: Consumer, target: Spread, in_port: int, out_port: int) -> None:
-        """The same into several queues, each flow into its own; jobs of this loop may share the spread."""
-        self.add(lib.rway_forward_spread_new(source.native, target.native, in_port, out_port), source, target)
-
-    def judge_by(self, native_filter: Any) -> None:
-        if lib.rway_loop_filter(self._native, native_filter) != 0:
-            raise RuntimeError("all reader places of the filter are taken")
+    def hook(self, hook: Any, *uses: Holdable) -> None:
+        """Call `hook` (a `struct rway_hook *`, owned by the loop from here on) at each turn and rest."""
+        for used in uses:
+            self._hold(used)
+        if hook == ffi.NULL or lib.rway_loop_hook(self._native, hook) != 0:
+            raise MemoryError("no memory, or no room, for a hook")
 
     def watch(self, region: Region, queue: int) -> None:
         """Publish this loop's progress as that of the region's queue."""
