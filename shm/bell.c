@@ -111,13 +111,15 @@ static const struct rway_ring *ring_of(const struct sleeper *sleeper)
     return sleeper->consumer ? &sleeper->consumer->ring : &sleeper->producer->ring;
 }
 
+/* To change what a sleeper counts of its sleep. */
 static struct rway_counts *counts_of(struct sleeper *sleeper)
 {
+    const uint64_t changing = rway_counts_bit(sleeps) | rway_counts_bit(bells_idle) | rway_counts_bit(mutes);
     if (sleeper->consumer) {
-        sleeper->consumer->counts_dirty = true;
+        sleeper->consumer->dirty |= changing;
         return &sleeper->consumer->counts;
     }
-    sleeper->producer->counts_dirty = true;
+    sleeper->producer->dirty |= changing;
     return &sleeper->producer->counts;
 }
 
@@ -250,12 +252,12 @@ int rway_waiter_wait(struct rway_waiter *waiter, uint64_t bound_us)
     return work;
 }
 
-void rway_bell_ring(struct rway_bell *bell, struct rway_counts *counts, bool *dirty)
+void rway_bell_ring(struct rway_bell *bell, struct rway_counts *counts, uint64_t *dirty)
 {
     if (bell->ring_fd < 0)
         return;
     counts->bells++;
-    *dirty = true;
+    *dirty |= rway_counts_bit(bells);
     /* A full pipe is a bell that has rung already; a closed one is a peer that needs no bell. */
     ssize_t ignored = write(bell->ring_fd, "", 1);
     (void)ignored;

@@ -98,7 +98,7 @@ static bool release(struct rway_consumer *consumer)
         /* Release: pairs with the acquire of tail in refresh_tail; we have read the slots before it. */
         rway_store_release(&control->tail, consumer->tail);
     }
-    if (consumer->counts_dirty)
+    if (consumer->dirty)
         rway_consumer_show_counts(consumer);
     return moved;
 }
@@ -109,7 +109,7 @@ static void ring_producer(struct rway_consumer *consumer)
     if (!rway_step_wakes(consumer->looked_at, consumer->tail, wake))
         return;
     consumer->looked_at = consumer->tail;
-    rway_bell_ring(&consumer->bell, &consumer->counts, &consumer->counts_dirty);
+    rway_bell_ring(&consumer->bell, &consumer->counts, &consumer->dirty);
 }
 
 void rway_consumer_settle(struct rway_consumer *consumer)
@@ -165,6 +165,6 @@ void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t
     if (cause < RWAY_DROPS) {
         consumer->counts.drops[cause] += frames;
         consumer->dropped += frames;
-        consumer->counts_dirty = true;
+        consumer->dirty |= rway_drop_bit(cause);
     }
 }

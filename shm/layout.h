@@ -105,11 +105,11 @@
  * A direction's section holds its rings, queue after queue, queue_size bytes apart. Within a queue:
  *
  *      0                         struct rway_ring_control
- *      1024                      struct rway_desc, slot_count of them
- *      1024 + 16 × slot_count    slots, slot_count of them, slot_stride bytes apart
+ *      1536                      struct rway_desc, slot_count of them
+ *      1536 + 16 × slot_count    slots, slot_count of them, slot_stride bytes apart
  *
  *      slot_stride = ((headroom + slot_payload) / 64 | 1) × 64
- *      queue_size  = 1024 + slot_count × (16 + slot_stride), rounded up to 4096
+ *      queue_size  = 1536 + slot_count × (16 + slot_stride), rounded up to 4096
  *      rings_size  = queues × queue_size, the length of the section
  *      frame_max   = slot_count / 2 × slot_payload, but 65664 (RWAY_FRAME_MAX) at the most
  *
@@ -223,7 +223,7 @@ enum {
     RWAY_FRAME_MIN = 14,          /* an Ethernet header; shorter is no frame */
     RWAY_FRAME_MAX = 65664,       /* 64 KiB and 128 bytes of headers; a link's own limit may be lower */
     RWAY_STALL_MAX = 7,           /* waiting consumers in a row that are told apart */
-    RWAY_DROPS = 10               /* drop causes a counter block has room for */
+    RWAY_DROPS = 32               /* drop causes a counter block has room for */
 };
 
 /* The two sides of a link; also the writer and reader of a section. */
@@ -321,7 +321,8 @@ struct rway_counts {
     uint64_t sleeps;     /* times it slept */
     uint64_t bells_idle; /* bells received that brought no work */
     uint64_t mutes;      /* times it stopped listening to such bells */
-    uint64_t drops[10];  /* RWAY_DROPS; by enum rway_drop */
+    uint64_t drops[32];  /* RWAY_DROPS; by enum rway_drop */
+    uint8_t pad[16];
 };
 
 /* What an account was when a counter was where at says. Writer: the producer or consumer whose counter it is. */
@@ -344,9 +345,11 @@ struct rway_ring_control {
     uint64_t wake_producer; /* producer: ring my bell when tail reaches this */
     uint8_t pad3[120];
     struct rway_counts produced; /* producer: its account */
-    struct rway_counts consumed; /* consumer: its account */
-    struct rway_commit published[2]; /* producer: its account at this head and the one before */
     uint8_t pad4[64];
+    struct rway_counts consumed; /* consumer: its account */
+    uint8_t pad5[64];
+    struct rway_commit published[2]; /* producer: its account at this head and the one before */
+    uint8_t pad6[64];
     struct rway_commit released[2]; /* consumer: its account at this tail and the one before */
     uint64_t begun; /* consumer: position behind the frame that it began to hand on last; 0: none */
     uint64_t stalled; /* consumer: how many wait in a row from this one on, RWAY_STALL_MAX at most; 0: it does not */

@@ -225,7 +225,7 @@ static bool publish(struct rway_producer *producer, const struct rway_frame *fra
         /* Release: pairs with the acquire of head in rway_ring_peek; descriptors and slots are written before it. */
         rway_store_release(&control->head, head);
     }
-    if (producer->counts_dirty)
+    if (producer->dirty)
         rway_producer_show_counts(producer);
     return moved;
 }
@@ -237,7 +237,7 @@ static void ring_consumer(struct rway_producer *producer)
     if (!rway_step_wakes(producer->looked_at, producer->head, wake))
         return;
     producer->looked_at = producer->head;
-    rway_bell_ring(&producer->bell, &producer->counts, &producer->counts_dirty);
+    rway_bell_ring(&producer->bell, &producer->counts, &producer->dirty);
 }
 
 void rway_producer_settle(struct rway_producer *producer)
@@ -269,6 +269,6 @@ void rway_producer_drop(struct rway_producer *producer, uint32_t cause, uint64_t
     if (cause < RWAY_DROPS) {
         producer->counts.drops[cause] += frames;
         producer->dropped += frames;
-        producer->counts_dirty = true;
+        producer->dirty |= rway_drop_bit(cause);
     }
 }

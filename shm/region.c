@@ -319,7 +319,7 @@ int rway_producer_bells(struct rway_producer *producer, int wait_fd, int ring_fd
 {
     int refused = set_bell(&producer->bell, wait_fd, ring_fd, error);
     if (!refused && producer->head != 0)
-        rway_bell_ring(&producer->bell, &producer->counts, &producer->counts_dirty);
+        rway_bell_ring(&producer->bell, &producer->counts, &producer->dirty);
     return refused;
 }
 
@@ -327,6 +327,6 @@ int rway_consumer_bells(struct rway_consumer *consumer, int wait_fd, int ring_fd
 {
     int refused = set_bell(&consumer->bell, wait_fd, ring_fd, error);
     if (!refused && consumer->tail != 0)
-        rway_bell_ring(&consumer->bell, &consumer->counts, &consumer->counts_dirty);
+        rway_bell_ring(&consumer->bell, &consumer->counts, &consumer->dirty);
     return refused;
 }

@@ -66,7 +66,7 @@ int rway_producer_resume(struct rway_producer *producer, struct rway_ring ring, 
     read_words(&producer->counts, &control->produced, sizeof producer->counts);
     settle(&producer->counts, control->published, head, &producer->next_commit);
     producer->dropped = rway_counts_dropped(&producer->counts);
-    rway_producer_show_counts(producer);
+    rway_counts_store(&control->produced, &producer->counts);
     return 0;
 }
 
@@ -126,7 +126,7 @@ int rway_consumer_resume(struct rway_consumer *consumer, struct rway_ring ring, 
     take_begun(consumer, head);
     consumer->cursor = consumer->peer_head = consumer->attached_at = consumer->tail;
     consumer->dropped = rway_counts_dropped(&consumer->counts);
-    rway_consumer_show_counts(consumer);
+    rway_counts_store(&control->consumed, &consumer->counts);
     rway_write_once(&control->stalled, 0);
     return 0;
 }

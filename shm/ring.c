@@ -47,20 +47,30 @@ void rway_counts_store(struct rway_counts *shared, const struct rway_counts *cou
     const uint64_t *from = (const uint64_t *)counts;
     /* Behind the head or tail that they belong to: what a kill in between leaves out is made good at attach. */
     rway_keep_order();
-    for (size_t i = 0; i < sizeof *counts / sizeof *from; i++)
+    for (size_t i = 0; i < offsetof(struct rway_counts, pad) / sizeof *from; i++)
         rway_write_once(&to[i], from[i]);
+}
+
+void rway_counts_store_dirty(struct rway_counts *shared, const struct rway_counts *counts, uint64_t *dirty)
+{
+    uint64_t *to = (uint64_t *)shared;
+    const uint64_t *from = (const uint64_t *)counts;
+    rway_keep_order(); /* as above */
+    for (uint64_t left = *dirty; left != 0; left &= left - 1) {
+        int i = __builtin_ctzll(left);
+        rway_write_once(&to[i], from[i]);
+    }
+    *dirty = 0;
 }
 
 void rway_producer_show_counts(struct rway_producer *producer)
 {
-    rway_counts_store(&producer->ring.control->produced, &producer->counts);
-    producer->counts_dirty = false;
+    rway_counts_store_dirty(&producer->ring.control->produced, &producer->counts, &producer->dirty);
 }
 
 void rway_consumer_show_counts(struct rway_consumer *consumer)
 {
     if (consumer->cursor != consumer->tail)
         return;
-    rway_counts_store(&consumer->ring.control->consumed, &consumer->counts);
-    consumer->counts_dirty = false;
+    rway_counts_store_dirty(&consumer->ring.control->consumed, &consumer->counts, &consumer->dirty);
 }

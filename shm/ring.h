@@ -40,7 +40,7 @@ struct rway_producer {
     struct rway_counts counts;
     uint64_t dropped;     /* the sum of counts.drops */
     uint32_t next_commit; /* which of the two is not the present head's */
-    bool counts_dirty;    /* more than frames and bytes changed since the counts were last published */
+    uint64_t dirty;       /* words of counts that changed since they were last published, by rway_counts_bit */
     uint64_t attached_at; /* head as it was at attach */
     struct rway_bell bell;
 };
@@ -58,7 +58,7 @@ struct rway_consumer {
     struct rway_counts counts;
     uint64_t dropped;     /* the sum of counts.drops */
     uint32_t next_commit; /* which of the two is not the present tail's */
-    bool counts_dirty;
+    uint64_t dirty;       /* as in a producer */
     uint64_t attached_at; /* tail as it was at attach */
     struct rway_bell bell;
     struct rway_segmenter cut; /* the frame whose segments rway_frames_copy_out gives; all 0: none */
@@ -124,11 +124,23 @@ static inline bool rway_step_wakes(uint64_t from, uint64_t to, uint64_t wake)
     return wake - from - 1 < to - from;
 }
 
-void rway_bell_ring(struct rway_bell *bell, struct rway_counts *counts, bool *dirty);
+/* The bit of a word of counts. Frames and bytes are published with the counter and have none. */
+#define rway_counts_bit(word) ((uint64_t)1 << offsetof(struct rway_counts, word) / sizeof(uint64_t))
+_Static_assert(offsetof(struct rway_counts, drops) / sizeof(uint64_t) + RWAY_DROPS <= 64, "each word has a bit");
+
+static inline uint64_t rway_drop_bit(uint32_t cause)
+{
+    return rway_counts_bit(drops) << cause;
+}
+
+void rway_bell_ring(struct rway_bell *bell, struct rway_counts *counts, uint64_t *dirty);
 void rway_bell_close(struct rway_bell *bell);
 
 /* Publish all of the private counts, drops and bells included. */
 void rway_counts_store(struct rway_counts *shared, const struct rway_counts *counts);
+
+/* Publish what has changed since, and say that nothing has. */
+void rway_counts_store_dirty(struct rway_counts *shared, const struct rway_counts *counts, uint64_t *dirty);
 
 /* The same for one half. Drops of frames not released yet stay private: after a kill those come again. */
 void rway_producer_show_counts(struct rway_producer *producer);

@@ -25,7 +25,7 @@ def test_the_sizes_of_every_geometry_in_range_hold_together(geometry: Geometry) 
     assert shape.slot_stride >= geometry.headroom + geometry.slot_payload
     assert shape.slot_stride % 64 == 0
     assert shape.slot_stride // 64 % 2 == 1, "a stride of an even number of lines crowds few cache sets"
-    assert shape.queue_size >= 1024 + geometry.slot_count * (16 + shape.slot_stride)
+    assert shape.queue_size >= 1536 + geometry.slot_count * (16 + shape.slot_stride)
     assert shape.queue_size % 4096 == 0
     assert shape.rings_size == geometry.queues * shape.queue_size
     assert shape.region_size % 2**21 == 0

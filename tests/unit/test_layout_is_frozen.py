@@ -41,7 +41,7 @@ def test_a_ring_lies_where_the_page_computes_it() -> None:
     for name, facts in FROZEN["geometries"].items():
         queues, slot_count, payload, headroom = (int(word) for word in name.replace(",", "").split()[1::2])
         stride = ((headroom + payload) // 64 | 1) * 64
-        queue_size = -(-(1024 + slot_count * (16 + stride)) // 4096) * 4096
+        queue_size = -(-(1536 + slot_count * (16 + stride)) // 4096) * 4096
         a_to_b, b_to_a = facts["rings_offset"]
         assert facts["slot_stride"] == stride
         assert facts["frame_max"] == min(slot_count // 2 * payload, 65664)
@@ -49,11 +49,11 @@ def test_a_ring_lies_where_the_page_computes_it() -> None:
         assert a_to_b == 2**21
         assert b_to_a - a_to_b == facts["region_size"] - b_to_a == -(-queues * queue_size // 2**21) * 2**21
         if "queue" in facts:
-            slots = 1024 + 16 * slot_count
+            slots = 1536 + 16 * slot_count
             assert facts["queue"] == {
                 "control": 0,
-                "descriptor_0": 1024,
-                "descriptor_2": 1024 + 2 * 16,
+                "descriptor_0": 1536,
+                "descriptor_2": 1536 + 2 * 16,
                 "extension_0": slots,
                 "payload_0": slots + headroom,
                 "payload_1": slots + stride + headroom,
