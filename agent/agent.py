@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Final, Self
 
 import zmq
 
@@ -45,6 +45,15 @@ _WORTH_WAITING = (
     *(Cause.LIMIT, Cause.FAILED),
 )
 _VOID = (Cause.TICKET_WRONG, Cause.TICKET_USED, Cause.TICKET_EXPIRED, Cause.TICKET_MISMATCH)
+
+# What the broker asks for, by type of message. None: it is done, and there is nothing else to say.
+HANDLERS: Final[dict[type[Message], Callable[[Member, Any], Message | None]]] = {
+    Ask: lambda member, _: member.told(),
+    Offered: lambda member, offered: member.add(offered.offer),
+    Withdrawn: lambda member, gone: member.withdraw(gone.port, gone.link_id, gone.replaced),
+    SetStack: lambda member, told: member.set_stack(told.stack),
+    SetPort: lambda member, told: member.set_port(told),
+}
 
 
 class Agent:
@@ -269,19 +278,8 @@ class Agent:
             self._hello_due = True
 
     def _answer(self, message: Message) -> Message:
-        member = self._member
         try:
-            if isinstance(message, Ask):
-                return member.told()
-            if isinstance(message, Offered):
-                member.add(message.offer)
-            elif isinstance(message, Withdrawn):
-                member.withdraw(message.port, message.link_id, message.replaced)
-            elif isinstance(message, SetStack):
-                member.set_stack(message.stack)
-            elif isinstance(message, SetPort):
-                member.set_port(message)
-            return Done()
+            return HANDLERS[type(message)](self._member, message) or Done()
         except Exception as error:  # noqa: BLE001 - the broker is told, whatever it is
             return _failed(error)
 

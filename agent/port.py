@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal, overload
 
+from ringway.agent.carriers import attach
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.fork import let_go_when_forked
-from ringway.agent.lifeline import Lifeline
-from ringway.control.handover import take
-from ringway.control.messages import Offer, Take
-from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Frame, Geometry, Producer, QueueBells, Region
+from ringway.control.messages import Offer
+from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Frame, Producer
 from ringway.stack.spread import Spread
 
 _BURST = 1024  # frames put together for one call into C
@@ -60,34 +57,17 @@ class Port:
     """
 
     def __init__(self, vm: str, offer: Offer) -> None:
-        claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
-        handover = take(Path(offer.handover), claim)
         self.vm = vm
         self.offer = offer
         self.name = offer.port
-        self.lifeline = Lifeline(handover)  # open as long as the end is attached: that is how others know
-        self.incarnation = handover.incarnation
         self._life = threading.Lock()  # over the region's mapping, for those who only look
         self._run_by_agent = False
-        self._sending = _Locks(len(handover.bells))
-        self._receiving = _Locks(len(handover.bells))
-        granted = handover.geometry
-        geometry = Geometry(granted.queues, granted.slot_count, granted.slot_payload, granted.headroom)
-        try:
-            self.region = Region.attach(
-                handover.region_fd,
-                geometry,
-                handover.link_id,
-                offer.side,
-                handover.incarnation,
-                [QueueBells(*bells) for bells in handover.bells],
-            )
-        except BaseException:
-            self.lifeline.close()
-            raise
-        finally:
-            os.close(handover.region_fd)
-        self._spread = Spread(self.region) if granted.queues > 1 else None
+        # The lifeline is open as long as the end is attached: that is how others know.
+        self.region, self.lifeline, self.incarnation = attach(vm, offer)
+        queues = self.region.geometry.queues
+        self._sending = _Locks(queues)
+        self._receiving = _Locks(queues)
+        self._spread = Spread(self.region) if queues > 1 else None
         self._forked = False
         let_go_when_forked(self)
 

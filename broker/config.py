@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ringway.broker.fabric_file import LINKS_MAX, FabricCause, FabricError, FabricFile, Key
+from ringway.control.carriers import CARRIERS
 from ringway.control.kinds import KINDS, Kind, SettingError, Settings, kind_of
 from ringway.control.names import NAME_RULE, PLAIN_NAME_RULE, is_name, is_plain_name
 from ringway.control.rules import (
@@ -66,6 +67,7 @@ class LinkConfig(Struct, frozen=True):
     ends: tuple[End, End]  # side a, side b
     geometry: Geometry
     huge_pages: bool = False
+    carriers: tuple[str, str] = ("fd", "fd")  # of the ends' VMs
 
     def shape(self) -> Shape:
         """The sizes that follow; RegionError when the geometry is not possible."""
@@ -80,6 +82,7 @@ class VmConfig(Struct, frozen=True):
     name: str
     ports: dict[str, PortConfig]
     stack: Stack | None = None
+    carrier: str = "fd"
 
 
 class FabricConfig(Struct, frozen=True):
@@ -135,14 +138,15 @@ def config_from(file: FabricFile) -> FabricConfig:
     _refuse_unknown(file, (), tables, ("limits", "vm", "link"))
     _refuse_many_links(file, tables.get("link"))
     limits = convert(file, ("limits",), tables.get("limits", {}), LimitsTable)
+    vms = {name: _vm(file, name, table) for name, table in _named(file, ("vm",), plain=True)}
     return FabricConfig(
         name=file.name,
         limits=LimitsConfig(
             _size(file, ("limits", "link_bytes"), limits.link_bytes),
             _size(file, ("limits", "vm_bytes"), limits.vm_bytes),
         ),
-        vms={name: _vm(file, name, table) for name, table in _named(file, ("vm",), plain=True)},
-        links={name: _link(file, name, table) for name, table in _named(file, ("link",), plain=False)},
+        vms=vms,
+        links={name: _link(file, name, table, vms) for name, table in _named(file, ("link",), plain=False)},
     )
 
 
@@ -240,10 +244,14 @@ def _vm(file: FabricFile, name: str, table: object) -> VmConfig:
             key,
             f"is to be a table, and is {_kind_name(table)}: write [{'.'.join(str(part) for part in key)}]",
         )
-    _refuse_unknown(file, key, table, ("port", "stack"))
+    _refuse_unknown(file, key, table, ("port", "stack", "carrier"))
     ports = {port: _port(file, name, port, value) for port, value in _named(file, (*key, "port"), plain=True)}
     stack = _stack(file, name, table["stack"], ports) if "stack" in table else None
-    return VmConfig(name, ports, stack)
+    carrier = table.get("carrier", "fd")
+    if carrier not in CARRIERS:
+        message = f"{carrier!r} is not a carrier: use {' or '.join(map(repr, CARRIERS))}"
+        raise file.error(FabricCause.VALUE, (*key, "carrier"), message)
+    return VmConfig(name, ports, stack, carrier)
 
 
 def _port(file: FabricFile, vm: str, name: str, value: object) -> PortConfig:
@@ -379,7 +387,7 @@ def _pair(file: FabricFile, key: Key, pair: list[str]) -> tuple[str, str]:
     return pair[0], pair[1]
 
 
-def _link(file: FabricFile, name: str, value: object) -> LinkConfig:
+def _link(file: FabricFile, name: str, value: object, vms: dict[str, VmConfig]) -> LinkConfig:
     key: Key = ("link", name)
     table = convert(file, key, value, LinkTable)
     if len(table.ends) != 2:
@@ -387,7 +395,9 @@ def _link(file: FabricFile, name: str, value: object) -> LinkConfig:
         raise file.error(FabricCause.NOWHERE, (*key, "ends"), message)
     first, second = (_end(file, (*key, "ends"), text) for text in table.ends)
     geometry = Geometry(table.queues, table.slots, table.slot_payload, table.headroom)
-    return LinkConfig(name, (first, second), geometry, table.huge_pages)
+    first_carrier, second_carrier = (vms[end.vm].carrier if end.vm in vms else "fd" for end in (first, second))
+    carriers = first_carrier, second_carrier
+    return LinkConfig(name, (first, second), geometry, table.huge_pages, carriers=carriers)
 
 
 def _end(file: FabricFile, key: Key, text: str) -> End:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from ringway.broker.carriers import EndBells, carrier
 from ringway.broker.config import MIB, LinkConfig
 from ringway.broker.fabric import Effect, MakeLink, RemoveLink
 from ringway.broker.keeping import Keeping, close_all, link_key
 from ringway.broker.memory import available, huge_available
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
-from ringway.shm import RefusalCause, RegionError, carried_from, create_region, make_bell
+from ringway.shm import RefusalCause, RegionError, carried_from, create_region
 
 HUGE_PAGE: Final = 2 << 20  # bytes; st_blksize of memory that has them
 RESERVE: Final = 512  # descriptors for sockets, agents, the interpreter; a keeper needs some 350 of its own
@@ -26,22 +27,14 @@ DESCRIPTORS_LEAST: Final = RESERVE + 1 + 8 + CONNECTIONS + LIFELINES
 
 
 @dataclass
-class RingBells:
-    """The two pipes of one ring, as (read end, write end)."""
-
-    wake_consumer: tuple[int, int]
-    wake_producer: tuple[int, int]
-
-
-@dataclass
 class Held:
     """What exists of one link. Descriptors are the broker's own; agents get duplicates."""
 
     config: LinkConfig
     region_fd: int = -1
     huge: bool = False
-    bells: tuple[list[RingBells], list[RingBells]] = field(default_factory=lambda: ([], []))  # by producing side, queue
-    owned: list[int] = field(default_factory=list)  # region; per direction and queue the pipes as in RingBells
+    bells: list[list[EndBells]] = field(default_factory=list)  # by side, queue
+    owned: list[int] = field(default_factory=list)  # region, then what the carriers have for each side
 
     @property
     def note(self) -> str:
@@ -66,15 +59,17 @@ class Held:
         return shape.region_size if self.huge else shape.memory
 
     def descriptors(self, side: int) -> list[int]:
-        """What the end on `side` is handed, in the order of control/handover.py."""
-        handed = [self.region_fd]
-        for ours, theirs in zip(self.bells[side], self.bells[1 - side], strict=True):
-            handed += [ours.wake_producer[0], ours.wake_consumer[1], theirs.wake_consumer[0], theirs.wake_producer[1]]
-        return handed
+        """What the end on `side` is handed."""
+        return carrier(self.config.carriers[side]).descriptors(self.region_fd, self.bells[side], self.bells[1 - side])
 
 
 def descriptors_of(link: LinkConfig) -> int:
-    return 1 + 8 * link.geometry.queues + CONNECTIONS + LIFELINES
+    return 1 + sum(_bells_of(link)) + CONNECTIONS + LIFELINES
+
+
+def _bells_of(link: LinkConfig) -> list[int]:
+    """Descriptors of each side's bells."""
+    return [carrier(name).descriptor_count(link.geometry.queues) for name in link.carriers]
 
 
 def ordinary_memory(links: Sequence[LinkConfig]) -> int:
@@ -168,15 +163,15 @@ class Resources:
 
     def adopt(self, link_id: int, config: LinkConfig, descriptors: Sequence[int]) -> bool:
         """Take over what a broker before this one has made. False, and all closed, when it is not what it should be."""
-        queues = config.geometry.queues
-        if len(descriptors) != 1 + 8 * queues:
+        counts = _bells_of(config)
+        if len(descriptors) != 1 + sum(counts):
             close_all(descriptors)
             self._keeping.drop(link_key(link_id))
             return False
-        pairs = list(zip(descriptors[1::2], descriptors[2::2], strict=True))
-        rings = [RingBells(*pairs[at : at + 2]) for at in range(0, len(pairs), 2)]
+        ends = descriptors[1 : 1 + counts[0]], descriptors[1 + counts[0] :]
+        bells = [carrier(name).adopt(end) for name, end in zip(config.carriers, ends, strict=True)]
         huge = os.fstat(descriptors[0]).st_blksize >= HUGE_PAGE
-        self._keep(link_id, Held(config, descriptors[0], huge, (rings[:queues], rings[queues:]), list(descriptors)))
+        self._keep(link_id, Held(config, descriptors[0], huge, bells, list(descriptors)))
         return True
 
     def close(self) -> None:
@@ -194,13 +189,8 @@ class Resources:
         held = Held(config)
         try:
             self._allocate(held, effect)
-            for direction in held.bells:
-                for _ in range(config.geometry.queues):
-                    pipes = []
-                    for _ in range(2):
-                        pipes.append(make_bell())
-                        held.owned += pipes[-1]
-                    direction.append(RingBells(*pipes))
+            for name in config.carriers:
+                held.bells.append(carrier(name).make_bells(config.geometry.queues, held.owned))
         except (RegionError, OSError) as error:
             close_all(held.owned)
             message = f"link {config.name!r} cannot be made: {error}; nothing has been changed"

@@ -20,9 +20,11 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from hmac import compare_digest
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from ringway.broker.carriers import carrier
 from ringway.broker.config import End, FabricConfig, LinkConfig, PortConfig
 from ringway.control import messages
 from ringway.control.errors import ControlError
@@ -122,6 +124,9 @@ class LinkState:
         for end, port in zip(self.ends, ports, strict=True):
             if type(end.port.settings) is not type(port.settings):
                 return f"port {end.vm}.{port.name} becomes {port.kind}"
+        for end, had, to_have in zip(self.ends, self.config.carriers, config.carriers, strict=True):
+            if had != to_have:
+                return f"VM {end.vm} is carried by {to_have}"
         if self.config.huge_pages != config.huge_pages:
             return f"huge_pages becomes {str(config.huge_pages).lower()}"
         old, new = self.config.geometry, config.geometry
@@ -147,8 +152,8 @@ class Changes:
 class Fabric:
     """Times are monotonic seconds, given by the caller."""
 
-    def __init__(self, handover: str, new_ticket: Callable[[], str] = lambda: secrets.token_hex(16)) -> None:
-        self._handover = handover
+    def __init__(self, runtime: Path, new_ticket: Callable[[], str] = lambda: secrets.token_hex(16)) -> None:
+        self._runtime = runtime
         self._new_ticket = new_ticket
         self.config: FabricConfig | None = None
         self.links: dict[str, LinkState] = {}
@@ -268,7 +273,7 @@ class Fabric:
             geometry=geometry_message(link.config.geometry),
             settings=port.settings,
             ticket=end.ticket.text,
-            handover=self._handover,
+            carrier=carrier(link.config.carriers[side]).offer(self._runtime),
         )
 
     def redeem(self, take: Take, holder: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from msgspec.structs import replace
 
@@ -79,7 +79,20 @@ class Loop:
         self._stopped = False
         self._agents = Agents()
         self._answers = Answers()
-        self._fabric = Fabric(str(handover_path(runtime)))
+        self._fabric = Fabric(runtime)
+        # By type of message: requests, each answered once; and what only agents say.
+        self.requests: dict[type[Message], Callable[[bytes, str, Any], None]] = {
+            Hello: self._on_hello,
+            Apply: self._on_apply,
+            Plan: self._on_plan,
+            Show: self._on_show,
+        }
+        self.words: dict[type[Message], Callable[[Agent, str, Any], None]] = {
+            Told: self._on_status,
+            Done: self._on_done,
+            ErrorReply: self._on_agent_failed,
+            Notice: self._on_notice,
+        }
         try:
             with contextlib.ExitStack() as begun:
                 self._begin(runtime, begun)
@@ -221,7 +234,7 @@ class Loop:
             self._router.send(identity, request_id, reply)
 
     def _on_decoded(self, identity: bytes, request_id: str, message: Message) -> None:
-        if isinstance(message, Done | Told | ErrorReply | Notice):
+        if type(message) in self.words:
             self._on_told(identity, request_id, message)
             return
         answer = self._answers.repeated(request_id)
@@ -317,21 +330,13 @@ class Loop:
 
     def _on_request(self, identity: bytes, request_id: str, message: Message) -> None:
         try:
-            match message:
-                case Hello():
-                    self._on_hello(identity, request_id, message)
-                case Apply():
-                    self._on_apply(request_id, message)
-                case Plan():
-                    self._answer(request_id, self._planned(message))
-                case Show():
-                    self._on_show(request_id)
+            self.requests[type(message)](identity, request_id, message)
         except FabricError as error:
             self._answer(request_id, ControlError(Cause.BAD_FABRIC, str(error)).reply())
         except ControlError as error:
             self._answer(request_id, error.reply())
 
-    def _on_apply(self, request_id: str, request: Apply) -> None:
+    def _on_apply(self, _identity: bytes, request_id: str, request: Apply) -> None:
         """Answered when all agents have said whether they run it, or their time is over."""
         applied: list[Applied] = []
 
@@ -341,6 +346,9 @@ class Loop:
         verdicts = Verdicts(lambda silent, failed: self._finish(request_id, partial(complete, silent, failed)))
         applied.append(self.apply(request.text, request.name, verdicts))
         verdicts.close()
+
+    def _on_plan(self, _identity: bytes, request_id: str, request: Plan) -> None:
+        self._answer(request_id, self._planned(request))
 
     def _on_hello(self, identity: bytes, request_id: str, hello: Hello) -> None:
         if hello.version != RELEASE:
@@ -385,7 +393,7 @@ class Loop:
         offers = [self._fabric.offer(link, side, now, agent.holder) for link, side in self._fabric.ends_of(hello.vm)]
         self._answer(request_id, Welcome(vm=hello.vm, offers=offers, stack=self._fabric.stack(hello.vm)))
 
-    def _on_show(self, request_id: str) -> None:
+    def _on_show(self, _identity: bytes, request_id: str, _request: Show) -> None:
         """Ask every agent, and answer when all have spoken or their second is over."""
         vms = list(self._fabric.config.vms) if self._fabric.config else []
         shown: dict[str, VmShown] = {}
@@ -409,7 +417,7 @@ class Loop:
         links = [watch.show_link(link, held.get(link.link_id)) for link in self._fabric.links.values()]
         self._answer(request_id, Shown(links=links, vms=vms))
 
-    def _on_told(self, identity: bytes, request_id: str, message: Done | Told | ErrorReply | Notice) -> None:
+    def _on_told(self, identity: bytes, request_id: str, message: Message) -> None:
         agent = self._agents.by(identity)
         if agent is None:
             # Also to an agent that was so far behind that it was forgotten.
@@ -417,20 +425,24 @@ class Loop:
             self._router.send(identity, request_id, error.reply())
             return
         agent.silent = False
-        match message:
-            case Told():
-                self._agents.hear(request_id, agent, message)
-            case Done():
-                agent.problem = ""
-                self._agents.hear(request_id, agent, message)
-            case ErrorReply():
-                agent.problem = message.message
-                self._say_of(agent.vm, f"agent of VM {agent.vm!r} failed: {message.message}")
-                self._agents.hear(request_id, agent, message)
-            case Notice():
-                cause = f" ({message.cause})" if message.cause else ""
-                port = f"port {message.port!r}, link {message.link!r}"
-                self._say_of(agent.vm, f"VM {agent.vm!r}, {port}: {message.event}{cause}")
+        self.words[type(message)](agent, request_id, message)
+
+    def _on_status(self, agent: Agent, request_id: str, told: Told) -> None:
+        self._agents.hear(request_id, agent, told)
+
+    def _on_done(self, agent: Agent, request_id: str, done: Done) -> None:
+        agent.problem = ""
+        self._agents.hear(request_id, agent, done)
+
+    def _on_agent_failed(self, agent: Agent, request_id: str, error: ErrorReply) -> None:
+        agent.problem = error.message
+        self._say_of(agent.vm, f"agent of VM {agent.vm!r} failed: {error.message}")
+        self._agents.hear(request_id, agent, error)
+
+    def _on_notice(self, agent: Agent, _request_id: str, notice: Notice) -> None:
+        cause = f" ({notice.cause})" if notice.cause else ""
+        port = f"port {notice.port!r}, link {notice.link!r}"
+        self._say_of(agent.vm, f"VM {agent.vm!r}, {port}: {notice.event}{cause}")
 
     def _say_of(self, vm: str, line: str) -> None:
         """For what an agent may cause as often as it likes."""

@@ -24,6 +24,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
+from ringway.control.carriers import Carriers
 from ringway.control.kinds import Settings
 from ringway.control.names import Name, PlainName
 from ringway.control.rules import Stack
@@ -84,7 +85,7 @@ class Geometry(Part):
 
 
 class Offer(Part, omit_defaults=True):
-    """One end of a link, for its VM's agent to take with the ticket on the socket at `handover`."""
+    """One end of a link, for its VM's agent to take with the ticket, by the carrier."""
 
     link: Name
     link_id: Uint
@@ -93,8 +94,8 @@ class Offer(Part, omit_defaults=True):
     incarnation: Uint
     geometry: Geometry
     settings: Settings
+    carrier: Carriers
     ticket: TicketText
-    handover: str
 
 
 class PortTold(Part):

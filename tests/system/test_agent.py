@@ -263,7 +263,7 @@ def test_a_port_that_could_not_be_attached_is_attached_as_soon_as_it_can_be(fabr
     socket.rename(away)
     fabric.apply(PAIR + "slots = 64\n")
     assert fabric.broker.link("wire").state == "down"
-    assert "no broker hands over" in fabric.broker.vm("left").problem
+    assert "no broker hands over" in fabric.broker.vm("left").ports[0].cause
     away.rename(socket)
     until(lambda: fabric.broker.link("wire").state == "up", "both have asked for fresh tickets")
     until(lambda: fabric.broker.vm("left").problem == "", "and the problem is over")

@@ -252,6 +252,14 @@ def test_a_kind_of_a_later_release_says_so(kind: str) -> None:
     assert "comes with a later release" in error.message
 
 
+def test_an_unknown_carrier_is_refused() -> None:
+    text = '[vm.a]\ncarrier = "pigeon"\n'
+    error = refused(text)
+    assert (error.cause, error.where) == (FabricCause.VALUE, "fabric.toml:2")
+    assert "use 'fd'" in error.message
+    assert parse_config(text.replace("pigeon", "fd"), "fabric.toml").vms["a"].carrier == "fd"
+
+
 def test_an_unknown_kind_is_refused() -> None:
     assert refused_after('kind = "tap"', 'kind = "tun"').cause is FabricCause.KIND
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import settings
@@ -37,7 +39,7 @@ def config_of(text: str) -> FabricConfig:
 
 
 def fabric_with(text: str) -> Fabric:
-    fabric = Fabric("handover")
+    fabric = Fabric(Path("run"))
     fabric.commit(fabric.plan(config_of(text)))
     return fabric
 
@@ -56,7 +58,7 @@ def refused(fabric: Fabric, take: Take, now: float = 1.0) -> Cause:
 
 
 def test_a_first_fabric_is_all_made() -> None:
-    plan = Fabric("handover").plan(config_of(FIRST + SECOND))
+    plan = Fabric(Path("run")).plan(config_of(FIRST + SECOND))
     assert (plan.made, plan.removed, plan.replaced, plan.kept) == (["first", "second"], [], {}, [])
 
 

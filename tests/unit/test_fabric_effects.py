@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ def plan_of(count: int) -> Plan:
     links = (
         f'[link.l{n}]\nends = ["v{2 * n}.net", "v{2 * n + 1}.net"]\nslots = 64\nqueues = 2\n' for n in range(count)
     )
-    return Fabric("handover").plan(parse_config(VMS + "".join(links), "fabric.toml"))
+    return Fabric(Path("run")).plan(parse_config(VMS + "".join(links), "fabric.toml"))
 
 
 def settled() -> None:
