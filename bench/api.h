@@ -18,6 +18,14 @@ void bench_bare_consume(void *ring, struct bench_board *board);
  */
 void bench_hop(void *out, void *in, struct bench_board *board);
 
+/*
+ * The same over two struct bare_ring, there and back, in zeroed shared memory of bench_bare_hop_size() bytes; and the
+ * forwarder between them, which copies each frame once and does nothing besides.
+ */
+uint64_t bench_bare_hop_size(void);
+void bench_bare_hop_ends(void *rings, struct bench_board *board);
+void bench_bare_hop_forward(void *rings, struct bench_board *board);
+
 /* Round trips of one frame of 64 bytes over a link, until board->stop; polling, or sleeping while there is nothing. */
 void bench_ping(void *out, void *in, int sleeping, struct bench_board *board, struct bench_samples *samples);
 void bench_pong(void *out, void *in, int sleeping, struct bench_board *board);

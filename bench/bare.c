@@ -9,11 +9,6 @@ uint64_t bench_bare_size(void)
     return sizeof(struct bare_ring);
 }
 
-static inline uint8_t *payload_at(struct bare_ring *ring, uint64_t at)
-{
-    return ring->slots[at % BARE_SLOTS] + BARE_HEADROOM;
-}
-
 static inline uint32_t slots_for(uint32_t len)
 {
     return (len + BARE_PAYLOAD - 1) / BARE_PAYLOAD;
@@ -21,16 +16,19 @@ static inline uint32_t slots_for(uint32_t len)
 
 BENCH_INLINE void write_frame(struct bare_ring *ring, uint64_t at, uint32_t len, uint64_t number)
 {
-    for (uint32_t done = 0; done < len; done += BARE_PAYLOAD, at++)
-        touch_write(payload_at(ring, at), len - done < BARE_PAYLOAD ? len - done : BARE_PAYLOAD, number + done / 8);
+    for (uint32_t done = 0; done < len; done += BARE_PAYLOAD, at++) {
+        uint32_t here = len - done < BARE_PAYLOAD ? len - done : BARE_PAYLOAD;
+        touch_write(bare_payload_at(ring, at), here, number + done / 8);
+    }
 }
 
 BENCH_INLINE uint64_t check_frame(struct bare_ring *ring, uint64_t at, uint32_t len, uint64_t number)
 {
     uint64_t wrong = 0;
-    for (uint32_t done = 0; done < len; done += BARE_PAYLOAD, at++)
-        wrong |=
-            touch_check(payload_at(ring, at), len - done < BARE_PAYLOAD ? len - done : BARE_PAYLOAD, number + done / 8);
+    for (uint32_t done = 0; done < len; done += BARE_PAYLOAD, at++) {
+        uint32_t here = len - done < BARE_PAYLOAD ? len - done : BARE_PAYLOAD;
+        wrong |= touch_check(bare_payload_at(ring, at), here, number + done / 8);
+    }
     return wrong;
 }
 
@@ -46,7 +44,7 @@ BENCH_CLONES void bench_bare_produce(void *memory, struct bench_board *board)
         uint32_t room = (uint32_t)(BARE_SLOTS - (head - tail)) / slots;
         uint32_t count = room < BARE_BURST ? room : BARE_BURST;
         for (uint32_t i = 0; i < count * slots; i++)
-            prefetch_write(payload_at(ring, head + i));
+            prefetch_write(bare_payload_at(ring, head + i));
         for (uint32_t i = 0; i < count; i++, head += slots) {
             ring->lens[head % BARE_SLOTS] = len;
             write_frame(ring, head, len, number + i);
@@ -68,7 +66,7 @@ BENCH_CLONES void bench_bare_consume(void *memory, struct bench_board *board)
         uint64_t wrong = 0, bytes = 0;
         uint32_t count = 0;
         for (uint32_t i = 0; i < there && i < BARE_BURST; i++)
-            __builtin_prefetch(payload_at(ring, tail + i));
+            __builtin_prefetch(bare_payload_at(ring, tail + i));
         for (uint64_t end = tail + there; tail != end && count < BARE_BURST; count++) {
             uint32_t len = ring->lens[tail % BARE_SLOTS];
             wrong += check_frame(ring, tail, len, number + count) != 0;

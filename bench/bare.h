@@ -17,4 +17,9 @@ struct bare_ring {
     _Alignas(128) uint8_t slots[BARE_SLOTS][BARE_STRIDE];
 };
 
+static inline uint8_t *bare_payload_at(struct bare_ring *ring, uint64_t at)
+{
+    return ring->slots[at % BARE_SLOTS] + BARE_HEADROOM;
+}
+
 #endif

@@ -15,7 +15,7 @@ from typing import Self
 
 from bench.board import Board
 from bench.form import BenchError, Reading, go_on, stop
-from bench.native import ROOT
+from bench.native import ROOT, lib
 
 RINGWAY = str(Path(sys.executable).with_name("ringway"))
 
@@ -174,20 +174,25 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 @contextlib.contextmanager
-def bare_ring() -> Iterator[Workers]:
-    """The machine's own limit, see bare.h."""
-    from bench.native import lib
-
-    fd = os.memfd_create("bare ring", 0)
-    os.truncate(fd, lib.bench_bare_size())
+def _bare(name: str, size: int, loops: Sequence[str]) -> Iterator[Workers]:
+    """Loops over memory of their own, the first on CPU 0 and delivering; see bare.h."""
+    fd = os.memfd_create(name, 0)
+    os.truncate(fd, size)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, fd)
-        sides = [
-            Worker(f"bench_bare_{half}", cpu, f"--memory={fd}", fds=(fd,))
-            for half, cpu in (("consume", 0), ("produce", 1))
-        ]
+        sides = [Worker(loop, cpu, f"--memory={fd}", fds=(fd,)) for cpu, loop in enumerate(loops)]
         for side in sides:
             stack.callback(side.close)
-        contestant = Workers("bare ring", sides)
+        contestant = Workers(name, sides)
         contestant.pause()
         yield contestant
+
+
+def bare_ring() -> contextlib.AbstractContextManager[Workers]:
+    """The limit of a link on this machine."""
+    return _bare("bare ring", lib.bench_bare_size(), ("bench_bare_consume", "bench_bare_produce"))
+
+
+def bare_hop() -> contextlib.AbstractContextManager[Workers]:
+    """The limit of a hop on this machine."""
+    return _bare("bare hop", lib.bench_bare_hop_size(), ("bench_bare_hop_ends", "bench_bare_hop_forward"))

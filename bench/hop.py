@@ -1,9 +1,11 @@
-"""One hop: generator and sink on one core, a forwarder in a process of its own on the other; against memif.
+"""One hop: generator and sink on one core, a forwarder in a process of its own on the other; against memif
+and a bare hop.
 
 ringway: `ringway agent` with a stack; it parses all headers of each frame, judges it by a filter, and copies it once.
 memif: a testpmd that generates and frees (flowgen) with two clients, and one that moves buffers between two servers
 without looking at them (io). Its frames go both ways at once and are counted together; flowgen writes a frame's headers
 and nothing reads the rest. So there are two rows: the ends touch 64 bytes of each frame, as the peer's do, or all.
+bare hop: the same ends and one forwarder over bare rings (bare.h) that copies and does nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import huge, sweep
-from bench.fabric import Fabric, Workers
+from bench.fabric import Fabric, Workers, bare_hop
 from bench.form import BenchError, Contestant, Reading, Report, Row, duel, rate_rows
 from bench.testpmd import HUGE_PAGES, Testpmd, TestpmdPair, memif_options
 
@@ -43,6 +45,7 @@ ends = ["ends.out", "firewall.inside"]
 ends = ["firewall.outside", "ends.in"]
 """
 TOUCHED_BY_PEER = 64
+BARE_HOP = "the hop's limit: the same slots, one plain copy; nothing parsed, judged, counted or checked"
 SPIN_US = 1_000_000  # both forwarders poll
 
 
@@ -101,21 +104,24 @@ def run(quick: bool) -> Report:
     rows: list[Row] = []
     with huge.reserved(HUGE_PAGES):
         best = sweep.best(memif_hop, LENS, quick)
-        with ringway_hop() as ours:
+        with ringway_hop() as ours, bare_hop() as bare:
             for setting in dict.fromkeys(best.values()):
                 with memif_hop(*setting) as peer:
                     for len_ in (one for one in LENS if best[one] == setting):
                         ours.set_len(len_)
+                        bare.set_len(len_)
                         peer.resume()
                         peer.set_len(len_)
                         peer.pause()
-                        contestants: list[Contestant] = [ours, peer]
+                        contestants: list[Contestant] = [ours, peer, bare]
                         for touched in (TOUCHED_BY_PEER,) if len_ <= TOUCHED_BY_PEER else (TOUCHED_BY_PEER, 0):
                             ours.set_touched(touched)
+                            bare.set_touched(touched)
                             played = duel(contestants, rounds, seconds)
                             said = f"one hop, ours 1 copy, headers parsed and judged, no loss; {peer.note}, io"
                             case = f"{len_} B" + ("" if touched else " all touched")
                             rows += rate_rows(case, "Mframes/s", 1e6, played, "ringway", "memif", said)
+                            rows += rate_rows(case, "Mframes/s", 1e6, played, "ringway", "bare hop", BARE_HOP)
     if not rows:
         raise BenchError("no round had two windows of one class: the cores moved too often; run it again")
-    return Report("hop", sorted(rows, key=lambda row: (int(row.case.partition(" ")[0]), row.case)))
+    return Report("hop", sorted(rows, key=lambda row: (int(row.case.partition(" ")[0]), row.case, row.against)))
