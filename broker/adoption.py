@@ -12,10 +12,11 @@ from pathlib import Path
 from ringway.broker.checks import parse_config
 from ringway.broker.desk import listen
 from ringway.broker.effects import Resources
-from ringway.broker.fabric import EndState, Fabric, Holder, LinkState
+from ringway.broker.end import End
+from ringway.broker.fabric import Fabric
 from ringway.broker.fabric_file import FabricError
 from ringway.broker.journal import Journal, journal_path
-from ringway.broker.keeping import DESK, Found, Keeping, KeptEnd, close_all, end_key, link_key
+from ringway.broker.keeping import DESK, Found, Keeping, close_all, end_key, link_key
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 
@@ -48,33 +49,16 @@ def adopt_links(found: Found, fabric: Fabric, resources: Resources, keeping: Kee
     return lost
 
 
-def adopt_ends(
-    found: Found, fabric: Fabric, keeping: Keeping, take_over: Callable[[LinkState, int, KeptEnd, list[int]], None]
-) -> None:
-    """Say of each end what is known; `take_over` gets those that somebody holds, with connection and lifeline."""
+def adopt_ends(found: Found, fabric: Fabric, keeping: Keeping, take_over: Callable[[End], None]) -> None:
+    """Say of each end what is known; `take_over` gets all of them that are still the fabric's."""
     by_id = {link.link_id: link for link in fabric.links.values() if not link.lost}
     for (link_id, side), (kept, descriptors) in found.ends.items():
         link = by_id.get(link_id)
         if link is None:
             close_all(descriptors)
             keeping.drop(end_key(link_id, side))
-            continue
-        link.ends[side].incarnation = kept.incarnation
-        if descriptors:
-            take_over(link, side, kept, descriptors)
         else:
-            keeping.put_end(link_id, side, kept, [])
-
-
-def holder_of(kept: KeptEnd) -> Holder:
-    return Holder(kept.identity, kept.pid)
-
-
-def kept_end(end: EndState) -> KeptEnd:
-    """What the keeper is to know of an end."""
-    if end.holder is None or end.held_by is None:
-        return KeptEnd(end.incarnation)
-    return KeptEnd(end.incarnation, end.used, end.held_by.identity, end.held_by.pid)
+            take_over(fabric.adopt_end(link, side, kept, descriptors))
 
 
 def adopt_desk(found: Found, path: Path, keeping: Keeping) -> socket.socket:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ringway.broker.fabric import Holder
+from ringway.broker.end import Holder
 from ringway.broker.verdicts import Answer
 from ringway.control.messages import Hello, Told, VmShown
 

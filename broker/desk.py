@@ -1,20 +1,20 @@
-"""The broker's side of the handover socket: accepts, hears one claim, answers, and watches who holds an end.
+"""The broker's side of the handover socket, as transport: bytes in, claims and closings out. It judges no claim.
 
 It never blocks and trusts nobody: a connection that says nothing is closed after a second, no more than a few may be
 unanswered at once, and descriptors sent to it are never received.
 
     state    message      next
-    silent   Take         held, when granted; else answered and closed
+    silent   Take         kept, when answered; closed, when refused
     silent   anything     answered and closed
     silent   1 s passes   closed
-    held     anything     held (an end has nothing more to say; it is read and forgotten)
-    held     closed       gone, and the end with it
+    kept     anything     kept (an end has nothing more to say; it is read and forgotten)
+    kept     closed       gone
 
-Connections outlive the broker in the keeper. A claim is read for good only when its answer is out and the two ends are
-introduced: until then another broker finds it again, on a connection that holds its end already, and does both again.
+Connections outlive the broker in the keeper. A claim is read for good only by `settle`, when its answer is out and the
+two ends are introduced: until then another broker finds it again, on a connection that it has adopted.
 
-    adopted  the Take it holds by     answered again; held
-    adopted  anything else, closed    as held
+    adopted  Take                     said again; kept
+    adopted  anything else, closed    as kept
 
 Whoever else has a descriptor of a connection, the keeper for one, would keep it open: hanging up is a shutdown.
 """
@@ -28,15 +28,14 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ringway.broker.keeping import close_all
 from ringway.control import wire
 from ringway.control.errors import ControlError
 from ringway.control.handover import TAKE_SIZE
-from ringway.control.messages import TO_HANDOVER, Cause, Granted, Message, Take
+from ringway.control.messages import TO_HANDOVER, Cause, Message, Take
 
 SILENCE: Final = 1.0  # seconds a connection may stay silent
 SILENT_MAX: Final = 64
@@ -45,13 +44,17 @@ ACCEPTS: Final = 64  # per round, so that a flood of connections cannot keep the
 CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
-class Grant(NamedTuple):
-    """What a good claim earns: the answer and its descriptors, of which `given` are the broker's no more once sent."""
+class Claim(NamedTuple):
+    connection: int
+    request_id: str
+    take: Take
+    again: bool  # from before this broker: perhaps it was answered
 
-    granted: Granted
-    descriptors: Sequence[int]
-    given: Sequence[int]
-    then: Callable[[], None]  # when it has been sent
+
+class Closed(NamedTuple):
+    """A kept connection is gone, and hung up here too."""
+
+    connection: int
 
 
 def listen(path: Path) -> socket.socket:
@@ -67,78 +70,66 @@ def listen(path: Path) -> socket.socket:
 
 
 class Desk:
-    """`redeem(take, connection, now)` judges a claim, raising ControlError; `released(connection)` hears of a closing.
+    """A connection is known by its descriptor number until it is closed. `events` is where those are polled."""
 
-    A connection is known by its descriptor number until `released` has been called for it. `events` is where its
-    descriptors are polled.
-    """
-
-    def __init__(
-        self,
-        listener: socket.socket,
-        events: select.epoll,
-        redeem: Callable[[Take, int, float], Grant],
-        released: Callable[[int], None],
-    ) -> None:
-        self._redeem = redeem
-        self._released = released
+    def __init__(self, listener: socket.socket, events: select.epoll) -> None:
         self._events = events
         self._silent: dict[int, tuple[socket.socket, float]] = {}  # with their deadlines, oldest first
-        self._held: dict[int, socket.socket] = {}
-        self._adopted: set[int] = set()  # of the held ones, those that may still have their claim in them
+        self._kept: dict[int, socket.socket] = {}
+        self._adopted: set[int] = set()  # of the kept ones, those that may still have their claim in them
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._listener = listener
         listener.setblocking(False)
         events.register(listener.fileno(), select.EPOLLIN)
 
     def close(self) -> None:
-        """Leave held connections and the listening socket to whoever else has them."""
+        """Leave kept connections and the listening socket to whoever else has them."""
         for silent, _ in self._silent.values():
             silent.close()
-        for connection in (self._listener, *self._held.values()):
+        for connection in (self._listener, *self._kept.values()):
             connection.close()
-        self._held.clear()
+        self._kept.clear()
         self._silent.clear()
         if self._spare >= 0:
             os.close(self._spare)
 
     def adopt(self, fd: int) -> None:
-        """A connection that holds an end, from a broker before this one."""
+        """A connection that a broker before this one kept."""
         connection = socket.socket(fileno=fd)
         connection.setblocking(False)
-        self._held[fd] = connection
+        self._kept[fd] = connection
         self._adopted.add(fd)
         self._events.register(fd, select.EPOLLIN)
 
     def say(self, fd: int, message: Message, descriptors: Sequence[int]) -> bool:
-        """A word to a held end, unasked. False when it does not take it."""
-        connection = self._held.get(fd)
+        """A word to a kept connection, unasked. False when it does not take it."""
+        connection = self._kept.get(fd)
         return connection is not None and _send(connection, wire.new_id(), message, descriptors)
 
     def deadline(self) -> float | None:
         """When `expire` is next to be called (monotonic)."""
         return next((deadline for _, deadline in self._silent.values()), None)
 
-    def on_readable(self, fd: int, now: float) -> None:
+    def on_readable(self, fd: int, now: float) -> Claim | Closed | None:
         if fd == self._listener.fileno():
             for _ in range(ACCEPTS):
                 if not self._accept(now):
-                    return
+                    break
         elif fd in self._silent:
-            connection, _ = self._silent[fd]
-            self._hear(connection, now)
+            return self._hear(self._silent[fd][0])
         elif fd in self._adopted:
-            self._hear_again(fd, now)
-        elif fd in self._held and not self.holds(fd):
-            self._released(fd)
+            return self._hear_again(fd)
+        elif fd in self._kept and not self.is_open(fd):
+            return Closed(fd)
+        return None
 
     def pid_of(self, fd: int) -> int:
-        """The process that took the end, as the kernel says it."""
-        connection = self._held.get(fd) or self._silent[fd][0]
+        """The process at the other end, as the kernel says it."""
+        connection = self._kept.get(fd) or self._silent[fd][0]
         return _credentials(connection)[0]
 
     def is_ours(self, fd: int) -> bool:
-        return fd == self._listener.fileno() or fd in self._silent or fd in self._held
+        return fd == self._listener.fileno() or fd in self._silent or fd in self._kept
 
     def expire(self, now: float) -> None:
         for fd in [fd for fd, (_, deadline) in self._silent.items() if deadline <= now]:
@@ -152,13 +143,15 @@ class Desk:
             connection.shutdown(socket.SHUT_RDWR)
         connection.close()
 
-    def holds(self, fd: int) -> bool:
-        """Is the other end still there? Reads, and forgets, one message if there is one; closes when it is gone."""
-        connection = self._held.get(fd)
+    def is_open(self, fd: int) -> bool:
+        """Is the other end of a kept connection there? Reads, and forgets, one message if there is one, but no claim
+        from before this broker; hangs up when it is gone."""
+        connection = self._kept.get(fd)
         if connection is None:
             return False
         try:
-            alive = bool(connection.recv(TAKE_SIZE))  # an empty message counts as leaving, as an end of file does
+            peek = socket.MSG_PEEK if fd in self._adopted else 0
+            alive = bool(connection.recv(TAKE_SIZE, peek))  # an empty message counts as leaving, as an end of file does
         except BlockingIOError:
             alive = True
         except OSError:
@@ -168,16 +161,15 @@ class Desk:
         return alive
 
     def abandon(self, fd: int) -> None:
-        """Hang up on a connection in whatever state it is, after something unforeseen; `released` is called."""
+        """Hang up on a connection in whatever state it is, after something unforeseen."""
         waiting = self._silent.pop(fd, None)
         if waiting is not None:
             self._hang_up(waiting[0])
         self.drop(fd)
-        self._released(fd)
 
     def drop(self, fd: int) -> None:
-        """Hang up on an end whose link is gone; `released` is not called."""
-        connection = self._held.pop(fd, None)
+        """Hang up on a kept connection."""
+        connection = self._kept.pop(fd, None)
         self._adopted.discard(fd)
         if connection is not None:
             self._hang_up(connection)
@@ -196,10 +188,10 @@ class Desk:
         _, uid = _credentials(connection)
         if uid not in (0, os.geteuid()):
             message = f"uid {uid} is neither root nor the broker's ({os.geteuid()}): run the agent as the broker's user"
-            self._refuse(connection, wire.NO_ID, ControlError(Cause.SYSTEM, message))
+            self._turn_away(connection, wire.NO_ID, ControlError(Cause.SYSTEM, message))
         elif len(self._silent) >= SILENT_MAX:
             message = f"{SILENT_MAX} connections have not said what they want: try again in a second"
-            self._refuse(connection, wire.NO_ID, ControlError(Cause.BUSY, message))
+            self._turn_away(connection, wire.NO_ID, ControlError(Cause.BUSY, message))
         else:
             self._silent[connection.fileno()] = (connection, now + SILENCE)
         return True
@@ -215,74 +207,69 @@ class Desk:
         except OSError:
             self._spare = -1  # another thread took the place; the next one to leave makes room again
 
-    def _hear(self, connection: socket.socket, now: float) -> None:
+    def _hear(self, connection: socket.socket) -> Claim | None:
         try:
             # No room for ancillary data: the kernel closes what was sent along and says so in the flags.
             payload, _, flags, _ = connection.recvmsg(TAKE_SIZE, 0, socket.MSG_PEEK)
         except BlockingIOError:
-            return
+            return None
         except OSError:
             payload, flags = b"", 0
         if not payload:
             self._silent.pop(connection.fileno())
             self._hang_up(connection)
-        elif flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            return None
+        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
             message = f"a claim has no descriptors and no more than {TAKE_SIZE} bytes"
-            self._refuse(connection, wire.NO_ID, ControlError(Cause.BAD_MESSAGE, message))
-        else:
-            self._answer(connection, payload, now)
-
-    def _hear_again(self, fd: int, now: float) -> None:
-        """The first word of an adopted end: a claim that its broker did not live to have read, or nothing new."""
-        self._adopted.discard(fd)
-        connection = self._held[fd]
+            self._turn_away(connection, wire.NO_ID, ControlError(Cause.BAD_MESSAGE, message))
+            return None
         try:
-            payload = connection.recv(TAKE_SIZE, socket.MSG_PEEK)
-            request_id, take = wire.decode(payload, TO_HANDOVER, TAKE_SIZE)
-        except (OSError, wire.WireError):
-            self.on_readable(fd, now)
-            return
-        assert isinstance(take, Take)
-        try:
-            grant = self._redeem(take, fd, now)
-        except ControlError:
-            self.on_readable(fd, now)
-            return
-        self._hand_out(connection, request_id, grant)
-
-    def _answer(self, connection: socket.socket, payload: bytes, now: float) -> None:
-        try:
-            request_id, take = wire.decode(payload, TO_HANDOVER, TAKE_SIZE)
+            return _claim(connection, payload, again=False)
         except wire.WireError as error:
-            self._refuse(connection, error.request_id, error.refusal())
-            return
-        assert isinstance(take, Take)
+            self._turn_away(connection, error.request_id, error.refusal())
+            return None
+
+    def _hear_again(self, fd: int) -> Claim | Closed | None:
+        """The first word of an adopted connection: a claim that its broker did not live to have read, or no news."""
+        self._adopted.discard(fd)
+        connection = self._kept[fd]
         try:
-            grant = self._redeem(take, connection.fileno(), now)
-        except ControlError as error:
-            self._refuse(connection, request_id, error)
-            return
-        self._held[connection.fileno()] = self._silent.pop(connection.fileno())[0]
-        self._hand_out(connection, request_id, grant)
+            return _claim(connection, connection.recv(TAKE_SIZE, socket.MSG_PEEK), again=True)
+        except (OSError, wire.WireError):
+            return None if self.is_open(fd) else Closed(fd)
 
-    def _hand_out(self, connection: socket.socket, request_id: str, grant: Grant) -> None:
-        fd = connection.fileno()
-        sent = _send(connection, request_id, grant.granted, grant.descriptors)
-        close_all(grant.given)
-        if sent:
-            grant.then()
-            with contextlib.suppress(OSError):
-                connection.recv(TAKE_SIZE)  # the claim, which was only looked at so far
-        else:
-            self.drop(fd)
-            self._released(fd)
+    def answer(self, claim: Claim, message: Message, descriptors: Sequence[int]) -> bool:
+        """Keep the claim's connection. False, and it is hung up, when that does not take the answer."""
+        fd = claim.connection
+        if fd in self._silent:
+            self._kept[fd] = self._silent.pop(fd)[0]
+        if _send(self._kept[fd], claim.request_id, message, descriptors):
+            return True
+        self.drop(fd)
+        return False
 
-    def _refuse(self, connection: socket.socket, request_id: str, error: ControlError) -> None:
+    def settle(self, claim: Claim) -> None:
+        """Nothing that the claim asks for is left to do: a later broker need not find it again."""
+        with contextlib.suppress(OSError):
+            self._kept[claim.connection].recv(TAKE_SIZE)
+
+    def refuse(self, claim: Claim, error: ControlError) -> None:
+        """Say why, and hang up."""
+        if claim.connection in self._silent:
+            self._turn_away(self._silent[claim.connection][0], claim.request_id, error)
+
+    def _turn_away(self, connection: socket.socket, request_id: str, error: ControlError) -> None:
         self._silent.pop(connection.fileno(), None)
         with contextlib.suppress(OSError):
             connection.recv(TAKE_SIZE)  # closed with something unread, the other end would see that and not the answer
         _send(connection, request_id, error.reply(), ())
         self._hang_up(connection)
+
+
+def _claim(connection: socket.socket, payload: bytes, again: bool) -> Claim:
+    request_id, take = wire.decode(payload, TO_HANDOVER, TAKE_SIZE)
+    assert isinstance(take, Take)
+    return Claim(connection.fileno(), request_id, take, again)
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int]:

@@ -13,20 +13,28 @@ import os
 import select
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import NamedTuple
 
 from ringway.broker import watch
-from ringway.broker.adoption import holder_of, kept_end
-from ringway.broker.desk import Desk, Grant
+from ringway.broker.desk import Claim, Closed, Desk
 from ringway.broker.effects import Resources
+from ringway.broker.end import End
 from ringway.broker.fabric import Fabric, LinkState
-from ringway.broker.keeping import Keeping, KeptEnd, close_all
+from ringway.broker.keeping import Keeping
 from ringway.control.errors import ControlError
-from ringway.control.messages import Cause, Granted, Peer, Take
+from ringway.control.messages import Cause, Peer
+
+
+class Recreate(NamedTuple):
+    """A link is to be recreated, because of what is wrong with it, and its claim refused then."""
+
+    link: str
+    trouble: str
+    claim: Claim
 
 
 class Ends:
-    """`make_anew(link, why)` replaces a link; `say` takes one line for the log."""
+    """`say` takes one line for the log."""
 
     def __init__(
         self,
@@ -35,41 +43,51 @@ class Ends:
         fabric: Fabric,
         resources: Resources,
         keeping: Keeping,
-        make_anew: Callable[[str, str], None],
         say: Callable[[str], None],
     ) -> None:
-        self.desk = Desk(listener, events, self._redeem, self._released)
+        self.desk = Desk(listener, events)
         self.changed = True  # since it was last set to False: who holds what
         self._fabric = fabric
         self._resources = resources
         self._keeping = keeping
-        self._make_anew = make_anew
         self._say = say
-        self._lives: dict[int, int] = {}  # read ends of the lifelines of held ends, by connection
 
     def close(self) -> None:
         self.desk.close()
-        close_all(list(self._lives.values()))
-        self._lives.clear()
+        for link in self._fabric.links.values():
+            for end in link.ends:
+                _close_life(end)
 
-    def drop(self, connections: Sequence[int]) -> None:
-        """Hang up on ends whose links are gone."""
+    def on_readable(self, fd: int, now: float) -> Recreate | None:
+        match self.desk.on_readable(fd, now):
+            case Closed(connection):
+                self._released(connection)
+            case Claim() as claim:
+                return self._claimed(claim, now)
+        return None
+
+    def abandon(self, fd: int) -> None:
+        """Give up a connection, after something unforeseen."""
+        self.desk.abandon(fd)
+        self._released(fd)
+
+    def drop(self, ends: Sequence[End]) -> None:
+        """Hang up on held ends whose links are gone."""
         self.changed = True
-        for connection in connections:
-            self.desk.drop(connection)
-            self._end_life(connection)
+        for end in ends:
+            if end.connection is not None:
+                self.desk.drop(end.connection)
+            _close_life(end)
 
-    def take_over(self, link: LinkState, side: int, kept: KeptEnd, descriptors: list[int]) -> None:
-        """An end that has been held since before this broker."""
-        connection, life_fd = descriptors
-        self._lives[connection] = life_fd
-        self._fabric.adopt_end(link, side, connection, holder_of(kept), kept.ticket)
-        self._keeping.put_end(link.link_id, side, kept, descriptors)
-        self.desk.adopt(connection)
+    def take_over(self, end: End) -> None:
+        """An end as a broker before this one left it."""
+        self._save(end)
+        if end.connection is not None:
+            self.desk.adopt(end.connection)
 
     def is_held(self, connection: int) -> bool:
         """Asks the socket: its closing may not have been noticed yet."""
-        if self.desk.holds(connection):
+        if self.desk.is_open(connection):
             return True
         self._released(connection)
         return False
@@ -84,59 +102,78 @@ class Ends:
                 return holder.pid
         return None
 
-    def _redeem(self, take: Take, connection: int, now: float) -> Grant:
-        held = self._fabric.held_at(connection)
-        if held is not None:
-            return self._grant_again(take, connection, *held)
-        link, granted = self._fabric.redeem(take, connection, now, self.desk.pid_of(connection))
-        trouble = watch.trouble(link, self._resources.links.get(link.link_id))
-        if trouble:
-            self._fabric.released(connection)
-            self._make_anew(take.link, trouble)
-            message = f"link {take.link!r} was made anew, because {trouble}: say hello for a ticket of the new one"
-            raise ControlError(Cause.TICKET_EXPIRED, message)
-        try:
-            return self._grant(link, take.side, connection, granted)
-        except ControlError:
-            self._released(connection)  # it is refused, and holds nothing
-            raise
+    def refuse(self, claim: Claim, error: ControlError) -> None:
+        if not claim.again:
+            self.desk.refuse(claim, error)
+        elif not self.desk.is_open(claim.connection):  # an end that is held hears nothing of a wrong word
+            self._released(claim.connection)
 
-    def _grant_again(self, take: Take, connection: int, link: LinkState, side: int) -> Grant:
+    def _claimed(self, claim: Claim, now: float) -> Recreate | None:
+        try:
+            held = self._fabric.held_at(claim.connection)
+            if held is not None:
+                self._grant_again(claim, *held)
+                return None
+            pid = self.desk.pid_of(claim.connection)
+            link, _ = self._fabric.redeem(claim.take, claim.connection, now, pid)
+            trouble = watch.trouble(link, self._resources.links.get(link.link_id))
+            if trouble:
+                self._fabric.released(claim.connection)
+                return Recreate(claim.take.link, trouble, claim)
+            try:
+                self._grant(claim, link, claim.take.side)
+            except ControlError:
+                self._released(claim.connection)  # it is refused, and holds nothing
+                raise
+        except ControlError as error:
+            self.refuse(claim, error)
+        return None
+
+    def _grant_again(self, claim: Claim, link: LinkState, side: int) -> None:
         """To an end that may have had no answer, because the broker died. ControlError when it claims another one."""
+        take = claim.take
         if (take.link, take.side, take.ticket) != (link.config.name, side, link.ends[side].used):
             raise ControlError(Cause.ALREADY_ATTACHED, "the connection holds an end already")
-        self._end_life(connection)
-        return self._grant(link, side, connection, self._fabric.granted(link, side))
+        _close_life(link.ends[side])
+        self._grant(claim, link, side)
 
-    def _grant(self, link: LinkState, side: int, connection: int, granted: Granted) -> Grant:
-        """Saved before it is said."""
-        life_fd, own_fd = os.pipe2(os.O_CLOEXEC)
-        self._lives[connection] = life_fd
+    def _grant(self, claim: Claim, link: LinkState, side: int) -> None:
+        """Saved before it is said. ControlError when it cannot be, and nothing was said."""
+        end = link.ends[side]
+        end.life_fd, own_fd = os.pipe2(os.O_CLOEXEC)
         try:
-            self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [connection, life_fd])
-        except ControlError:
+            self._save(end)
+            self.changed = True
+            descriptors = [*self._resources.links[link.link_id].descriptors(side), own_fd]
+            answered = self.desk.answer(claim, self._fabric.granted(link, side), descriptors)
+        finally:
             os.close(own_fd)
-            raise
-        self.changed = True
-        descriptors = [*self._resources.links[link.link_id].descriptors(side), own_fd]
-        return Grant(granted, descriptors, [own_fd], partial(self._introduce, link, side))
+        if answered:
+            self._introduce(link, side)
+            self.desk.settle(claim)
+        else:
+            self._released(claim.connection)
 
     def _introduce(self, link: LinkState, side: int) -> None:
         """Give the new holder of an end and that of the other end each other's lifeline."""
         for told, other in ((link.ends[1 - side], link.ends[side]), (link.ends[side], link.ends[1 - side])):
-            if told.holder is not None and other.holder is not None:
-                self.desk.say(told.holder, Peer(incarnation=other.incarnation), [self._lives[other.holder]])
+            if told.connection is not None and other.connection is not None and other.life_fd is not None:
+                self.desk.say(told.connection, Peer(incarnation=other.incarnation), [other.life_fd])
 
     def _released(self, connection: int) -> None:
         gone = self._fabric.released(connection)
-        self._end_life(connection)
         if gone is not None:
             link, side = gone
-            self._keeping.put_end(link.link_id, side, kept_end(link.ends[side]), [])
+            _close_life(link.ends[side])
+            self._save(link.ends[side])
             self.changed = True
             self._say(f"link {link.config.name!r}: side {'ab'[side]} has let go")
 
-    def _end_life(self, connection: int) -> None:
-        life_fd = self._lives.pop(connection, None)
-        if life_fd is not None:
-            os.close(life_fd)
+    def _save(self, end: End) -> None:
+        self._keeping.put_end(end.link_id, end.side, end.kept(), end.descriptors())
+
+
+def _close_life(end: End) -> None:
+    if end.life_fd is not None:
+        os.close(end.life_fd)
+        end.life_fd = None

@@ -1,17 +1,6 @@
 """The state of the fabric and what may happen to it: plans, offers, tickets, holders. Pure: no system calls.
 
 A link's memory can be lost, with broker and keeper at once: the two ends go on, and nobody can be handed it any more.
-
-A link's end, seen from its ticket and its holder:
-
-    state       event              next
-    free        offer              offered      (an earlier ticket of the end is void)
-    offered     good ticket        held         (incarnation + 1, the ticket is used)
-    offered     60 s pass          free
-    held        offer              held         (a ticket for afterwards)
-    held        any ticket         held         refused: already attached
-    held        connection closes  free or offered
-    any         bad ticket         unchanged    refused by name
 """
 
 from __future__ import annotations
@@ -25,7 +14,10 @@ from types import MappingProxyType
 from typing import Final
 
 from ringway.broker.carriers import carrier
-from ringway.broker.config import End, FabricConfig, LinkConfig, PortConfig
+from ringway.broker.config import End as EndName
+from ringway.broker.config import FabricConfig, LinkConfig, PortConfig
+from ringway.broker.end import End, Holder, Ticket
+from ringway.broker.keeping import KeptEnd
 from ringway.control import messages
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause, Granted, Offer, Take
@@ -82,39 +74,11 @@ class Plan:
         return [effect for effect in self.effects if isinstance(effect, MakeLink)]
 
 
-@dataclass(frozen=True)
-class Holder:
-    """Who an end was offered to, or is held by."""
-
-    identity: bytes  # of the agent's connection, which stays the same over reconnects
-    pid: int
-
-
-@dataclass
-class Ticket:
-    text: str
-    expires: float
-    to: Holder
-
-
-@dataclass
-class EndState:
-    """One end of a link that exists."""
-
-    vm: str
-    port: PortConfig
-    incarnation: int = 0  # of the holder, or the last one
-    ticket: Ticket | None = None
-    used: str = ""  # the ticket its last holder came with
-    holder: int | None = None  # the connection at the desk
-    held_by: Holder | None = None  # of that connection; of a lost link, who says that he is attached
-
-
 @dataclass
 class LinkState:
     link_id: int
     config: LinkConfig
-    ends: tuple[EndState, EndState]
+    ends: tuple[End, End]
     lost: bool = False
 
     def difference(self, config: LinkConfig, ports: tuple[PortConfig, PortConfig]) -> str:
@@ -140,13 +104,13 @@ class LinkState:
 
 @dataclass
 class Changes:
-    """What agents must hear of after a plan was committed, and the connections whose ends are gone."""
+    """What agents must hear of after a plan was committed, and the held ends that are gone."""
 
     withdrawn: list[tuple[str, messages.Withdrawn]] = field(default_factory=list)
     ports: list[tuple[ChangedPort, messages.SetPort]] = field(default_factory=list)
     offered: list[tuple[str, str, int]] = field(default_factory=list)  # vm, link, side
     stacks: list[tuple[str, Stack | None]] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
+    dropped: list[End] = field(default_factory=list)
 
 
 class Fabric:
@@ -157,7 +121,7 @@ class Fabric:
         self._new_ticket = new_ticket
         self.config: FabricConfig | None = None
         self.links: dict[str, LinkState] = {}
-        self._held: dict[int, tuple[LinkState, int]] = {}  # link and side, by holder
+        self._by_connection: dict[int, tuple[LinkState, int]] = {}  # the held ends: link and side
 
     def plan(self, config: FabricConfig, broken: Mapping[str, str] = MappingProxyType({})) -> Plan:
         """`broken` names links that are made anew though nothing asks for it, and says why."""
@@ -223,10 +187,12 @@ class Fabric:
             if name in config.links:
                 self.links[name] = _new_state(config, config.links[name], link_id)
 
-    def adopt_end(self, link: LinkState, side: int, holder: int, held_by: Holder, ticket: str) -> None:
+    def adopt_end(self, link: LinkState, side: int, kept: KeptEnd, descriptors: list[int]) -> End:
         end = link.ends[side]
-        end.used, end.holder, end.held_by = ticket, holder, held_by
-        self._held[holder] = link, side
+        end.adopt(kept, descriptors)
+        if end.connection is not None:
+            self._by_connection[end.connection] = link, side
+        return end
 
     def stack(self, vm: str) -> Stack | None:
         return self.config.vms[vm].stack if self.config and vm in self.config.vms else None
@@ -240,7 +206,7 @@ class Fabric:
     def holders(self, vm: str) -> list[tuple[int, Holder]]:
         """The connections by which the VM's ends are held now, and by whom."""
         ends = (self.links[name].ends[side] for name, side in self.ends_of(vm))
-        return [(end.holder, end.held_by) for end in ends if end.holder is not None and end.held_by is not None]
+        return [(end.connection, end.holder) for end in ends if end.connection is not None and end.holder is not None]
 
     def note_attached(self, vm: str, who: Holder, attached: Collection[int]) -> dict[str, str]:
         """Who says hello has these links. Those of the VM that are to be made anew, and why: lost ones that he has not;
@@ -251,8 +217,8 @@ class Fabric:
         for name, side in self.ends_of(vm):
             link = self.links[name]
             if link.lost and link.link_id in attached:
-                link.ends[side].held_by = who
-            elif link.link_id in attached and link.ends[side].holder is None:
+                link.ends[side].holder = who
+            elif link.link_id in attached and link.ends[side].connection is None:
                 anew[name] = f"{vm} has an end of it that nobody holds here"
             elif link.lost:
                 anew[name] = f"{vm} needs it, and its memory was lost with broker and keeper"
@@ -276,7 +242,7 @@ class Fabric:
             carrier=carrier(link.config.carriers[side]).offer(self._runtime),
         )
 
-    def redeem(self, take: Take, holder: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:
+    def redeem(self, take: Take, connection: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:
         """Let a connection hold an end against its ticket. A refusal changes nothing.
 
         `pid`: its process as the kernel says it; 0 for one in a PID namespace that is not seen from here.
@@ -290,15 +256,12 @@ class Fabric:
         if end.ticket.expires <= now:
             message = f"the ticket for link {take.link!r} is older than {TICKET_LIFE:g} s: say hello again for another"
             raise ControlError(Cause.TICKET_EXPIRED, message)
-        if end.holder is not None:
+        if end.connection is not None:
             message = f"side {SIDE_NAMES[take.side]} of link {take.link!r} is attached: detach it first, then say hello"
             raise ControlError(Cause.ALREADY_ATTACHED, message)
-        end.used = end.ticket.text
-        end.held_by = Holder(end.ticket.to.identity, pid or end.ticket.to.pid)
-        end.ticket = None
-        end.holder = holder
+        end.take(Holder(end.ticket.to.identity, pid or end.ticket.to.pid), end.ticket.text, connection)
         end.incarnation += 1
-        self._held[holder] = link, take.side
+        self._by_connection[connection] = link, take.side
         return link, self.granted(link, take.side)
 
     def granted(self, link: LinkState, side: int) -> Granted:
@@ -306,19 +269,18 @@ class Fabric:
         geometry = geometry_message(link.config.geometry)
         return Granted(link_id=link.link_id, geometry=geometry, incarnation=link.ends[side].incarnation)
 
-    def held_at(self, holder: int) -> tuple[LinkState, int] | None:
+    def held_at(self, connection: int) -> tuple[LinkState, int] | None:
         """The end that is held by this connection."""
-        return self._held.get(holder)
+        return self._by_connection.get(connection)
 
-    def released(self, holder: int) -> tuple[LinkState, int] | None:
+    def released(self, connection: int) -> tuple[LinkState, int] | None:
         """The connection has closed: its end can be taken again. Which one it was."""
-        found = self._held.pop(holder, None)
+        found = self._by_connection.pop(connection, None)
         if found is not None:
-            end = found[0].ends[found[1]]
-            end.holder = end.held_by = None
+            found[0].ends[found[1]].release()
         return found
 
-    def _refusal(self, take: Take, end: EndState | None) -> ControlError:
+    def _refusal(self, take: Take, end: End | None) -> ControlError:
         if end is not None and end.vm == take.vm and end.used and compare_digest(end.used, take.ticket):
             message = f"the ticket for link {take.link!r} has been used: say hello again for another"
             return ControlError(Cause.TICKET_USED, message)
@@ -334,19 +296,19 @@ class Fabric:
         message = f"not a ticket of this broker for link {take.link!r}: say hello for one"
         return ControlError(Cause.TICKET_WRONG, message)
 
-    def _forget(self, link: LinkState, changes: Changes, linked: Collection[End]) -> None:
+    def _forget(self, link: LinkState, changes: Changes, linked: Collection[EndName]) -> None:
         """`linked`: ports that get another link."""
         for end in link.ends:
             withdrawn = messages.Withdrawn(
                 link=link.config.name,
                 link_id=link.link_id,
                 port=end.port.name,
-                replaced=End(end.vm, end.port.name) in linked,
+                replaced=EndName(end.vm, end.port.name) in linked,
             )
             changes.withdrawn.append((end.vm, withdrawn))
-            if end.holder is not None:
-                changes.dropped.append(end.holder)
-                del self._held[end.holder]
+            if end.connection is not None:
+                changes.dropped.append(end)
+                del self._by_connection[end.connection]
 
 
 def geometry_message(geometry: Geometry) -> messages.Geometry:
@@ -359,7 +321,7 @@ def geometry_message(geometry: Geometry) -> messages.Geometry:
 
 
 def _new_state(config: FabricConfig, link: LinkConfig, link_id: int) -> LinkState:
-    ends = [EndState(end.vm, config.port(end)) for end in link.ends]
+    ends = [End(link_id, side, end.vm, config.port(end)) for side, end in enumerate(link.ends)]
     return LinkState(link_id, link, (ends[0], ends[1]))
 
 

@@ -26,7 +26,7 @@ from ringway.broker.chatter import Chatter
 from ringway.broker.checks import parse_config
 from ringway.broker.directory import Directory, remove_leftovers
 from ringway.broker.effects import Resources, raise_descriptor_limit
-from ringway.broker.ends import Ends
+from ringway.broker.ends import Ends, Recreate
 from ringway.broker.fabric import ChangedPort, Fabric
 from ringway.broker.fabric import Plan as FabricPlan
 from ringway.broker.fabric_file import FabricError
@@ -124,7 +124,6 @@ class Loop:
         begun.callback(self._unbind, handover_path(runtime), _identity(handover_path(runtime)))
         self._ends = Ends(
             *(listener, self._events, self._fabric, self._resources, self._keeping),
-            make_anew=lambda link, trouble: self._make_anew({link: trouble}),
             say=self._say,
         )
         begun.callback(self._ends.close)
@@ -211,10 +210,24 @@ class Loop:
 
     def _at_desk(self, fd: int, now: float) -> None:
         try:
-            self._desk.on_readable(fd, now)
+            recreate = self._ends.on_readable(fd, now)
+            if recreate is not None:
+                self._recreate(recreate)
         except Exception as error:  # noqa: BLE001 - what one peer can cause must not end everybody's broker
             self._say(f"a handover failed: {error!r}")
-            self._desk.abandon(fd)
+            self._ends.abandon(fd)
+
+    def _recreate(self, asked: Recreate) -> None:
+        """Replace a link that a claim found unusable, and refuse the claim."""
+        try:
+            self._make_anew({asked.link: asked.trouble})
+            message = (
+                f"link {asked.link!r} was made anew, because {asked.trouble}: say hello for a ticket of the new one"
+            )
+            refusal = ControlError(Cause.TICKET_EXPIRED, message)
+        except ControlError as error:
+            refusal = error
+        self._ends.refuse(asked.claim, refusal)
 
     def on_message(self, identity: bytes, payload: bytes) -> None:
         try:

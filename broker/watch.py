@@ -77,7 +77,7 @@ def show_link(link: LinkState, held: Held | None) -> LinkShown:
 def listed(link: LinkState) -> ListedLink:
     """What the fabric's directory says of a link."""
     first, second = (
-        ListedEnd(end.vm, end.port.name, end.held_by.pid if end.held_by is not None else 0, end.incarnation)
+        ListedEnd(end.vm, end.port.name, end.holder.pid if end.holder is not None else 0, end.incarnation)
         for end in link.ends
     )
     return ListedLink(link.config.name, link.link_id, (first, second))
@@ -100,8 +100,8 @@ def _end(link: LinkState, side: int, reading: SideReading | None) -> EndShown:
         cause=reading.cause.name.lower() if reading and reading.state is SideState.BROKEN else "",
         incarnation=end.incarnation,
         queues_served=reading.queues_served if reading else 0,
-        held=end.held_by is not None,
-        pid=end.held_by.pid if end.held_by is not None else 0,
+        held=end.holder is not None,
+        pid=end.holder.pid if end.holder is not None else 0,
     )
 
 

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ringway.broker.answers import KEPT_MAX, Answers
 from ringway.broker.checks import parse_config
 from ringway.broker.config import FabricConfig
-from ringway.broker.fabric import TICKET_LIFE, Fabric, Holder, MakeLink, RemoveLink
+from ringway.broker.end import Holder
+from ringway.broker.fabric import TICKET_LIFE, Fabric, MakeLink, RemoveLink
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause, Offer, Take
 
@@ -49,10 +50,10 @@ def take_of(offer: Offer, vm: str = "a") -> Take:
 
 
 def refused(fabric: Fabric, take: Take, now: float = 1.0) -> Cause:
-    before = [(end.holder, end.incarnation, end.ticket) for link in fabric.links.values() for end in link.ends]
+    before = [(end.connection, end.incarnation, end.ticket) for link in fabric.links.values() for end in link.ends]
     with pytest.raises(ControlError) as caught:
         fabric.redeem(take, 99, now)
-    after = [(end.holder, end.incarnation, end.ticket) for link in fabric.links.values() for end in link.ends]
+    after = [(end.connection, end.incarnation, end.ticket) for link in fabric.links.values() for end in link.ends]
     assert before == after
     return caught.value.cause
 
@@ -231,7 +232,7 @@ def test_both_sides_are_held_apart() -> None:
 def test_a_removed_link_drops_its_holders() -> None:
     fabric = fabric_with(FIRST)
     fabric.redeem(take_of(fabric.offer("first", 0, 0.0, AGENT)), 5, 1.0)
-    assert fabric.commit(fabric.plan(config_of(""))).dropped == [5]
+    assert [end.connection for end in fabric.commit(fabric.plan(config_of(""))).dropped] == [5]
     assert fabric.released(5) is None
 
 
@@ -308,8 +309,9 @@ class Holding(RuleBasedStateMachine):
 
     @rule(text=st.sampled_from([FIRST, SECOND, FIRST + SECOND, FIRST + "queues = 2\n" + SECOND]))
     def apply(self, text: str) -> None:
-        for holder in self.fabric.commit(self.fabric.plan(config_of(text))).dropped:
-            del self.open[holder]
+        for end in self.fabric.commit(self.fabric.plan(config_of(text))).dropped:
+            assert end.connection is not None
+            del self.open[end.connection]
 
     @rule(seconds=st.floats(0, 100))
     def wait(self, seconds: float) -> None:
@@ -317,7 +319,7 @@ class Holding(RuleBasedStateMachine):
 
     @invariant()
     def the_holders_are_those_that_were_let_in(self) -> None:
-        held = {end.holder for link in self.fabric.links.values() for end in link.ends} - {None}
+        held = {end.connection for link in self.fabric.links.values() for end in link.ends} - {None}
         assert held == set(self.open)
 
 
