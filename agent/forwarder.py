@@ -9,9 +9,9 @@ from ringway.agent.port import Port
 from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
 from ringway.control.rules import Stack
 from ringway.engine.loop import Loop
-from ringway.shm import JoinState
+from ringway.shm import JoinState, Producer
 from ringway.stack.filter import Filter
-from ringway.stack.forward import Judge
+from ringway.stack.pipeline import Pipeline
 from ringway.stack.spread import Spread
 
 # For how long a full ring may stand still before what finds no room in it is dropped: an agent is killed and started
@@ -110,10 +110,13 @@ class ForwardRunner:
                 self._join(source, target, log)
             for index in range(count):
                 loop = new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
-                judge = Judge(loop, packet_filter.native)
+                pipeline = Pipeline(loop)
+                pipeline.filter(packet_filter.native)
+                for port in self.ports:
+                    pipeline.out(packet_filter.number_of(port.name), way_out(port, index, count))
                 for source, target in ((first, second), (second, first)):
                     numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
-                    _forward(loop, judge, source, target, numbers, index, count)
+                    _join_by_wire(loop, pipeline, source, numbers, index, count)
             start_loops(self.loops)
 
     def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
@@ -137,18 +140,20 @@ class ForwardRunner:
         give_back(self.ports)
 
 
-def _forward(
-    loop: Loop, judge: Judge, source: Port, target: Port, numbers: tuple[int, int], index: int, count: int
+def way_out(port: Port, index: int, count: int) -> Producer | Spread:
+    """Of loop `index` of `count`: the queues `index`, `index` + `count`, …"""
+    owned = range(index, port.region.geometry.queues, count)
+    if len(owned) > 1:
+        return Spread(port.region, sum(1 << queue for queue in owned))
+    return port.region.producers[index]
+
+
+def _join_by_wire(
+    loop: Loop, pipeline: Pipeline, source: Port, numbers: tuple[int, int], index: int, count: int
 ) -> None:
-    """One loop's part of one direction; `numbers` are what the filter calls the two ports."""
-    owned = range(index, target.region.geometry.queues, count)
-    spread = Spread(target.region, sum(1 << queue for queue in owned)) if len(owned) > 1 else None
+    """One loop's part of one direction; `numbers` are what the stack calls the two ports."""
     queues = range(index, source.region.geometry.queues, count)
     patience_us = _PATIENCE_US if len(queues) == 1 else 0  # of several inputs the first would take all room
     for queue in queues:
         loop.watch(source.region, queue)
-        consumer = source.region.consumers[queue]
-        if spread is not None:
-            judge.forward_spread(consumer, spread, *numbers)
-        else:
-            judge.forward(consumer, target.region.producers[index], *numbers, patience_us)
+        pipeline.wire(source.region.consumers[queue], *numbers, patience_us)

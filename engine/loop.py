@@ -26,28 +26,28 @@ class Loop:
         self._kept: list[object] = []  # what C points to
         self._held = contextlib.ExitStack()
 
-    def _hold(self, used: Holdable) -> None:
-        """Before C gets to know it: what cannot be held is about to go."""
+    def use(self, used: Holdable) -> None:
+        """Keep it mapped until the loop is closed. Before C gets to know it: what cannot be held is about to go."""
         self._held.enter_context(used.hold(f"loop {self.name}"))
         self._kept.append(used)
 
     def add(self, job: Any, *uses: Holdable) -> None:
         """Run `job` (a `struct rway_job *`, owned by the loop from here on), which uses these objects."""
         for used in uses:
-            self._hold(used)
+            self.use(used)
         if job == ffi.NULL or lib.rway_loop_add(self._native, job) != 0:
             raise MemoryError("no memory, or no room, for a job")
 
     def hook(self, hook: Any, *uses: Holdable) -> None:
         """Call `hook` (a `struct rway_hook *`, owned by the loop from here on) at each turn and rest."""
         for used in uses:
-            self._hold(used)
+            self.use(used)
         if hook == ffi.NULL or lib.rway_loop_hook(self._native, hook) != 0:
             raise MemoryError("no memory, or no room, for a hook")
 
     def watch(self, region: Region, queue: int) -> None:
         """Publish this loop's progress as that of the region's queue."""
-        self._hold(region)
+        self.use(region)
         if lib.rway_loop_watch(self._native, region.native, queue) != 0:
             raise RuntimeError(f"loop {self.name} serves more queues than it can show progress for")
 

@@ -302,35 +302,78 @@ struct rway_flow_counts {
 /* The sum over all readers. All 0 when the filter remembers none. Any thread. */
 void rway_filter_flow_counts(const struct rway_filter *filter, struct rway_flow_counts *out);
 
-/* ---- forwarding ---- */
+/* ---- stacks ---- */
 
 /*
- * A filter's reader in one loop: enters at the top of each turn and leaves before the loop rests. The loop's hook
- * (rway_loop_hook), freed with it, before the filter. NULL when all readers of the filter are taken, or without memory.
+ * A stack as one loop runs it: functions in order (stack/function.h), and the ports that it sends by. It is a hook of
+ * the loop (rway_loop_hook), and freed with it: add functions and ports first, then jobs. NULL without memory.
  */
-struct rway_judge;
-struct rway_judge *rway_judge_new(struct rway_filter *filter);
-struct rway_hook *rway_judge_hook(struct rway_judge *judge);
+struct rway_pipeline;
+struct rway_pipeline *rway_pipeline_new(void);
+struct rway_hook *rway_pipeline_hook(struct rway_pipeline *pipeline);
 
 /*
- * Forward frames from in to out, past a judge that is a hook of the same loop. in_port is what rules call the port that
- * in belongs to, out_port that of out. NULL without memory. Frames that go no further are counted: at in when they are
- * judged (offload, malformed, policy, flows), at out when it does not take them (full, oversize, down).
+ * Add the filter behind the functions that are there, as connection tracking where it remembers connections. It
+ * outlives the pipeline. 0 or -1: all its readers are taken, or there is no memory.
+ */
+int rway_pipeline_filter(struct rway_pipeline *pipeline, struct rway_filter *filter);
+
+/*
+ * Send what leaves by that port into one queue, or into all queues that the spread owns, each flow into its own and
+ * with its flow hash. The spread stays the caller's and outlives the pipeline. 0 or -1.
+ */
+int rway_pipeline_out(struct rway_pipeline *pipeline, uint32_t port, struct rway_producer *out);
+int rway_pipeline_out_spread(struct rway_pipeline *pipeline, uint32_t port, struct rway_spread *spread);
+
+/*
+ * Mode "wire": what comes in by in, as in_port, leaves by out_port, past the functions. NULL without memory, or without
+ * out_port in the pipeline. Frames that go no further are counted: at in when they are judged (offload, malformed,
+ * policy, flows), at the out-queue when that does not take them (full, oversize, down).
  *
- * While out is full, frames stay in in, until out's consumer has not moved for patience_us microseconds, and as many
- * again for each of those who wait in a row from it on: from then on until it moves, those without room are dropped. 0:
- * they are dropped at once, as it has to be where several jobs share out: the first of them would take all room.
- * Where in's link has several queues, its producer is told what has passed.
+ * While a single out-queue is full, frames stay in in, until its consumer has not moved for patience_us microseconds,
+ * and as many again for each of those who wait in a row from it on: from then on until it moves, those without room are
+ * dropped. 0: they are dropped at once, as it has to be where several jobs share out: the first of them would take all
+ * room.
  */
-struct rway_job *rway_forward_new(struct rway_judge *judge, struct rway_consumer *in, struct rway_producer *out,
-                                  uint32_t in_port, uint32_t out_port, uint64_t patience_us);
+struct rway_job *rway_wire_new(struct rway_pipeline *pipeline, struct rway_consumer *in, uint32_t in_port,
+                               uint32_t out_port, uint64_t patience_us);
 
-/* Change patience_us of a job of rway_forward_new, which its loop need not be stopped for. Any thread. */
-void rway_forward_wait(struct rway_job *job, uint64_t patience_us);
+/* Change patience_us of a job of rway_wire_new, which its loop need not be stopped for. Any thread. */
+void rway_wire_wait(struct rway_job *job, uint64_t patience_us);
 
 /*
- * The same into all queues that the spread owns, each flow into its own, and with its flow hash. The spread stays the
- * caller's, outlives the job, and may be shared by jobs of one loop.
+ * Which address was last seen by which port; shared by all loops of a bridge. Each of its ports may have so many
+ * addresses, which are forgotten when they were not seen for ageing_s seconds. What comes in by a port and goes out by
+ * several is bounded to flood_rate frames a second. NULL without memory, or when addresses × ports is over 2^24.
  */
-struct rway_job *rway_forward_spread_new(struct rway_judge *judge, struct rway_consumer *in, struct rway_spread *spread,
-                                         uint32_t in_port, uint32_t out_port);
+struct rway_bridge;
+struct rway_bridge *rway_bridge_new(uint32_t addresses, uint32_t ports, uint32_t ageing_s, uint32_t flood_rate);
+void rway_bridge_free(struct rway_bridge *bridge);
+
+/* A port is gone: so are the addresses seen by it. Any thread. */
+void rway_bridge_forget(struct rway_bridge *bridge, uint32_t port);
+
+/* Frames, but for the addresses. */
+struct rway_bridge_counts {
+    uint64_t addresses;     /* known now, those included whose time is over and that nobody has missed */
+    uint64_t learnt;        /* addresses, and so on up to aged */
+    uint64_t moved;         /* seen by another port than before */
+    uint64_t not_learnt;    /* no room: the port has as many as it may */
+    uint64_t aged;          /* forgotten */
+    uint64_t flooded;       /* to all other ports */
+    uint64_t copies;        /* that flooding made, beyond one for each frame */
+    uint64_t flood_limited; /* dropped as RWAY_DROP_POLICY: more than flood_rate */
+    uint64_t same_port;     /* likewise: the destination is where it came from */
+    uint64_t reserved;      /* likewise: for the next bridge alone, 01:80:c2:00:00:00 to 0f */
+    uint64_t bad_source;    /* dropped as RWAY_DROP_MALFORMED: from a group's address */
+};
+
+/* Any thread. */
+void rway_bridge_read(const struct rway_bridge *bridge, struct rway_bridge_counts *counts);
+
+/*
+ * Mode "bridge": one job for all in-queues of a loop; it sends by the ports that the pipeline has by now, and outlives
+ * neither. A full ring drops. NULL without memory; add: 0 or -1.
+ */
+struct rway_job *rway_bridge_job_new(struct rway_pipeline *pipeline, struct rway_bridge *bridge);
+int rway_bridge_job_add(struct rway_job *job, struct rway_consumer *in, uint32_t port);

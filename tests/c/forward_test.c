@@ -116,11 +116,11 @@ static void a_slow_consumer_loses_nothing_and_each_frame_is_judged_once(void)
     }
     struct books first = read_books(way.in.fd, 1), second = read_books(way.out.fd, 1);
     CHECK(waited, "the second link was never full");
-    CHECK(way.forwarder.judge.counts[0].frames == denied && first.consumed_drops[RWAY_DROP_POLICY] == denied,
-          "%lu judged, %lu dropped, %lu denied", (unsigned long)way.forwarder.judge.counts[0].frames,
+    CHECK(judged_by(&way.forwarder, 0) == denied && first.consumed_drops[RWAY_DROP_POLICY] == denied,
+          "%lu judged, %lu dropped, %lu denied", (unsigned long)judged_by(&way.forwarder, 0),
           (unsigned long)first.consumed_drops[RWAY_DROP_POLICY], (unsigned long)denied);
-    CHECK(way.forwarder.judge.counts[1].frames == FRAMES - denied, "%lu allowed",
-          (unsigned long)way.forwarder.judge.counts[1].frames);
+    CHECK(judged_by(&way.forwarder, 1) == FRAMES - denied, "%lu allowed",
+          (unsigned long)judged_by(&way.forwarder, 1));
     CHECK(sum_of(second.produced_drops) == 0 && second.published == FRAMES - denied, "dropped");
     close_way(&way);
 }
@@ -206,25 +206,30 @@ static struct rway_filter *allow_all(void)
     return filter;
 }
 
-/* A loop, and how its jobs judge. */
-struct judging_loop {
+/* A loop, and the stack that it runs; ports are numbered as they are added. */
+struct stack_loop {
     struct rway_loop *loop;
-    struct rway_judge *judge;
+    struct rway_pipeline *pipeline;
+    uint32_t ports;
 };
 
-static struct judging_loop new_loop(struct rway_filter *filter)
+static struct stack_loop new_loop(struct rway_filter *filter)
 {
-    struct judging_loop made = {.loop = rway_loop_new(0), .judge = rway_judge_new(filter)};
-    CHECK(made.loop != NULL && made.judge != NULL, "loop");
-    CHECK(rway_loop_hook(made.loop, rway_judge_hook(made.judge)) == 0, "hook");
+    struct stack_loop made = {.loop = rway_loop_new(0), .pipeline = rway_pipeline_new()};
+    CHECK(made.loop != NULL && made.pipeline != NULL, "loop");
+    CHECK(rway_pipeline_filter(made.pipeline, filter) == 0, "filter");
+    CHECK(rway_loop_hook(made.loop, rway_pipeline_hook(made.pipeline)) == 0, "hook");
     return made;
 }
 
-static void add_forward(const struct judging_loop *to, struct rway_region *in, struct rway_region *out,
-                        uint64_t patience_us)
+static void add_port(struct stack_loop *to, struct rway_region *out)
 {
-    struct rway_job *job =
-        rway_forward_new(to->judge, rway_region_consumer(in, 0), rway_region_producer(out, 0), 0, 1, patience_us);
+    CHECK(rway_pipeline_out(to->pipeline, to->ports++, rway_region_producer(out, 0)) == 0, "port");
+}
+
+static void add_wire(const struct stack_loop *to, struct rway_region *in, uint32_t out_port, uint64_t patience_us)
+{
+    struct rway_job *job = rway_wire_new(to->pipeline, rway_region_consumer(in, 0), 9, out_port, patience_us);
     CHECK(rway_loop_add(to->loop, job) == 0, "job");
 }
 
@@ -241,10 +246,12 @@ static void a_direction_that_waits_holds_up_neither_the_other_nor_the_thread(voi
     enum { FRAMES = 2000, SLEEPS = 20 };
     struct link left = open_link(&NARROW, FIRST_LINK), right = open_link(&NARROW, SECOND_LINK);
     struct rway_filter *filter = allow_all();
-    struct judging_loop both = new_loop(filter);
+    struct stack_loop both = new_loop(filter);
     struct rway_loop *loop = both.loop;
-    add_forward(&both, left.b, right.a, NEVER_US);
-    add_forward(&both, right.a, left.b, NEVER_US);
+    add_port(&both, right.a);
+    add_port(&both, left.b);
+    add_wire(&both, left.b, 0, NEVER_US);
+    add_wire(&both, right.a, 1, NEVER_US);
     CHECK(rway_loop_start(loop) == 0, "start");
     uint64_t sent = 0, back = 0, received = 0, until = now_ms() + AWAIT_S * 1000;
     struct rway_producer *first = rway_region_producer(left.a, 0);
@@ -297,15 +304,16 @@ static void a_circle_of_forwarders_that_is_full_goes_on_and_its_books_balance(vo
     enum { CIRCLE = 3, ROUNDS = 5 };
     struct link links[CIRCLE], feed = open_link(&NARROW, CIRCLE + 1);
     struct rway_filter *filters[CIRCLE];
-    struct judging_loop loops[CIRCLE];
+    struct stack_loop loops[CIRCLE];
     for (uint32_t i = 0; i < CIRCLE; i++)
         links[i] = open_link(&NARROW, i + 1);
     for (uint32_t i = 0; i < CIRCLE; i++) {
         filters[i] = allow_all();
         loops[i] = new_loop(filters[i]);
-        add_forward(&loops[i], links[i].b, links[(i + 1) % CIRCLE].a, SHORT_MS * 1000 / 10);
+        add_port(&loops[i], links[(i + 1) % CIRCLE].a);
+        add_wire(&loops[i], links[i].b, 0, SHORT_MS * 1000 / 10);
     }
-    add_forward(&loops[0], feed.b, links[1].a, SHORT_MS * 1000 / 10);
+    add_wire(&loops[0], feed.b, 0, SHORT_MS * 1000 / 10);
     for (uint32_t i = 0; i < CIRCLE; i++)
         CHECK(rway_loop_start(loops[i].loop) == 0, "start");
     uint64_t sent = 0, until = now_ms() + AWAIT_S * 1000, seen[CIRCLE] = {0};

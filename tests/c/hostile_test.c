@@ -159,13 +159,15 @@ static void forward(struct rway_region *hostile, uint64_t random)
     CHECK(random & 64 || rway_filter_track(filter, RWAY_CONNECTIONS_MIN, &timeouts, NULL) == 0, "connections");
     uint64_t patience_us = random & 128 ? random >> 8 & 0xffff : 0;
     struct rway_loop *loop = rway_loop_new((uint32_t)(random & 63));
-    struct rway_judge *judge = rway_judge_new(filter);
-    CHECK(judge != NULL && rway_loop_hook(loop, rway_judge_hook(judge)) == 0, "filter");
+    struct rway_pipeline *pipeline = rway_pipeline_new();
+    CHECK(pipeline != NULL && rway_pipeline_filter(pipeline, filter) == 0, "filter");
+    CHECK(rway_loop_hook(loop, rway_pipeline_hook(pipeline)) == 0, "hook");
+    CHECK(rway_pipeline_out(pipeline, 0, rway_region_producer(hostile, 0)) == 0, "port");
+    CHECK(rway_pipeline_out(pipeline, 1, rway_region_producer(near, 0)) == 0, "port");
     for (uint32_t queue = 0; queue < rway_region_geometry(hostile)->queues; queue++)
-        CHECK(rway_loop_add(loop, rway_forward_new(judge, rway_region_consumer(hostile, queue),
-                                                   rway_region_producer(near, 0), 0, 1, patience_us)) == 0, "job");
-    rway_loop_add(loop, rway_forward_new(judge, rway_region_consumer(near, 0), rway_region_producer(hostile, 0), 1, 0,
-                                         patience_us));
+        CHECK(rway_loop_add(loop, rway_wire_new(pipeline, rway_region_consumer(hostile, queue), 0, 1, patience_us)) ==
+                  0, "job");
+    rway_loop_add(loop, rway_wire_new(pipeline, rway_region_consumer(near, 0), 1, 0, patience_us));
     rway_loop_watch(loop, hostile, 0);
     CHECK(rway_loop_start(loop) == 0, "start");
     struct patience patience = {.region = hostile, .until_ms = now_ms() + ROUND_MS};

@@ -13,7 +13,7 @@
 
 #include "check.h"
 #include "ring.h"
-#include "stack/judge.h"
+#include "stack/pipeline.h"
 
 enum {
     FIRST_LINK = 7,  /* from the sender (side a) to the forwarder (side b) */
@@ -94,12 +94,12 @@ static inline struct rway_region *attach(int fd, const struct rway_geometry *geo
 
 struct forwarder {
     struct rway_region *in, *out;
-    struct rway_filter_table *table;
+    struct rway_filter *filter;
+    struct rway_pipeline *pipelines[RWAY_QUEUES_MAX]; /* one for each job: port 1 is another queue in each */
     struct rway_job *jobs[RWAY_QUEUES_MAX];
-    struct rway_judge judge;
 };
 
-/* patience_us: as for rway_forward_new. */
+/* patience_us: as for rway_wire_new. */
 static inline void open_forwarder(struct forwarder *forwarder, struct rway_region *in, struct rway_region *out,
                                   uint64_t patience_us)
 {
@@ -110,16 +110,26 @@ static inline void open_forwarder(struct forwarder *forwarder, struct rway_regio
                                      .protocol = IPPROTO_UDP,
                                      .destination_port_low = DENIED_PORT,
                                      .destination_port_high = DENIED_PORT};
-    *forwarder = (struct forwarder){.in = in, .out = out};
-    forwarder->table = rway_filter_table_new(&denied, 1, RWAY_ALLOW, &error);
-    CHECK(forwarder->table != NULL, "%s", error.what);
-    forwarder->judge = (struct rway_judge){.table = forwarder->table,
-                                           .counts = rway_filter_table_row(forwarder->table, 0)};
+    *forwarder = (struct forwarder){.in = in, .out = out, .filter = rway_filter_new()};
+    struct rway_filter_table *table = rway_filter_table_new(&denied, 1, RWAY_ALLOW, &error);
+    CHECK(forwarder->filter != NULL && table != NULL, "%s", error.what);
+    rway_filter_replace(forwarder->filter, table);
     for (uint32_t queue = 0; queue < rway_region_geometry(in)->queues; queue++) {
-        forwarder->jobs[queue] = rway_forward_new(&forwarder->judge, rway_region_consumer(in, queue),
-                                                  rway_region_producer(out, queue), 0, 1, patience_us);
+        struct rway_pipeline *pipeline = forwarder->pipelines[queue] = rway_pipeline_new();
+        CHECK(pipeline != NULL && rway_pipeline_filter(pipeline, forwarder->filter) == 0, "no pipeline");
+        CHECK(rway_pipeline_out(pipeline, 1, rway_region_producer(out, queue)) == 0, "no port");
+        forwarder->jobs[queue] = rway_wire_new(pipeline, rway_region_consumer(in, queue), 0, 1, patience_us);
         CHECK(forwarder->jobs[queue] != NULL, "no job");
+        rway_pipeline_hook(pipeline)->turn(rway_pipeline_hook(pipeline));
     }
+}
+
+/* What the rule, and the default, have decided over. */
+static inline uint64_t judged_by(const struct forwarder *forwarder, uint32_t rule)
+{
+    struct rway_rule_counts counts[2];
+    rway_filter_counts(forwarder->filter, counts, 2);
+    return counts[rule].frames;
 }
 
 static inline uint32_t run_forwarder(struct forwarder *forwarder)
@@ -143,9 +153,11 @@ static inline bool has_waiting(const struct forwarder *forwarder)
 
 static inline void close_forwarder(struct forwarder *forwarder)
 {
-    for (uint32_t queue = 0; queue < rway_region_geometry(forwarder->in)->queues; queue++)
+    for (uint32_t queue = 0; queue < rway_region_geometry(forwarder->in)->queues; queue++) {
         forwarder->jobs[queue]->free(forwarder->jobs[queue]);
-    rway_filter_table_free(forwarder->table);
+        rway_pipeline_hook(forwarder->pipelines[queue])->free(rway_pipeline_hook(forwarder->pipelines[queue]));
+    }
+    rway_filter_free(forwarder->filter);
 }
 
 /* ---- books ---- */

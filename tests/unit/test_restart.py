@@ -30,7 +30,7 @@ from ringway.shm import (
 )
 from ringway.shm._native import ffi, lib
 from ringway.stack.filter import Filter
-from ringway.stack.forward import Judge
+from ringway.stack.pipeline import Pipeline
 from ringway.stack.spread import Spread
 from tests.hostile.carrier import LINK, WORD, Carrier, carrier
 
@@ -391,9 +391,11 @@ def test_a_loop_holds_all_regions_that_it_uses_until_it_is_closed(two_links: tup
     source, target = made.attach(1), attach_out(fd)
     loop = Loop("inside-outside/0", 0)
     packet_filter = Filter(("inside", "outside"))
-    judge = Judge(loop, packet_filter.native)
+    pipeline = Pipeline(loop)
+    pipeline.filter(packet_filter.native)
     loop.watch(source, 0)
-    judge.forward_spread(source.consumers[0], Spread(target), 0, 1)
+    pipeline.out(1, Spread(target))
+    pipeline.wire(source.consumers[0], 0, 1, 0)
     loop.start()
     for region in (source, target):
         with pytest.raises(RegionHeldError, match="loop inside-outside/0"):

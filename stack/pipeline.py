@@ -1,0 +1,43 @@
+"""A stack from Python: what one loop runs over its ports, set up here and then left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringway.engine.loop import Loop
+from ringway.shm import Consumer, Producer
+from ringway.shm._native import ffi, lib
+from ringway.stack.spread import Spread
+
+PORTS_MAX = 64  # ports of a stack: RWAY_PORTS_MAX
+
+
+class Pipeline:
+    """The stack of one loop, and part of it from here on. Functions and ports first, then what brings packets."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._native = lib.rway_pipeline_new()
+        if self._native == ffi.NULL:
+            raise MemoryError("no memory for a stack")
+        loop.hook(lib.rway_pipeline_hook(self._native))
+
+    def filter(self, native_filter: Any) -> None:
+        """Judge by this filter; by the connections that it remembers, too, if it does."""
+        if lib.rway_pipeline_filter(self._native, native_filter) != 0:
+            raise RuntimeError("no memory for a reader of the filter, or all its places are taken")
+
+    def out(self, port: int, target: Producer | Spread) -> None:
+        """What leaves by port number `port` goes into this queue, or each flow into one of several."""
+        add = lib.rway_pipeline_out_spread if isinstance(target, Spread) else lib.rway_pipeline_out
+        self._loop.use(target)
+        if add(self._native, port, target.native) != 0:
+            raise MemoryError(f"no memory for a way out, or port number {port} has one")
+
+    def wire(self, source: Consumer, in_port: int, out_port: int, patience_us: int) -> None:
+        """Send on what comes in by `source`, of port number `in_port`, by `out_port`.
+
+        Frames wait for room in a single out-queue until its consumer has not moved for `patience_us`; 0: they are
+        dropped.
+        """
+        self._loop.add(lib.rway_wire_new(self._native, source.native, in_port, out_port, patience_us), source)
