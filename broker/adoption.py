@@ -16,7 +16,7 @@ from ringway.broker.end import End
 from ringway.broker.fabric import Fabric
 from ringway.broker.fabric_file import FabricError
 from ringway.broker.journal import Journal, journal_path
-from ringway.broker.keeping import DESK, Found, Keeping, close_all, end_key, link_key
+from ringway.broker.keeper_entries import DESK, Found, KeeperEntries, close_all, end_key, link_key
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 
@@ -35,7 +35,7 @@ def adopt_fabric(journal: Journal, fabric: Fabric, runtime: Path) -> None:
         raise ControlError(Cause.RUNTIME, message) from None
 
 
-def adopt_links(found: Found, fabric: Fabric, resources: Resources, keeping: Keeping) -> list[str]:
+def adopt_links(found: Found, fabric: Fabric, resources: Resources, keeping: KeeperEntries) -> list[str]:
     """Take over the memory and bells of the fabric's links, and drop others. The names of links that have none."""
     lost = []
     for name, link in fabric.links.items():
@@ -49,7 +49,7 @@ def adopt_links(found: Found, fabric: Fabric, resources: Resources, keeping: Kee
     return lost
 
 
-def adopt_ends(found: Found, fabric: Fabric, keeping: Keeping, take_over: Callable[[End], None]) -> None:
+def adopt_ends(found: Found, fabric: Fabric, keeping: KeeperEntries, take_over: Callable[[End], None]) -> None:
     """Say of each end what is known; `take_over` gets all of them that are still the fabric's."""
     by_id = {link.link_id: link for link in fabric.links.values() if not link.lost}
     for (link_id, side), (kept, descriptors) in found.ends.items():
@@ -61,7 +61,7 @@ def adopt_ends(found: Found, fabric: Fabric, keeping: Keeping, take_over: Callab
             take_over(fabric.adopt_end(link, side, kept, descriptors))
 
 
-def adopt_desk(found: Found, path: Path, keeping: Keeping) -> socket.socket:
+def adopt_desk(found: Found, path: Path, keeping: KeeperEntries) -> socket.socket:
     """The socket that agents connect to: the one that they wait at already, if it can still be reached by its path."""
     reachable = False
     with contextlib.suppress(OSError):

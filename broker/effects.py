@@ -12,14 +12,14 @@ from typing import Final
 from ringway.broker.carriers import EndBells, carrier
 from ringway.broker.config import MIB, LinkConfig
 from ringway.broker.fabric import Effect, MakeLink, RemoveLink
-from ringway.broker.keeping import Keeping, close_all, link_key
+from ringway.broker.keeper_entries import KeeperEntries, close_all, link_key
 from ringway.broker.memory import available, huge_available
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.shm import RefusalCause, RegionError, carried_from, create_region
 
 HUGE_PAGE: Final = 2 << 20  # bytes; st_blksize of memory that has them
-RESERVE: Final = 512  # descriptors for sockets, agents, the interpreter; a keeper needs some 350 of its own
+RESERVE: Final = 512  # descriptors for sockets, agents, the interpreter; a keeper needs some 290 of its own
 CONNECTIONS: Final = 2  # descriptors by which a link's ends are held
 LIFELINES: Final = 2
 DESK: Final = 1  # descriptor of the keeper's, besides those of links
@@ -126,7 +126,7 @@ def raise_descriptor_limit() -> int:
 class Resources:
     """What it makes is put into the keeper too, before anybody can be handed it."""
 
-    def __init__(self, descriptors_max: int, keeping: Keeping) -> None:
+    def __init__(self, descriptors_max: int, keeping: KeeperEntries) -> None:
         self._descriptors_max = descriptors_max
         self._keeping = keeping
         self.links: dict[int, Held] = {}  # by link id; lost ones are not there

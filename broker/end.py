@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ringway.broker.config import PortConfig
-from ringway.broker.keeping import KeptEnd
+from ringway.broker.keeper_entries import KeptEnd
 
 
 @dataclass(frozen=True)

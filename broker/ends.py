@@ -20,7 +20,7 @@ from ringway.broker.desk import Claim, Closed, Desk
 from ringway.broker.effects import Resources
 from ringway.broker.end import End
 from ringway.broker.fabric import Fabric, LinkState
-from ringway.broker.keeping import Keeping
+from ringway.broker.keeper_entries import KeeperEntries
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause, Peer
 
@@ -42,7 +42,7 @@ class Ends:
         events: select.epoll,
         fabric: Fabric,
         resources: Resources,
-        keeping: Keeping,
+        keeping: KeeperEntries,
         say: Callable[[str], None],
     ) -> None:
         self.desk = Desk(listener, events)

@@ -17,7 +17,7 @@ from ringway.broker.carriers import carrier
 from ringway.broker.config import End as EndName
 from ringway.broker.config import FabricConfig, LinkConfig, PortConfig
 from ringway.broker.end import End, Holder, Ticket
-from ringway.broker.keeping import KeptEnd
+from ringway.broker.keeper_entries import KeptEnd
 from ringway.control import messages
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause, Granted, Offer, Take

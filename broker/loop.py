@@ -31,7 +31,7 @@ from ringway.broker.fabric import ChangedPort, Fabric
 from ringway.broker.fabric import Plan as FabricPlan
 from ringway.broker.fabric_file import FabricError
 from ringway.broker.journal import Journal, new_journal, read_journal, write_journal
-from ringway.broker.keeping import Keeping
+from ringway.broker.keeper_entries import KeeperEntries
 from ringway.broker.router import Router, check_zmq
 from ringway.broker.runtime import claim
 from ringway.broker.verdicts import VERDICT_TIME, Answer, Verdicts
@@ -114,7 +114,7 @@ class Loop:
         adopt_fabric(self._journal, self._fabric, runtime)
         if journal is None:
             write_journal(runtime, self._journal)  # before there is a keeper, which a broker that fails would leave
-        self._keeping = Keeping(runtime, self._say)
+        self._keeping = KeeperEntries(runtime, self._say)
         begun.callback(self._close_keeping)
         found = self._keeping.recover()
         self._resources = Resources(descriptors_max, self._keeping)

@@ -92,7 +92,7 @@ def _log(line: str) -> None:
 @RUNTIME_OPTION
 def keeper(runtime: Path | None) -> NoReturn:
     """Run a keeper, which holds the links' descriptors while no broker runs, until SIGTERM or SIGINT."""
-    from ringway.broker.keeper import command
+    from ringway.broker.keeper_client import command
     from ringway.broker.runtime import make_private
 
     directory = runtime_directory(runtime)

@@ -8,7 +8,6 @@ import resource
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Self
 
 from ringway.broker.directory import remove_leftovers
-from ringway.broker.keeper import Keeper
 from ringway.control.client import AgentSession, Client
 from ringway.control.handover import Handover, take
 from ringway.control.messages import Applied, Apply, LinkShown, Offer, Show, Shown, Take, VmShown, Welcome
 from ringway.control.runtime import control_path, handover_path
+from tools.soak.census import keeper_pid
 
 RINGWAY = [sys.executable, "-c", "from ringway.cli.main import main; main()"]
 
@@ -47,15 +46,6 @@ def short_directory() -> Iterator[Path]:
             end_keeper(keeper.parent)
         shutil.rmtree(path)
         remove_leftovers()
-
-
-def keeper_pid(runtime: Path) -> int | None:
-    """The keeper's process, if one listens there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        if connection.connect_ex(str(runtime / "keeper.sock")) != 0:
-            return None
-        with contextlib.closing(Keeper.reach(runtime)) as keeper:
-            return keeper.pid
 
 
 def end_keeper(runtime: Path) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ringway.broker import keeper_process
-from ringway.broker.keeper import Keeper, Kept
+from ringway.broker import keeper_server
+from ringway.broker.keeper_client import Keeper, Kept
 from tests.system.broker_process import RINGWAY, descriptors_of
+from tools.soak.census import await_idle, keeper_pid
 
 PATIENCE_MS = 30_000
 
@@ -70,7 +71,7 @@ def readable(fd: int) -> bool:
 
 @contextlib.contextmanager
 def reached(runtime: Path) -> Iterator[Keeper]:
-    """One more client of the keeper there."""
+    """The next client of the keeper there, as soon as the one before it has left."""
     keeper = Keeper.reach(runtime)
     try:
         yield keeper
@@ -95,10 +96,11 @@ def keys(keeper: Keeper) -> list[str]:
 
 
 def settled_descriptors(runtime: Path) -> int:
-    """How many the keeper has open with one more client, when it has dealt with all that came or went before."""
-    with reached(runtime) as latest:
-        keys(latest)
-        return descriptors_of(latest.pid)
+    """How many the keeper has open when it has dealt with all that came or went before."""
+    pid = keeper_pid(runtime)
+    assert pid is not None, "no keeper runs"
+    await_idle(pid)
+    return descriptors_of(pid)
 
 
 @contextlib.contextmanager
@@ -117,7 +119,7 @@ def memories(*contents: bytes) -> Iterator[list[int]]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ringway.broker.keeper import Keeper
+from ringway.broker.keeper_client import Keeper
 keeper = Keeper.reach(Path(sys.argv[1]))
 {}
 os.kill(os.getpid(), signal.SIGKILL)
@@ -145,7 +147,7 @@ class Stranger:
 
     def __init__(self, runtime: Path) -> None:
         self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.connection.connect(str(runtime / keeper_process.SOCKET_NAME))  # waits for its place in the backlog
+        self.connection.connect(str(runtime / keeper_server.SOCKET_NAME))  # waits for its place in the backlog
         self.connection.settimeout(PATIENCE_MS / 1000)
 
     def say(self, payload: bytes, fds: Sequence[int] = ()) -> None:
@@ -159,8 +161,8 @@ class Stranger:
             payload = self.connection.recv(1 << 17)
         if not payload:
             return None
-        op, _ = keeper_process.HEAD.unpack_from(payload)
-        return Said(op, payload[keeper_process.HEAD.size :])
+        op, _ = keeper_server.HEAD.unpack_from(payload)
+        return Said(op, payload[keeper_server.HEAD.size :])
 
 
 @contextlib.contextmanager
@@ -171,4 +173,4 @@ def knocking(runtime: Path) -> Iterator[Stranger]:
 
 
 def message(op: int, key: bytes = b"", value: bytes = b"") -> bytes:
-    return keeper_process.HEAD.pack(op, key) + value
+    return keeper_server.HEAD.pack(op, key) + value

@@ -11,10 +11,11 @@ from typing import NamedTuple
 from ringway.agent import Port
 from ringway.control.listing import ListedFabric, list_fabrics
 from ringway.control.messages import Shown
-from tests.system.broker_process import BrokerProcess, descriptors_of, keeper_pid, own_descriptors
+from tests.system.broker_process import BrokerProcess, descriptors_of, own_descriptors
 from tests.system.fabric_fixtures import AgentProcess, Fabric, until
 from tests.system.keeper_process import await_end, settled_descriptors, watching
 from tests.system.numbered_stream import Stream, streaming
+from tools.soak.census import keeper_pid
 
 CHAIN = """
 [vm.client.port.direct]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from ringway.broker.loop import Loop
-from tests.system.broker_process import FABRIC, RINGWAY, BrokerProcess, keeper_pid, run_ringway, short_directory
+from tests.system.broker_process import FABRIC, RINGWAY, BrokerProcess, run_ringway, short_directory
 from tests.system.fabric_fixtures import Fabric, run
+from tools.soak.census import keeper_pid
 
 CHANGED = FABRIC.replace("slots = 64", "slots = 128")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -16,8 +17,9 @@ from typing import NoReturn
 
 import pytest
 
-from ringway.broker.keeper import Keeper, KeeperGone
-from ringway.broker.keeper_process import DESCRIPTORS_PER_ENTRY, LIST, PUT, VALUE_SIZE
+from ringway.broker import keeper_client
+from ringway.broker.keeper_client import Keeper, KeeperGone
+from ringway.broker.keeper_server import DESCRIPTORS_PER_ENTRY, DROP, ENTRY, LIST, PUT, SELF, VALUE_SIZE
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from tests.system.broker_process import (
@@ -55,11 +57,12 @@ def keeper(runtime: Path) -> Iterator[Keeper]:
         yield reached_one
 
 
-def test_what_was_put_is_taken_back_by_any_client(runtime: Path, keeper: Keeper) -> None:
+def test_what_was_put_is_taken_back_by_the_next_client(runtime: Path, keeper: Keeper) -> None:
     with memories(b"region", b"more") as fds, os.fdopen(os.memfd_create("x"), "wb") as other:
         keeper.put("link/one", b"\0opaque\xff", fds)
         keeper.put("nothing", b"", [])
         keeper.put("k" * 32, b"v" * VALUE_SIZE, [other.fileno()] * DESCRIPTORS_PER_ENTRY)
+    keeper.close()
     with reached(runtime) as successor, taken(successor) as kept:
         assert list(kept) == ["link/one", "nothing", "k" * 32]
         assert kept["link/one"].value == b"\0opaque\xff"
@@ -86,21 +89,23 @@ def test_an_entry_that_is_dropped_or_replaced_is_closed(runtime: Path, keeper: K
 
 
 def test_a_connected_socket_of_a_killed_client_stays_connected(runtime: Path, keeper: Keeper) -> None:
+    keeper.close()
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
             killed_client(runtime, "keeper.put('connection', b'', [int(sys.argv[2])])", [theirs.fileno()])
-        with taken(keeper) as kept:
+        with reached(runtime) as successor, taken(successor) as kept:
             with pytest.raises(BlockingIOError):
                 ours.recv(10, socket.MSG_DONTWAIT)  # an end of file would be b""
             os.write(kept["connection"].fds[0], b"still here")
             assert ours.recv(100) == b"still here"
-            keeper.drop("connection")
-            keys(keeper)
+            successor.drop("connection")
+            successor.settle()
         assert ours.recv(10) == b""
 
 
 def test_a_listening_socket_of_a_killed_client_goes_on_listening(runtime: Path, keeper: Keeper) -> None:
+    keeper.close()
     path = str(runtime / "listener")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -108,54 +113,84 @@ def test_a_listening_socket_of_a_killed_client_goes_on_listening(runtime: Path, 
         killed_client(runtime, "keeper.put('listener', b'', [int(sys.argv[2])])", [listener.fileno()])
     with socket.socket(socket.AF_UNIX) as late:
         late.connect(path)
-        with taken(keeper) as kept, socket.socket(fileno=os.dup(kept["listener"].fds[0])) as listener:
+        with (
+            reached(runtime) as successor,
+            taken(successor) as kept,
+            socket.socket(fileno=os.dup(kept["listener"].fds[0])) as listener,
+        ):
             listener.accept()[0].close()
         assert late.recv(10) == b""
 
 
-@pytest.mark.parametrize("order", ["heard before the dead one", "heard after it"])
+@pytest.mark.parametrize("order", ["waiting beside the dead one", "coming after it"])
 def test_what_a_killed_client_put_last_comes_into_its_successors_list(
     runtime: Path, keeper: Keeper, order: str
 ) -> None:
-    with contextlib.ExitStack() as clients:
-        if order == "heard before the dead one":
+    keeper.settle()
+    with contextlib.ExitStack() as clients, watching(keeper.pid) as pid_fd:
+        if order == "waiting beside the dead one":
             successor = clients.enter_context(knocking(runtime))
-            successor.hear()
-        with watching(keeper.pid) as pid_fd, reached(runtime) as dying:
-            signal.pidfd_send_signal(pid_fd, signal.SIGSTOP)
-            try:
-                for number in range(100):
-                    dying.put(f"link/{number}", b"", [0])
-                dying.close()
-                if order == "heard after it":
-                    successor = clients.enter_context(knocking(runtime))
-                successor.say(message(LIST))
-            finally:
-                signal.pidfd_send_signal(pid_fd, signal.SIGCONT)
-        heard = [successor.hear() for _ in range(101)]
-    assert all(heard)
-    assert keys(keeper) == [f"link/{number}" for number in range(100)]
+        signal.pidfd_send_signal(pid_fd, signal.SIGSTOP)
+        try:
+            for number in range(100):
+                keeper.put(f"link/{number}", b"", [0])
+            keeper.close()
+            if order == "coming after it":
+                successor = clients.enter_context(knocking(runtime))
+            successor.say(message(LIST))
+        finally:
+            signal.pidfd_send_signal(pid_fd, signal.SIGCONT)
+        heard = [successor.hear() for _ in range(102)]
+    assert [said.op for said in heard if said] == [SELF, *[ENTRY] * 100, SELF]
 
 
 def test_what_was_put_by_a_client_that_died_over_its_list_is_kept(runtime: Path, keeper: Keeper) -> None:
     with memories(b"one") as fds:
         for number in range(600):  # more than its queue has room for
             keeper.put(f"link/{number}", b"v" * 1000, fds)
-        keys(keeper)
+        keeper.close()
         killed_client(runtime, "keeper._send(3); keeper.put('last', b'', [int(sys.argv[2])])", fds)
-    assert keys(keeper)[-1] == "last"
+    with reached(runtime) as successor:
+        assert keys(successor)[-1] == "last"
 
 
 def test_what_was_put_by_a_client_that_died_before_it_read_an_answer_is_kept(runtime: Path, keeper: Keeper) -> None:
-    with watching(keeper.pid) as pid_fd, knocking(runtime) as dying:
-        assert readable(dying.connection.fileno())
-        signal.pidfd_send_signal(pid_fd, signal.SIGSTOP)
-        try:
-            dying.say(message(PUT, b"last"))
-            dying.connection.close()
-        finally:
-            signal.pidfd_send_signal(pid_fd, signal.SIGCONT)
-    assert keys(keeper) == ["last"]
+    with watching(keeper.pid) as pid_fd:
+        keeper.close()
+        with knocking(runtime) as dying:
+            assert readable(dying.connection.fileno())
+            signal.pidfd_send_signal(pid_fd, signal.SIGSTOP)
+            try:
+                dying.say(message(PUT, b"last"))
+                dying.connection.close()
+            finally:
+                signal.pidfd_send_signal(pid_fd, signal.SIGCONT)
+    with reached(runtime) as successor:
+        assert keys(successor) == ["last"]
+
+
+def test_a_client_waits_for_the_one_that_is_served_and_takes_nothing_from_it(runtime: Path, keeper: Keeper) -> None:
+    with knocking(runtime) as waiting:
+        waiting.say(message(DROP, b"a"))
+        waiting.say(message(LIST))
+        keeper.put("a", b"", [0])
+        keeper.put("b", b"", [0])
+        assert keys(keeper) == ["a", "b"], "nobody else was heard"
+        poll = select.poll()
+        poll.register(waiting.connection, select.POLLIN)
+        assert not poll.poll(0), "nor answered"
+        keeper.close()
+        assert [said.op for _ in range(3) if (said := waiting.hear())] == [SELF, ENTRY, SELF]
+
+
+def test_who_waits_in_vain_for_the_client_that_is_served_is_told_of_it(
+    runtime: Path, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_client, "ANSWER_TIMEOUT", 1)
+    keeper.put("a", b"", [0])
+    with pytest.raises(KeeperGone, match="serves one client at a time, so end the one"):
+        Keeper.reach(runtime)
+    assert keys(keeper) == ["a"]
 
 
 def test_a_killed_keeper_is_seen_by_its_client_and_replaced(runtime: Path, keeper: Keeper) -> None:
@@ -195,15 +230,17 @@ def put_without_end(keeper: Keeper) -> NoReturn:
 
 def test_those_who_start_a_keeper_at_once_share_one(runtime: Path) -> None:
     runtime.mkdir(mode=0o700)
+
+    def reach_and_leave(_: int) -> int:
+        with reached(runtime) as keeper:
+            return keeper.pid
+
     with ThreadPoolExecutor(8) as threads:
-        reached_ones = list(threads.map(lambda _: Keeper.reach(runtime), range(8)))
-    assert len({one.pid for one in reached_ones}) == 1
-    with watching(reached_ones[0].pid) as pid_fd:
-        reached_ones.pop().end()
+        pids = set(threads.map(reach_and_leave, range(8)))
+    (pid,) = pids
+    with watching(pid) as pid_fd, reached(runtime) as keeper:
+        keeper.end()
         await_end(pid_fd)
-    for one in reached_ones:
-        assert one.gone()
-        one.close()
 
 
 def test_a_keeper_started_for_a_broker_shares_nothing_with_it(runtime: Path) -> None:
@@ -254,7 +291,7 @@ def test_a_thousand_entries_come_and_go_without_a_trace(runtime: Path, keeper: K
     def come_and_go(count: int) -> tuple[int, int]:
         with memories(*[b"x"] * 9) as fds:
             for number in range(count):
-                keeper.put(f"link/{number % 7}", b"v" * 30_000, fds)
+                keeper.put(f"link/{number % 7}", b"v" * VALUE_SIZE, fds)
                 keeper.drop(f"link/{number % 5}")
             for number in range(7):
                 keeper.drop(f"link/{number}")
@@ -281,6 +318,8 @@ def test_a_list_that_its_reader_has_no_descriptors_for_is_an_error_and_leaks_non
     with memories(b"1", b"2", b"3") as fds:
         keeper.put("a", b"", fds)
         keeper.put("b", b"", fds)
+    keeper.settle()
+    keeper.close()
     with reached(runtime) as short:
         before = own_descriptors()
         with room_for_descriptors(4), pytest.raises(ControlError) as caught:
@@ -288,7 +327,8 @@ def test_a_list_that_its_reader_has_no_descriptors_for_is_an_error_and_leaks_non
         assert caught.value.cause is Cause.LIMIT
         assert own_descriptors() == before
         assert short.gone()
-    assert keys(keeper) == ["a", "b"]
+    with reached(runtime) as successor:
+        assert keys(successor) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -359,9 +399,6 @@ def test_settling_returns_when_all_is_kept_and_says_what_was_refused(runtime: Pa
         keeper.put("a", b"", fds)
         keeper.settle()
         assert keys(keeper) == ["a"]
-        with knocking(runtime) as stranger:
-            stranger.say(b"x")
-        keeper.settle()  # which is none of its own
         keeper._send(255)
         with pytest.raises(KeeperGone, match="there is no op 255"):
             keeper.settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,9 @@ from typing import NoReturn
 
 import pytest
 
-from ringway.broker.keeper import Keeper, KeeperGone, command
-from ringway.broker.keeper_process import (
+from ringway.broker.keeper_client import KeeperGone, command
+from ringway.broker.keeper_server import (
     BACKLOG,
-    CLIENTS_MAX,
     DROP,
     END,
     ENTRIES_MAX,
@@ -26,7 +26,6 @@ from ringway.broker.keeper_process import (
     SELF,
     SOCKET_NAME,
     VALUE_SIZE,
-    VALUES_SIZE,
 )
 from tests.conftest import require
 from tests.system.broker_process import RINGWAY, own_descriptors, short_directory
@@ -49,12 +48,25 @@ def runtime() -> Iterator[Path]:
 
 
 @pytest.fixture
-def keeper(runtime: Path) -> Iterator[Keeper]:
-    """With one entry, which every test of this page leaves as it was."""
+def keeper(runtime: Path) -> Iterator[int]:
+    """Its pid. It has one entry, which every test of this page leaves as it was, and serves nobody just now."""
     with running_keeper(runtime) as kept, memories(b"region") as fds:
         kept.put("link/one", b"value", fds)
-        yield kept
-        assert keys(kept) == ["link/one"]
+        kept.close()
+        yield kept.pid
+        assert keys_now(runtime) == ["link/one"]
+
+
+def keys_now(runtime: Path) -> list[str]:
+    """Of the keeper there, after all that came before."""
+    with reached(runtime) as latest:
+        return keys(latest)
+
+
+def settled(runtime: Path) -> int:
+    """Open descriptors of the keeper, when those that came before have left."""
+    keys_now(runtime)
+    return settled_descriptors(runtime)
 
 
 def refusal(stranger: Stranger) -> str:
@@ -83,135 +95,105 @@ def refusal(stranger: Stranger) -> str:
     ],
     ids=["short", "cut", "a byte too long", "long", "drop+", "list+", "0", "entry", "refused", "255"],
 )
-def test_a_message_that_is_none_ends_its_client_only(
-    runtime: Path, keeper: Keeper, payload: bytes, reason: str
-) -> None:
-    before = settled_descriptors(runtime)
+def test_a_message_that_is_none_ends_its_client_only(runtime: Path, keeper: int, payload: bytes, reason: str) -> None:
+    before = settled(runtime)
     with knocking(runtime) as stranger:
         stranger.say(payload)
         assert reason in refusal(stranger)
-    with memories(*[b"gift"] * 253) as gifts, knocking(runtime) as stranger:
-        stranger.say(payload, gifts)
-        refusal(stranger)
-        assert settled_descriptors(runtime) == before
+    with memories(*[b"gift"] * 253) as gifts:
+        with knocking(runtime) as stranger:
+            stranger.say(payload, gifts)
+            refusal(stranger)
+        assert settled(runtime) == before
 
 
-def test_descriptors_without_a_message_are_closed(runtime: Path, keeper: Keeper) -> None:
-    before = settled_descriptors(runtime)
-    with memories(b"gift") as gifts, knocking(runtime) as stranger:
-        stranger.say(b"", gifts * 100)
-        assert stranger.hear() is not None
-        assert stranger.hear() is None
-        assert settled_descriptors(runtime) == before
+def test_descriptors_without_a_message_are_closed(runtime: Path, keeper: int) -> None:
+    before = settled(runtime)
+    with memories(b"gift") as gifts:
+        with knocking(runtime) as stranger:
+            stranger.say(b"", gifts * 100)
+            assert stranger.hear() is not None
+            assert stranger.hear() is None
+        assert settled(runtime) == before
 
 
-def test_random_bytes_with_random_gifts_change_nothing(runtime: Path, keeper: Keeper) -> None:
-    before = settled_descriptors(runtime)
+def test_random_bytes_with_random_gifts_change_nothing(runtime: Path, keeper: int) -> None:
+    before = settled(runtime)
     dice = random.Random(12)
     with memories(b"gift") as gifts:
         for _ in range(300):
             with knocking(runtime) as stranger:
                 op = bytes([dice.choice([0, *range(ENTRY, 256)])])
                 stranger.say(op + dice.randbytes(dice.choice([0, 1, 31, 32, 33, 1000])), gifts * dice.randrange(5))
-    assert settled_descriptors(runtime) == before
+    assert settled(runtime) == before
 
 
-def test_a_reader_that_does_not_read_its_lists_delays_nobody(runtime: Path, keeper: Keeper) -> None:
-    with memories(*[b"region"] * 9) as fds:
+def test_a_client_that_does_not_read_what_it_asks_for_is_over_when_it_leaves(runtime: Path, keeper: int) -> None:
+    with memories(*[b"region"] * 9) as fds, reached(runtime) as filler:
         for number in range(500):
-            keeper.put(f"more/{number}", b"v" * 500, fds)
-        keys(keeper)
-        before = settled_descriptors(runtime)
-        with knocking(runtime) as lazy, knocking(runtime) as lazier:
-            for _ in range(40):
-                lazy.say(message(LIST))
-                lazier.say(message(LIST))
-            for _ in range(3):
-                assert len(keys(keeper)) == 501
-            for number in range(500):
-                keeper.drop(f"more/{number}")
-            assert keys(keeper) == ["link/one"]
-            said = [lazy.hear(), lazy.hear()]
-            assert [one.op for one in said if one] == [SELF, ENTRY]
-            lazy.say(message(PUT, b"link/two"))
-            assert keys(keeper) == ["link/one", "link/two"]
-    keeper.drop("link/two")
-    assert settled_descriptors(runtime) == before - 500 * 9
+            filler.put(f"more/{number}", b"v" * 500, fds)
+    before = settled(runtime)
+    for op in (LIST, SELF):
+        with knocking(runtime) as lazy, pytest.raises(BlockingIOError):
+            ask_without_end(lazy, op)
+    with knocking(runtime) as lazy:
+        lazy.say(message(LIST))
+        lazy.say(message(PUT, b"link/two"))
+    assert keys_now(runtime)[-1] == "link/two"
+    assert settled(runtime) == before
+    with reached(runtime) as cleaner:
+        for key in ("link/two", *(f"more/{number}" for number in range(500))):
+            cleaner.drop(key)
 
 
-def test_clients_that_flood_each_other_with_lists_are_all_served(runtime: Path, keeper: Keeper) -> None:
-    with contextlib.ExitStack() as crowd:
-        strangers = [crowd.enter_context(knocking(runtime)) for _ in range(10)]
-        for stranger in strangers:
-            for _ in range(20):
-                stranger.say(message(LIST))
-        assert keys(keeper) == ["link/one"]
-        for stranger in strangers:
-            said = [stranger.hear() for _ in range(1 + 20 * 2)]
-            assert [one.op for one in said if one] == [SELF, *[ENTRY, SELF] * 20]
-
-
-def ask_without_end(stranger: Stranger) -> NoReturn:
+def ask_without_end(stranger: Stranger, op: int) -> NoReturn:
+    assert stranger.hear() is not None
+    stranger.connection.setblocking(False)
+    poll = select.poll()
+    poll.register(stranger.connection, select.POLLOUT)
     while True:
-        stranger.say(message(SELF))
+        stranger.say(message(op))
+        if not poll.poll(200):  # the keeper waits for room, and reads no more
+            stranger.say(message(op) * 2)
 
 
-def test_a_client_that_asks_for_more_than_it_reads_is_hung_up_on(runtime: Path, keeper: Keeper) -> None:
-    before = settled_descriptors(runtime)
-    with knocking(runtime) as stranger, pytest.raises(ConnectionError):
-        ask_without_end(stranger)
-    assert settled_descriptors(runtime) == before
-
-
-def test_a_flood_of_connections_is_refused_and_forgotten(runtime: Path, keeper: Keeper) -> None:
-    before = settled_descriptors(runtime)
+def test_a_crowd_that_waits_is_served_one_after_the_other(runtime: Path, keeper: int) -> None:
+    before = settled(runtime)
     with contextlib.ExitStack() as crowd:
-        strangers = [crowd.enter_context(knocking(runtime)) for _ in range(CLIENTS_MAX + BACKLOG + 10)]
-        welcome = [stranger.hear() for stranger in strangers]
-        assert [said.op for said in welcome if said] == [SELF] * (CLIENTS_MAX - 1) + [REFUSED] * (BACKLOG + 11)
-        assert keys(keeper) == ["link/one"]
-        with pytest.raises(KeeperGone, match="clients are connected"):
-            Keeper.reach(runtime)
-    assert settled_descriptors(runtime) == before
-    with reached(runtime) as late:
-        assert keys(late) == ["link/one"]
+        strangers = [crowd.enter_context(knocking(runtime)) for _ in range(BACKLOG)]
+        for stranger in strangers:
+            stranger.say(message(LIST))
+        for stranger in strangers:
+            assert [said.op for _ in range(3) if (said := stranger.hear())] == [SELF, ENTRY, SELF]
+            stranger.connection.close()
+        assert keys_now(runtime) == ["link/one"]
+    assert settled(runtime) == before
 
 
-def test_more_entries_than_may_be_are_refused_to_their_client_only(runtime: Path, keeper: Keeper) -> None:
+def test_more_entries_than_may_be_are_refused_and_the_ones_kept_stay(runtime: Path, keeper: int) -> None:
     with reached(runtime) as greedy:
         for number in range(ENTRIES_MAX):
             greedy.put(f"more/{number}", b"", [])
         with pytest.raises(KeeperGone, match=f"{ENTRIES_MAX} entries are kept"):
             keys(greedy)
-    assert len(keys(keeper)) == ENTRIES_MAX
-    keeper.put("link/one", b"replaced", [])
-    for number in range(ENTRIES_MAX):
-        keeper.drop(f"more/{number}")
-
-
-def test_more_bytes_than_may_be_are_refused_to_their_client_only(runtime: Path, keeper: Keeper) -> None:
-    count = VALUES_SIZE // VALUE_SIZE
-    with reached(runtime) as greedy:
-        for number in range(count - 1):
-            greedy.put(f"more/{number}", b"v" * VALUE_SIZE, [])
-        greedy.put("last", b"v" * VALUE_SIZE, [])
-        with pytest.raises(KeeperGone, match="all values together"):
-            keys(greedy)
-    assert len(keys(keeper)) == count
-    for number in range(count):
-        keeper.drop(f"more/{number}")
+    with reached(runtime) as late:
+        assert len(keys(late)) == ENTRIES_MAX
+        late.put("link/one", b"replaced", [])
+        for number in range(ENTRIES_MAX):
+            late.drop(f"more/{number}")
 
 
 def test_more_descriptors_than_may_be_are_refused_and_the_ones_kept_stay(runtime: Path) -> None:
     runtime.mkdir(mode=0o700)
     limited = ["sh", "-c", 'ulimit -n 500; exec "$@"', "sh", *command(runtime, "--for-broker")]
     subprocess.run(limited, check=True)
-    with running_keeper(runtime) as keeper, memories(*[b"region"] * 50) as fds, reached(runtime) as greedy:
-        for number in range(4):
+    with running_keeper(runtime) as greedy, memories(*[b"region"] * 50) as fds:
+        for number in range(5):
             greedy.put(f"link/{number}", b"", fds)
-        with pytest.raises(KeeperGone, match="150 descriptors are kept, and 151 may be: raise LimitNOFILE"):
+        with pytest.raises(KeeperGone, match="200 descriptors are kept, and 215 may be: raise LimitNOFILE"):
             keys(greedy)
-        assert keys(keeper) == ["link/0", "link/1", "link/2"]
+        greedy.close()
+        assert keys_now(runtime) == ["link/0", "link/1", "link/2", "link/3"]
 
 
 def test_a_keeper_run_by_hand_hangs_up_on_who_wants_it_to_end_and_says_so(runtime: Path) -> None:
@@ -231,7 +213,7 @@ def test_a_keeper_run_by_hand_hangs_up_on_who_wants_it_to_end_and_says_so(runtim
 
 
 @pytest.mark.needs_root
-def test_another_user_is_refused_even_where_the_directory_lets_him_in(runtime: Path, keeper: Keeper) -> None:
+def test_another_user_is_refused_even_where_the_directory_lets_him_in(runtime: Path, keeper: int) -> None:
     for path, mode in ((runtime.parent, 0o711), (runtime, 0o711), (runtime / SOCKET_NAME, 0o666)):
         path.chmod(mode)
     before = own_descriptors()

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.broker_process import BrokerProcess, keeper_pid, run_ringway, short_directory
+from tests.system.broker_process import BrokerProcess, run_ringway, short_directory
 from tests.system.fabric_fixtures import Fabric, until
 from tests.system.keeper_process import keys, reached, settled_descriptors
 from tests.system.restarts import CHAIN, Chain, ends_of, kill_keeper, link_ids
+from tools.soak.census import keeper_pid
 
 MENDED = "has everything again"
 
@@ -39,10 +40,11 @@ def test_a_killed_keeper_costs_no_frame_and_the_next_one_has_everything(fabric: 
             for stream in streams:
                 stream.pass_on(1000)
         until(lambda: chain.descriptors() == base, f"broker, keeper and agents have {base} again")
+        broker.stop(signal.SIGKILL)
         with reached(fabric.runtime) as keeper:
             kinds = [key.partition("/")[0] for key in keys(keeper)]
         assert kinds == ["desk", *["end"] * 6, *["link"] * 3], "no moment at which a link is there without its holders"
-        broker.restart()
+        broker.start()
         assert ends_of(broker.show()) == before
         chain.await_agents()
         assert [link.state for link in broker.show().links] == ["up"] * 3

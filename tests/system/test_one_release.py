@@ -12,8 +12,8 @@ import pytest
 import zmq
 
 from ringway.agent import Agent
-from ringway.broker import keeper_process
-from ringway.broker.keeper import Keeper
+from ringway.broker import keeper_server
+from ringway.broker.keeper_client import Keeper
 from ringway.control import wire
 from ringway.control.client import AgentSession, Client
 from ringway.control.errors import ControlError
@@ -96,9 +96,10 @@ def test_a_command_that_a_broker_of_another_version_answers_names_both(
 
 
 def test_a_keeper_of_another_version_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ours = keeper_process.VERSION
-    with short_directory() as path, running_keeper(path / "run"):
-        monkeypatch.setattr(keeper_process, "VERSION", ours + 1)
+    ours = keeper_server.VERSION
+    with short_directory() as path, running_keeper(path / "run") as keeper:
+        keeper.close()
+        monkeypatch.setattr(keeper_server, "VERSION", ours + 1)
         with pytest.raises(ControlError) as refusal:
             Keeper.reach(path / "run")
         monkeypatch.undo()

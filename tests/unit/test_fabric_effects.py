@@ -11,7 +11,7 @@ import pytest
 from ringway.broker.checks import parse_config
 from ringway.broker.effects import RESERVE, Resources, descriptors_of
 from ringway.broker.fabric import Fabric, Plan
-from ringway.broker.keeping import Keeping
+from ringway.broker.keeper_entries import KeeperEntries
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.shm import read_region
@@ -32,16 +32,16 @@ def settled() -> None:
 
 
 @pytest.fixture
-def keeping() -> Iterator[Keeping]:
+def keeping() -> Iterator[KeeperEntries]:
     """A real keeper, which ends with the test."""
     with short_directory() as runtime:
-        kept = Keeping(runtime, print)
+        kept = KeeperEntries(runtime, print)
         yield kept
         kept.close(end=True)
 
 
 @pytest.fixture
-def resources(keeping: Keeping) -> Iterator[Resources]:
+def resources(keeping: KeeperEntries) -> Iterator[Resources]:
     made = Resources(100_000, keeping)
     yield made
     made.close()
@@ -73,7 +73,9 @@ def test_every_bell_rung_by_one_side_wakes_the_other(resources: Resources) -> No
                     os.read(wait_fd, 10)
 
 
-def test_links_that_need_more_descriptors_than_there_are_are_refused_before_anything_is_made(keeping: Keeping) -> None:
+def test_links_that_need_more_descriptors_than_there_are_are_refused_before_anything_is_made(
+    keeping: KeeperEntries,
+) -> None:
     effects = plan_of(3).effects
     needed = 3 * descriptors_of(plan_of(1).config.links["l0"]) + RESERVE
     before = own_descriptors()
@@ -98,7 +100,9 @@ def test_what_was_made_is_undone_when_a_later_link_fails(resources: Resources) -
     assert own_descriptors() == before
 
 
-def test_what_was_made_is_undone_when_the_journal_cannot_be_written(resources: Resources, keeping: Keeping) -> None:
+def test_what_was_made_is_undone_when_the_journal_cannot_be_written(
+    resources: Resources, keeping: KeeperEntries
+) -> None:
     def refuse() -> None:
         raise ControlError(Cause.SYSTEM, "the journal cannot be written")
 
@@ -109,7 +113,7 @@ def test_what_was_made_is_undone_when_the_journal_cannot_be_written(resources: R
     assert keeping.recover().links == {}
 
 
-def test_another_broker_adopts_what_the_keeper_holds(resources: Resources, keeping: Keeping) -> None:
+def test_another_broker_adopts_what_the_keeper_holds(resources: Resources, keeping: KeeperEntries) -> None:
     before = own_descriptors()
     plan = plan_of(2)
     resources.carry_out(plan.effects, settled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,27 @@ def is_stopped(pid: int) -> bool:
     """All its threads, by a signal."""
     states = (path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat"))
     return all(state == "T" for state in states)
+
+
+def keeper_pid(runtime: Path) -> int | None:
+    """The process of the keeper there, if one runs; found from outside, because it serves one client, its broker."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "comm").read_text() == "ringway-keeper\n":
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if str(runtime).encode() in words and state(int(process.name)) != "Z":
+                    return int(process.name)
+    return None
+
+
+def await_idle(pid: int) -> None:
+    """Returns when a process of one thread sleeps: it has dealt with all that had been sent to it before."""
+    while state(pid) not in "ST":
+        os.sched_yield()
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def descriptors(pid: int) -> list[str]:

@@ -10,7 +10,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,15 +19,13 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from ringway.broker.keeper import Keeper
-from ringway.broker.keeping import close_all
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Show, Shown
 from ringway.shm import RegionError, RegionReading, read_region
 from tools.soak import application, wire
 from tools.soak.application import Line, Task, enter
-from tools.soak.census import Possessions, possessions
+from tools.soak.census import Possessions, await_idle, keeper_pid, possessions
 from tools.soak.draw import CHAIN_BACK, CHAIN_OUT, DIRECT_BACK, DIRECT_OUT, WIRE_BACK, WIRE_OUT, Setup
 from tools.soak.pace import Death, Pace
 
@@ -226,20 +223,7 @@ class Stage:
         return self.folder / f"{name}.log"
 
     def keeper_pid(self) -> int | None:
-        """The keeper's process, if one listens."""
-        with self._reached_keeper() as keeper:
-            return int(keeper.pid) if keeper is not None else None
-
-    @contextlib.contextmanager
-    def _reached_keeper(self) -> Iterator[Keeper | None]:
-        """Without starting one."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            listens = connection.connect_ex(str(self.runtime / "keeper.sock")) == 0
-        if not listens:
-            yield None
-            return
-        with contextlib.closing(Keeper.reach(self.runtime)) as keeper:
-            yield keeper
+        return keeper_pid(self.runtime)
 
     def apply(self) -> None:
         with Client(self.runtime) as client:
@@ -276,11 +260,10 @@ class Stage:
 
     def possessions(self) -> dict[str, Possessions]:
         found = {name: possessions(self.pid(name)) for name in self.names}
-        with self._reached_keeper() as keeper:
-            if keeper is not None:
-                # It answers in order: those who left before us are gone by then.
-                close_all([fd for kept in keeper.take_all() for fd in kept.fds])
-                found["keeper"] = possessions(keeper.pid)
+        keeper = self.keeper_pid()
+        if keeper is not None:
+            await_idle(keeper)
+            found["keeper"] = possessions(keeper)
         return found
 
 

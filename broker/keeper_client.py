@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ringway.broker import keeper_process as process
+from ringway.broker import keeper_server as server
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.control.names import printable
@@ -45,28 +45,29 @@ class Kept(NamedTuple):
 
 
 class Keeper:
-    """A connection to a keeper; made by `reach`."""
+    """A connection to a keeper, the only one that it serves; made by `reach`."""
 
     def __init__(self, connection: socket.socket, who: bytes) -> None:
         if len(who) < VERSION_AND_PID.size:
-            raise _garbled(process.SELF)
+            raise _garbled(server.SELF)
         version, self.pid = VERSION_AND_PID.unpack_from(who)
-        if version != process.VERSION:
+        if version != server.VERSION:
             message = (
-                f"the keeper (pid {self.pid}) speaks version {version}, and this broker {process.VERSION}: "
+                f"the keeper (pid {self.pid}) speaks version {version}, and this broker {server.VERSION}: "
                 f"stop it (kill {self.pid}); links that are up go on, and the next apply makes them anew"
             )
             raise ControlError(Cause.RUNTIME, message)
-        if len(who) != process.WHO.size:
-            raise _garbled(process.SELF)
-        _, _, self.for_broker, open_files_max = process.WHO.unpack(who)
+        if len(who) != server.WHO.size:
+            raise _garbled(server.SELF)
+        _, _, self.for_broker, open_files_max = server.WHO.unpack(who)
         self.open_files_max: int = open_files_max
         self._connection = connection
 
     @classmethod
     def reach(cls, runtime: Path) -> Keeper:
-        """The keeper of that directory; if there is none, one is started, which is `for_broker`. Or ControlError."""
-        path = socket_path(runtime, process.SOCKET_NAME)
+        """The keeper of that directory; if there is none, one is started, which is `for_broker`. Waits for a client
+        before this one to end. Or ControlError."""
+        path = socket_path(runtime, server.SOCKET_NAME)
         connection = _connect(path)
         if connection is None:
             reason = _start(runtime)
@@ -77,10 +78,14 @@ class Keeper:
 
     @classmethod
     def _welcomed(cls, connection: socket.socket) -> Keeper:
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
         try:
+            if not poll.poll(ANSWER_TIMEOUT * 1000):
+                raise _crowded()
             op, _, value, fds = _receive(connection)
             _close_all(fds)
-            if op != process.SELF:
+            if op != server.SELF:
                 raise _garbled(op)
             return cls(connection, value)
         except BaseException:
@@ -90,16 +95,16 @@ class Keeper:
     @property
     def room(self) -> int:
         """How many descriptors it can keep, in all entries."""
-        return max(0, self.open_files_max - process.KEPT_BACK)
+        return max(0, self.open_files_max - server.KEPT_BACK)
 
     def successor(self, runtime: Path) -> Keeper:
         """Another keeper, with this process's limits, which shares this one's lock and has nothing. Nobody else reaches
         it before it `replace`s this one, and it ends with its connection until then. ControlError."""
-        self._send(process.LOCK)
+        self._send(server.LOCK)
         op, _, _, lock = _receive(self._connection)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            if op != process.LOCK or len(lock) != 1:
+            if op != server.LOCK or len(lock) != 1:
                 raise _garbled(op)
             _set_options(ours)
             reason = _start(runtime, "--instead", *lock, theirs.fileno())
@@ -116,9 +121,9 @@ class Keeper:
 
     def replace(self, runtime: Path) -> None:
         """From now on, who reaches the keeper of that directory reaches this one, a `successor`. ControlError."""
-        path = socket_path(runtime, process.SOCKET_NAME)
+        path = socket_path(runtime, server.SOCKET_NAME)
         try:
-            path.with_name(process.NEXT_NAME).rename(path)
+            path.with_name(server.NEXT_NAME).rename(path)
         except OSError as error:
             message = f"another keeper cannot take the place of the one at {path} ({error.strerror})"
             raise ControlError(Cause.SYSTEM, message) from None
@@ -128,15 +133,15 @@ class Keeper:
         KeeperGone, or ControlError (LIMIT: this process may not have so many descriptors), and none of them: the
         connection is then of no further use."""
         kept: list[Kept] = []
-        self._send(process.LIST)
+        self._send(server.LIST)
         try:
             while True:
                 op, key, value, fds = _receive(self._connection)
                 kept.append(Kept(key.rstrip(b"\0").decode(errors="replace"), value, fds))
-                if op == process.SELF:
+                if op == server.SELF:
                     _close_all(kept.pop().fds)
                     return kept
-                if op != process.ENTRY:
+                if op != server.ENTRY:
                     raise _garbled(op)
         except BaseException:
             for entry in kept:
@@ -147,25 +152,25 @@ class Keeper:
     def put(self, key: str, value: bytes, fds: Sequence[int]) -> None:
         """Replace the entry of that key; the descriptors stay the caller's. Safe from this process's end when it
         returns: the message is then in the keeper's queue. KeeperGone if that was not possible; ValueError for a key of
-        more than 32 bytes, a value of more than 64 KiB, more than 253 descriptors."""
-        if len(value) > process.VALUE_SIZE or len(fds) > process.DESCRIPTORS_PER_ENTRY:
+        more than 32 bytes, a value of more than 1 KiB, more than 253 descriptors."""
+        if len(value) > server.VALUE_SIZE or len(fds) > server.DESCRIPTORS_PER_ENTRY:
             message = (
                 f"the entry {key!r} has {len(value)} bytes and {len(fds)} descriptors, and a keeper takes up to "
-                f"{process.VALUE_SIZE} and {process.DESCRIPTORS_PER_ENTRY}: divide it"
+                f"{server.VALUE_SIZE} and {server.DESCRIPTORS_PER_ENTRY}: divide it"
             )
             raise ValueError(message)
-        self._send(process.PUT, key, value, fds)
+        self._send(server.PUT, key, value, fds)
 
     def drop(self, key: str) -> None:
         """Forget the entry of that key, if there is one. Errors as of `put`."""
-        self._send(process.DROP, key)
+        self._send(server.DROP, key)
 
     def settle(self) -> None:
         """Return when all that was put is kept. KeeperGone, with its reason, when it has refused something."""
-        self._send(process.SELF)
+        self._send(server.SELF)
         op, _, _, fds = _receive(self._connection)
         _close_all(fds)
-        if op != process.SELF:
+        if op != server.SELF:
             raise _garbled(op)
 
     def last_word(self) -> str:
@@ -208,7 +213,7 @@ class Keeper:
 
     def _end(self) -> None:
         with contextlib.suppress(KeeperGone):
-            self._send(process.END)
+            self._send(server.END)
         if not self.await_exit(ANSWER_TIMEOUT):
             message = f"the keeper (pid {self.pid}) does not exit within {ANSWER_TIMEOUT} s: kill it"
             raise ControlError(Cause.SYSTEM, message)
@@ -216,7 +221,7 @@ class Keeper:
     def _send(self, op: int, key: str = "", value: bytes = b"", fds: Sequence[int] = ()) -> None:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            self._connection.sendmsg([process.HEAD.pack(op, _key(key)), value], ancillary)
+            self._connection.sendmsg([server.HEAD.pack(op, _key(key)), value], ancillary)
         except BlockingIOError:
             raise KeeperGone(f"the keeper (pid {self.pid}) did not listen for {SEND_TIMEOUT} s") from None
         except ConnectionError:
@@ -228,7 +233,7 @@ class Keeper:
 
 def command(runtime: Path, *options: str) -> list[str]:
     """How to run a keeper's process. By path, isolated and without `site`: it needs nothing that they would bring."""
-    return [sys.executable, "-I", "-S", process.__file__, str(runtime), *options]
+    return [sys.executable, "-I", "-S", server.__file__, str(runtime), *options]
 
 
 def _key(key: str) -> bytes:
@@ -297,15 +302,15 @@ def _receive(connection: socket.socket) -> tuple[int, bytes, bytes, list[int]]:
     except ControlError:
         _close_all(found)
         raise
-    op, key = process.HEAD.unpack_from(payload)
-    return op, key, payload[process.HEAD.size :], list(found)
+    op, key = server.HEAD.unpack_from(payload)
+    return op, key, payload[server.HEAD.size :], list(found)
 
 
 def _receive_bytes(connection: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
     for last in (False, True):
         try:
             payload, ancillary, flags, _ = connection.recvmsg(
-                process.HEAD.size + process.VALUE_SIZE, process.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+                server.HEAD.size + server.VALUE_SIZE, server.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
             )
             break
         except ConnectionResetError:
@@ -321,10 +326,10 @@ def _check(payload: bytes, flags: int) -> None:
     if flags & socket.MSG_CTRUNC:
         message = "the keeper's descriptors did not all arrive: raise this process's ulimit -n (LimitNOFILE)"
         raise ControlError(Cause.LIMIT, message)
-    if flags & socket.MSG_TRUNC or len(payload) < process.HEAD.size:
+    if flags & socket.MSG_TRUNC or len(payload) < server.HEAD.size:
         raise ControlError(Cause.PROTOCOL, f"the keeper sent {len(payload)} bytes, which are no message: stop it")
-    if payload[0] == process.REFUSED:
-        reason = printable(payload[process.HEAD.size :].decode(errors="replace"))
+    if payload[0] == server.REFUSED:
+        reason = printable(payload[server.HEAD.size :].decode(errors="replace"))
         raise KeeperGone(f"the keeper has hung up: {reason}")
 
 
@@ -335,6 +340,14 @@ def _last_word(connection: socket.socket) -> str:
     except ControlError as error:
         return error.message
     return "the keeper has hung up"
+
+
+def _crowded() -> KeeperGone:
+    message = (
+        f"the keeper has not let this process in within {ANSWER_TIMEOUT} s: it serves one client at a time, so end the "
+        "one that it serves (`ss -xp` shows which), or the keeper if it does not run on"
+    )
+    return KeeperGone(message)
 
 
 def _garbled(op: int) -> ControlError:

@@ -22,8 +22,8 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from ringway.broker.keeper import Keeper, KeeperGone, Kept
-from ringway.broker.keeper_process import KEPT_BACK
+from ringway.broker.keeper_client import Keeper, KeeperGone, Kept
+from ringway.broker.keeper_server import KEPT_BACK
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 
@@ -59,7 +59,7 @@ def end_key(link_id: int, side: int) -> str:
     return f"end/{link_id:016x}/{side}"
 
 
-class Keeping:
+class KeeperEntries:
     """`say` takes one line for the log. All descriptors stay the caller's, who closes them after `drop` only."""
 
     def __init__(self, runtime: Path, say: Callable[[str], None]) -> None:

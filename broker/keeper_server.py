@@ -7,13 +7,15 @@ It is run by path and knows nothing else of ringway, so that it starts fast, sta
     PUT key, value + descriptors    (none) replaces the entry
     DROP key                        (none) forgets the entry
     LIST                            ENTRY key, value + descriptors for each, then SELF
-    SELF                            SELF, when all that the client had put before is kept
+    SELF                            SELF, when all that was put before is kept
     LOCK                            LOCK + its lock, for a keeper in its place, if it was started for a broker
     END                             (exits, if it was started for a broker)
     anything else                   REFUSED reason, and hangs up
 
 Messages are SEQPACKET: op (1 byte), key (32 bytes, padded with zeros), value (opaque). Root and the keeper's own uid
-are served. What a client had put before it died comes into every list that is asked for afterwards.
+are served, one client at a time: the next one waits in the listener's backlog until this one has hung up or is dead and
+all that it had sent is read. So a client's list has everything that the one before it put, and nobody can take the
+descriptors of a broker that runs.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ import stat
 import struct
 import sys
 import time
-from collections import deque
 
 SOCKET_NAME = "keeper.sock"
 NEXT_NAME = "keeper.next"  # the socket of a keeper that is to take the place of another, until it does
@@ -41,16 +42,13 @@ VERSION = 2  # of the messages: a keeper may outlive the release that started it
 PUT, DROP, LIST, END, ENTRY, SELF, REFUSED, LOCK = range(1, 9)
 HEAD = struct.Struct("<B32s")
 WHO = struct.Struct("<HI?Q")  # the value of SELF: version, pid, started for a broker, hard limit on open files
-VALUE_SIZE = 1 << 16  # bytes, at the most
+VALUE_SIZE = 1 << 10  # bytes, at the most
 DESCRIPTORS_PER_ENTRY = 253  # the kernel's SCM_MAX_FD
 
 ENTRIES_MAX = 48 << 10  # three for each link, of which a fabric file can describe some 15,000
-VALUES_SIZE = 64 << 20  # bytes of all values together, at the most
-CLIENTS_MAX = 64
-RESERVE = 32  # descriptors for the interpreter, the lock and the listener
-KEPT_BACK = RESERVE + CLIENTS_MAX + DESCRIPTORS_PER_ENTRY  # of the limit on open files, not for entries
-BACKLOG = 128
-MESSAGES = 16384  # per client and round: all that a queue of some MiB can hold, and an end to listening to one client
+RESERVE = 32  # descriptors for the interpreter, the lock, the listener and the client
+KEPT_BACK = RESERVE + DESCRIPTORS_PER_ENTRY  # of the limit on open files, not for entries
+BACKLOG = 16  # who waits for the client before it
 LOOK_MS = 2000  # between looks whether the runtime directory is still there
 
 CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
@@ -71,19 +69,7 @@ class Entry:
 NOTHING = Entry(b"", array.array("i"))
 
 
-class Client:
-    __slots__ = ("connection", "lists", "unsent")
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.lists = 0  # asked for and not begun
-        self.unsent: deque[bytes | None] = deque()  # keys of the list begun; the None at the end stands for SELF
-
-    def asks(self) -> bool:
-        return self.lists > 0 and not self.unsent
-
-
-class Keeping:
+class KeeperServer:
     """`directory_fd` is the runtime directory, in which `listener` is bound; all three are taken over."""
 
     def __init__(
@@ -98,102 +84,74 @@ class Keeping:
         self._descriptors_max = open_files_max - KEPT_BACK
         self._entries: dict[bytes, Entry] = {}
         self._descriptors = 0  # in all entries
-        self._size = 0  # bytes in all values
-        self._clients: dict[int, Client] = {}
         self._room = bytearray(HEAD.size + VALUE_SIZE)
         self._said = ""
         self._ended = False
-        self._poll = select.poll()
-        self._poll.register(listener, select.POLLIN)
 
-    def run(self) -> None:
-        """Until a client ends it, or nobody can reach it any more."""
-        while not self._ended and (self._clients or _identity(self._directory_fd) == self._bound):
-            asking = any(client.asks() for client in self._clients.values())
-            for fd, _ in self._poll.poll(0 if asking else LOOK_MS):
-                if fd == self._listener.fileno():
-                    self._accept()
-                elif fd in self._clients:
-                    self._attend(self._clients[fd])
-            self._answer_lists()
+    def run(self, first: socket.socket | None) -> None:
+        """Serve `first`, if it is there already, and who connects, until one ends it or nobody can reach it."""
+        client = first or self._next()
+        while client is not None:
+            with client:
+                fault = self._refusal(client) or self._serve(client)
+                if fault:
+                    self._say_goodbye(client, fault)
+            client = None if self._ended else self._next()
         for name in (SOCKET_NAME, NEXT_NAME):
             if _identity(self._directory_fd, name) == self._bound:
                 os.unlink(name, dir_fd=self._directory_fd)
 
-    def _accept(self) -> None:
-        for _ in range(BACKLOG):
+    def _next(self) -> socket.socket | None:
+        """None when nobody can reach it any more."""
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        while _identity(self._directory_fd) == self._bound:
+            if not poll.poll(LOOK_MS):
+                continue
             try:
-                connection, _ = self._listener.accept()
+                client, _ = self._listener.accept()
             except BlockingIOError:
-                return
+                continue
             except OSError:
                 time.sleep(0.01)  # the host is out of descriptors or memory: the waiting client would wake us at once
-                return
-            if len(self._clients) >= CLIENTS_MAX:
-                self._hear_all()  # those who have left make room
-            self.admit(connection)
+                continue
+            client.setblocking(True)  # one that does not read what it has asked for holds up nobody else
+            return client
+        return None
 
-    def admit(self, connection: socket.socket) -> None:
-        """It is one of the clients, or hung up on."""
-        connection.setblocking(False)
-        client = Client(connection)
-        self._clients[connection.fileno()] = client
-        self._poll.register(connection, select.POLLIN)
-        _, uid, _ = CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
-        if uid not in (0, os.geteuid()):
-            self._hang_up(client, f"uid {uid} is neither root nor the keeper's ({os.geteuid()})")
-        elif len(self._clients) > CLIENTS_MAX:
-            self._hang_up(client, f"{CLIENTS_MAX} clients are connected, and more are not served")
-        else:
-            client.unsent.append(None)
-            self._flush(client)
+    def _refusal(self, client: socket.socket) -> str:
+        _, uid, _ = CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+        served = uid in (0, os.geteuid())
+        return "" if served else f"uid {uid} is neither root nor the keeper's ({os.geteuid()})"
 
-    def _hang_up(self, client: Client, reason: str = "") -> None:
-        """With a reason, it and the log are told."""
-        if reason:
-            with contextlib.suppress(OSError):
-                client.connection.send(HEAD.pack(REFUSED, b"") + reason.encode())
-            if reason != self._said:  # not again and again, in a flood
-                _say(f"hung up on a client: {reason}")
-                self._said = reason
-        del self._clients[client.connection.fileno()]
-        self._poll.unregister(client.connection)
-        client.connection.close()
+    def _say_goodbye(self, client: socket.socket, reason: str) -> None:
+        with contextlib.suppress(OSError):
+            client.send(HEAD.pack(REFUSED, b"") + reason.encode(), socket.MSG_DONTWAIT)
+        if reason != self._said:  # not again and again, in a flood
+            _say(f"hung up on a client: {reason}")
+            self._said = reason
 
-    # -- what clients say
+    # -- what a client says
 
-    def _attend(self, client: Client) -> None:
-        self._flush(client)
-        self._hear(client)
-
-    def _hear(self, client: Client) -> None:
-        for _ in range(MESSAGES):
+    def _serve(self, client: socket.socket) -> str:
+        """Until it hangs up, dies or ends the keeper; or why it is to be hung up on."""
+        self._say_who(client)
+        while not self._ended:
             try:
-                size, ancillary, flags, _ = client.connection.recvmsg_into(
-                    [self._room], ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
-                return
+                size, ancillary, flags, _ = client.recvmsg_into([self._room], ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
             except ConnectionResetError:
                 continue  # it died without reading all; the kernel says so once, ahead of what it had sent before
             except OSError as error:
-                self._hang_up(client, f"it cannot be heard ({error.strerror})")
-                return
+                return f"it cannot be heard ({error.strerror})"
             fds = _descriptors(ancillary)
             if size == 0:
                 _close(fds)
-                self._hang_up(client)
-                return
+                return ""
             fault = self._judge(size, flags, fds) or self._obey(client, size, fds)
             if fault:
                 _close(fds)
-                self._hang_up(client, fault)
-            if fault or self._ended:
-                return
-
-    def _hear_all(self) -> None:
-        for client in list(self._clients.values()):
-            self._hear(client)
+                return fault
+        return ""
 
     def _judge(self, size: int, flags: int, fds: array.array[int]) -> str:
         """What is wrong with the form of the message in the room, or nothing."""
@@ -208,7 +166,7 @@ class Keeping:
             return f"a message with op {op} has a value or descriptors, which only those with op {PUT} have"
         return ""
 
-    def _obey(self, client: Client, size: int, fds: array.array[int]) -> str:
+    def _obey(self, client: socket.socket, size: int, fds: array.array[int]) -> str:
         """Do what the message in the room says, or return why not."""
         op, key = HEAD.unpack_from(self._room)
         if op == PUT:
@@ -216,36 +174,23 @@ class Keeping:
         if op == DROP:
             self._account(self._entries.pop(key, NOTHING), NOTHING)
         elif op == LIST:
-            client.lists += 1
-        elif op == SELF and client.unsent:
-            return "it asks for more than it reads"
+            self._say_list(client)
         elif op == SELF:
-            client.unsent.append(None)
-            self._flush(client)
+            self._say_who(client)
         elif op == END and self._for_broker:
             self._ended = True
         elif op == LOCK and self._for_broker:
-            return self._lend_lock(client)
+            self._send(client, LOCK, fds=array.array("i", [self._lock_fd]))
         elif op in (END, LOCK):
             return "this keeper was not started for a broker: it ends by SIGTERM"
         else:
             return f"there is no op {op}"
         return ""
 
-    def _lend_lock(self, client: Client) -> str:
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [self._lock_fd]))]
-        try:
-            client.connection.sendmsg([HEAD.pack(LOCK, b"")], ancillary)
-        except OSError as error:
-            return f"it cannot be given the lock ({error.strerror})"
-        return ""
-
     def _put(self, key: bytes, entry: Entry) -> str:
         old = self._entries.get(key, NOTHING)
         if old is NOTHING and len(self._entries) >= ENTRIES_MAX:
             return f"{ENTRIES_MAX} entries are kept, and no more can be"
-        if self._size - len(old.value) + len(entry.value) > VALUES_SIZE:
-            return f"all values together would have more than {VALUES_SIZE} bytes"
         if self._descriptors - len(old.fds) + len(entry.fds) > self._descriptors_max:
             return f"{self._descriptors} descriptors are kept, and {self._descriptors_max} may be: raise LimitNOFILE"
         self._entries[key] = entry
@@ -255,56 +200,31 @@ class Keeping:
     def _account(self, old: Entry, new: Entry) -> None:
         """`new` has come into the place of `old`, which is over."""
         self._descriptors += len(new.fds) - len(old.fds)
-        self._size += len(new.value) - len(old.value)
         _close(old.fds)
 
-    # -- what they are told
+    # -- what it is told
 
-    def _answer_lists(self) -> None:
-        asking = [client for client in self._clients.values() if client.asks()]
-        if not asking:
-            return
-        # A successor asks when its predecessor is dead: what that had put is in its queue at the latest. All queues are
-        # read once more, since poll may have looked at that one too early.
-        self._hear_all()
-        for client in asking:
-            if client.connection.fileno() < 0:
-                continue  # hung up on meanwhile
-            client.lists -= 1
-            client.unsent.extend(self._entries)
-            client.unsent.append(None)
-            self._flush(client)
+    def _say_who(self, client: socket.socket) -> None:
+        self._send(client, SELF, value=WHO.pack(VERSION, os.getpid(), self._for_broker, self._open_files_max))
 
-    def _flush(self, client: Client) -> None:
-        """Send what the client's queue has room for."""
-        if not client.unsent:
-            return
-        wanted = select.POLLIN
+    def _say_list(self, client: socket.socket) -> None:
+        if all(self._send(client, ENTRY, key, entry.value, entry.fds) for key, entry in self._entries.items()):
+            self._say_who(client)
+
+    def _send(
+        self, client: socket.socket, op: int, key: bytes = b"", value: bytes = b"", fds: array.array[int] = NOTHING.fds
+    ) -> bool:
+        """False for a client that is dead, or that the kernel lets have no more. What it has put counts even so: it is
+        told, and heard to its end."""
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
         try:
-            while client.unsent:
-                self._send(client.connection, client.unsent[0])
-                client.unsent.popleft()
-        except BlockingIOError:
-            wanted |= select.POLLOUT
+            client.sendmsg([HEAD.pack(op, key), value], ancillary)
         except OSError as error:
-            # It is dead, or the kernel has its own reasons. What it has put counts even so: it is heard to its end.
-            client.unsent.clear()
             with contextlib.suppress(OSError):
-                client.connection.send(HEAD.pack(REFUSED, b"") + f"no list: {error.strerror}".encode())
-                client.connection.shutdown(socket.SHUT_WR)
-        self._poll.modify(client.connection, wanted)
-
-    def _send(self, connection: socket.socket, key: bytes | None) -> None:
-        if key is None:
-            connection.send(
-                HEAD.pack(SELF, b"") + WHO.pack(VERSION, os.getpid(), self._for_broker, self._open_files_max)
-            )
-            return
-        entry = self._entries.get(key)
-        if entry is None:
-            return  # dropped since the list was asked for
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, entry.fds)] if entry.fds else []
-        connection.sendmsg([HEAD.pack(ENTRY, key), entry.value], ancillary)
+                client.send(HEAD.pack(REFUSED, b"") + f"no answer: {error.strerror}".encode(), socket.MSG_DONTWAIT)
+                client.shutdown(socket.SHUT_WR)
+            return False
+        return True
 
 
 def _identity(directory_fd: int, name: str = SOCKET_NAME) -> tuple[int, int] | None:
@@ -386,7 +306,7 @@ def main() -> int:
     for_broker = sys.argv[2:3] == ["--for-broker"]
     instead = for_broker and sys.argv[3:4] == ["--instead"]
     if len(sys.argv) != 2 + for_broker + 3 * instead:
-        sys.stderr.write("usage: keeper_process.py RUNTIME [--for-broker [--instead LOCK_FD CLIENT_FD]]\n")
+        sys.stderr.write("usage: keeper_server.py RUNTIME [--for-broker [--instead LOCK_FD CLIENT_FD]]\n")
         return 2
     lent_fd, client_fd = (int(sys.argv[4]), int(sys.argv[5])) if instead else (None, None)
     runtime = sys.argv[1]
@@ -412,10 +332,8 @@ def main() -> int:
         os.write(name_fd, b"ringway-keeper")
         os.close(name_fd)
     open_files_max = hard if hard != resource.RLIM_INFINITY else sys.maxsize
-    keeping = Keeping(directory_fd, lock_fd, listener, for_broker, open_files_max)
-    if client_fd is not None:
-        keeping.admit(socket.socket(fileno=client_fd))
-    keeping.run()
+    first = socket.socket(fileno=client_fd) if client_fd is not None else None
+    KeeperServer(directory_fd, lock_fd, listener, for_broker, open_files_max).run(first)
     return 0
 
 
