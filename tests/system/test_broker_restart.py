@@ -20,7 +20,6 @@ from ringway.control.runtime import handover_path
 from tests.system.broker_process import (
     FABRIC,
     BrokerProcess,
-    keeper_pid,
     session_of,
     short_directory,
 )
@@ -36,6 +35,7 @@ from tests.system.restarts import (
     listed,
     send_through,
 )
+from tools.soak.census import keeper_pid
 
 SEED = 20
 ROUNDS, ROUNDS_FULL = 10, 200
