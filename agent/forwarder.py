@@ -116,7 +116,7 @@ class ForwardRunner:
                     pipeline.out(packet_filter.number_of(port.name), way_out(port, index, count))
                 for source, target in ((first, second), (second, first)):
                     numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
-                    _join_by_wire(loop, pipeline, source, numbers, index, count)
+                    _join_by_wire(pipeline, source, numbers, index, count)
             start_loops(self.loops)
 
     def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
@@ -148,12 +148,9 @@ def way_out(port: Port, index: int, count: int) -> Producer | Spread:
     return port.region.producers[index]
 
 
-def _join_by_wire(
-    loop: Loop, pipeline: Pipeline, source: Port, numbers: tuple[int, int], index: int, count: int
-) -> None:
+def _join_by_wire(pipeline: Pipeline, source: Port, numbers: tuple[int, int], index: int, count: int) -> None:
     """One loop's part of one direction; `numbers` are what the stack calls the two ports."""
     queues = range(index, source.region.geometry.queues, count)
     patience_us = _PATIENCE_US if len(queues) == 1 else 0  # of several inputs the first would take all room
     for queue in queues:
-        loop.watch(source.region, queue)
         pipeline.wire(source.region.consumers[queue], *numbers, patience_us)

@@ -37,12 +37,11 @@ struct rway_loop;
 struct rway_loop *rway_loop_new(uint32_t spin_us);
 
 /*
- * Before the start, each 0 or -1: add a job; add a hook, called in the order in which they were added; publish progress
- * as that region's queue. On -1 the job or hook stays the caller's.
+ * Before the start, each 0 or -1: add a job; add a hook, called in the order in which they were added. On -1 the job or
+ * hook stays the caller's.
  */
 int rway_loop_add(struct rway_loop *loop, struct rway_job *job);
 int rway_loop_hook(struct rway_loop *loop, struct rway_hook *hook);
-int rway_loop_watch(struct rway_loop *loop, struct rway_region *region, uint32_t queue);
 
 int rway_loop_start(struct rway_loop *loop);
 

@@ -22,22 +22,15 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { JOBS_MAX = 64, HOOKS_MAX = 16, WATCHED_MAX = 64, BOUND_US = 1000 * 1000 };
+enum { JOBS_MAX = 64, HOOKS_MAX = 16, BOUND_US = 1000 * 1000 };
 enum {
     GAP_US = 200,          /* not to have run for so long is to have been preempted */
     CROWDED_US = 20 * 1000 /* and for so long there is no spinning then */
 };
 
-struct watched {
-    struct rway_region *region;
-    uint32_t queue;
-};
-
 struct rway_loop {
     struct rway_job *jobs[JOBS_MAX];
     uint32_t job_count;
-    struct watched watched[WATCHED_MAX];
-    uint32_t watched_count;
     struct rway_hook *hooks[HOOKS_MAX];
     uint32_t hook_count;
     uint32_t spin_us;
@@ -72,14 +65,6 @@ int rway_loop_add(struct rway_loop *loop, struct rway_job *job)
     if (loop->running || job == NULL || loop->job_count == JOBS_MAX)
         return -1;
     loop->jobs[loop->job_count++] = job;
-    return 0;
-}
-
-int rway_loop_watch(struct rway_loop *loop, struct rway_region *region, uint32_t queue)
-{
-    if (loop->running || loop->watched_count == WATCHED_MAX)
-        return -1;
-    loop->watched[loop->watched_count++] = (struct watched){.region = region, .queue = queue};
     return 0;
 }
 
@@ -123,14 +108,6 @@ static void rest(struct rway_loop *loop)
     rway_write_once(&loop->counts.sleeps, loop->counts.sleeps + 1);
 }
 
-static void show_progress(struct rway_loop *loop)
-{
-    uint64_t loops = loop->counts.iterations + 1;
-    rway_write_once(&loop->counts.iterations, loops);
-    for (uint32_t i = 0; i < loop->watched_count; i++)
-        rway_region_progress(loop->watched[i].region, loop->watched[i].queue, loops);
-}
-
 static uint32_t run_jobs(struct rway_loop *loop)
 {
     uint32_t moved = 0;
@@ -160,7 +137,7 @@ static void *run(void *argument)
     /* Acquire: pairs with the release in rway_loop_stop. */
     while (!__atomic_load_n(&loop->stopping, __ATOMIC_ACQUIRE)) {
         uint32_t moved = run_jobs(loop);
-        show_progress(loop);
+        rway_write_once(&loop->counts.iterations, loop->counts.iterations + 1);
         if (moved != 0) {
             rway_write_once(&loop->counts.frames, loop->counts.frames + moved);
             loop->idle_since_us = 0;

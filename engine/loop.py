@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Protocol
 
-from ringway.shm import Region
 from ringway.shm._native import ffi, lib
 
 
@@ -44,12 +43,6 @@ class Loop:
             self.use(used)
         if hook == ffi.NULL or lib.rway_loop_hook(self._native, hook) != 0:
             raise MemoryError("no memory, or no room, for a hook")
-
-    def watch(self, region: Region, queue: int) -> None:
-        """Publish this loop's progress as that of the region's queue."""
-        self.use(region)
-        if lib.rway_loop_watch(self._native, region.native, queue) != 0:
-            raise RuntimeError(f"loop {self.name} serves more queues than it can show progress for")
 
     def start(self) -> None:
         if lib.rway_loop_start(self._native) != 0:

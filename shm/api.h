@@ -118,9 +118,6 @@ int rway_region_broken(const struct rway_region *region);
 /* What the other side says of itself (a copy; the peer's word, not checked). Any thread. */
 void rway_region_peer(const struct rway_region *region, struct rway_side *peer);
 
-/* Publish that this side's loop for the queue is at its loops-th iteration. The queue's thread. */
-void rway_region_progress(struct rway_region *region, uint32_t queue, uint64_t loops);
-
 /*
  * Publish in which queues this side wants its frames: bit q for queue q; what the link does not have is left out, and
  * none means any. The peer's spreads (stack/api.h) follow, flow by flow, as frames are released. It is a wish:

@@ -53,7 +53,6 @@
  *      joined_to                      release              relaxed, at the writer's next attach: joined_lead was first
  *      head                           release              acquire: descriptors and slots before it are complete
  *      tail                           release              acquire: the consumer has done with the slots before it
- *      passed                         release              acquire: what is published from then on comes after those
  *      wake_consumer, wake_producer   relaxed, then fence  fence, then relaxed
  *      descriptor                     any, before head     after head, as two words of 64 bits, each once
  *      extension line, bytes          any, before head     after head; each word of the line once
@@ -187,9 +186,8 @@
  * RWAY_SECTION_RINGS for either writer, with the other side as reader and rings_size bytes. Other kinds are skipped.
  *
  * It then continues from the head, tail and counts that it finds in its rings, as Restarts says, unless a head and tail
- * contradict each other. It sets passed back to tail where it is ahead of it. In its own side it stores incarnation,
- * cause and queues_served, and RWAY_SIDE_ATTACHED last. It may store queues_served anew at any time, and must take
- * frames out of all queues whatever it says.
+ * contradict each other. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last.
+ * It may store queues_served anew at any time, and must take frames out of all queues whatever it says.
  */
 
 /*
@@ -280,12 +278,6 @@ enum rway_side_state {
     RWAY_SIDE_BROKEN = 2 /* attached, but a ring of it was found bad: see cause */
 };
 
-/* One loop's sign of life; a line each, because each queue may have a loop of its own. Writer: that queue's loop. */
-struct rway_progress {
-    uint64_t loops; /* iterations so far */
-    uint8_t pad[56];
-};
-
 /* Writer: that side. Readers: the other side, the broker, tools. */
 struct rway_side {
     uint32_t state;         /* enum rway_side_state */
@@ -294,9 +286,7 @@ struct rway_side {
     uint32_t queues_served; /* bit q: this side wants frames in queue q; 0: in any */
     uint64_t joined_to;     /* link_id of the link that frames from here are forwarded to; 0: none */
     uint64_t joined_lead;   /* frames taken from here less frames offered there, at rest */
-    uint8_t pad[96];
-    struct rway_progress progress[16]; /* RWAY_QUEUES_MAX */
-    uint8_t reserved[2944];
+    uint8_t reserved[4064];
 };
 
 /* Why a frame went no further. Producers count frames that never entered the ring, consumers frames they took out. */
@@ -337,9 +327,8 @@ struct rway_commit {
 struct rway_ring_control {
     uint64_t head; /* producer: slots published so far */
     uint8_t pad0[120];
-    uint64_t tail;   /* consumer: slots released so far */
-    uint64_t passed; /* consumer: slots whose frames no later one can overtake any more, here or further on */
-    uint8_t pad1[112];
+    uint64_t tail; /* consumer: slots released so far */
+    uint8_t pad1[120];
     uint64_t wake_consumer; /* consumer: ring my bell when head reaches this */
     uint8_t pad2[120];
     uint64_t wake_producer; /* producer: ring my bell when tail reaches this */

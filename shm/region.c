@@ -271,13 +271,6 @@ void rway_region_peer(const struct rway_region *region, struct rway_side *peer)
         .incarnation = rway_read_once(&region->peer->incarnation),
         .queues_served = rway_read_once(&region->peer->queues_served),
     };
-    for (uint32_t queue = 0; queue < RWAY_QUEUES_MAX; queue++)
-        peer->progress[queue].loops = rway_read_once(&region->peer->progress[queue].loops);
-}
-
-void rway_region_progress(struct rway_region *region, uint32_t queue, uint64_t loops)
-{
-    rway_write_once(&region->own->progress[queue].loops, loops);
 }
 
 struct rway_producer *rway_region_producer(struct rway_region *region, uint32_t queue)

@@ -61,17 +61,12 @@ RWAY_AT(rway_side, incarnation, 8);
 RWAY_AT(rway_side, queues_served, 12);
 RWAY_AT(rway_side, joined_to, 16);
 RWAY_AT(rway_side, joined_lead, 24);
-RWAY_AT(rway_side, progress, 128);
-RWAY_AT(rway_progress, loops, 0);
-_Static_assert(sizeof(struct rway_progress) == RWAY_LINE, "a line for each loop");
-_Static_assert(sizeof(((struct rway_side *)0)->progress) == RWAY_LINE * RWAY_QUEUES_MAX, "a line for each queue");
 _Static_assert(sizeof(struct rway_side) == RWAY_SIDE_SIZE, "side");
 _Static_assert(RWAY_HEADER_SIZE + 2 * RWAY_SIDE_SIZE <= RWAY_RINGS_ALIGN, "header and sides lie before the rings");
 
 /* 128 bytes apart: the adjacent-line prefetcher of x86 moves lines in pairs. */
 RWAY_AT(rway_ring_control, head, 0);
 RWAY_AT(rway_ring_control, tail, 128);
-RWAY_AT(rway_ring_control, passed, 136);
 RWAY_AT(rway_ring_control, wake_consumer, 256);
 RWAY_AT(rway_ring_control, wake_producer, 384);
 RWAY_AT(rway_ring_control, produced, 512);

@@ -74,7 +74,6 @@ class TapRunner:
             for queue, fd in enumerate(self.tap.fds):
                 producer, consumer = port.region.producers[queue], port.region.consumers[queue]
                 loop = self.loops[queue % len(self.loops)]
-                loop.watch(port.region, queue)
                 job = lib.rway_tap_new(fd, producer.native, consumer.native, self.tap.frame_max)
                 loop.add(job, producer, consumer)
                 self._jobs.append(job)

@@ -66,9 +66,9 @@ static void touch_peer(struct rway_region *region)
     CHECK(peer.state == RWAY_SIDE_DETACHED, "a word of the peer from nowhere");
 }
 
-static void touch_progress(struct rway_region *region)
+static void touch_serve(struct rway_region *region)
 {
-    rway_region_progress(region, 0, 1);
+    rway_region_serve(region, 1);
 }
 
 static void touch_sleep(struct rway_region *region)
@@ -111,7 +111,7 @@ static void shortened_memory_breaks_its_region_alone(void)
 {
     static void (*const TOUCHES[])(struct rway_region *) = {touch_claim,    touch_publish, touch_offload, touch_room,
                                                             touch_peek,     touch_copy_in, touch_copy_out, touch_peer,
-                                                            touch_progress, touch_sleep,   touch_break};
+                                                            touch_serve,   touch_sleep,   touch_break};
     for (size_t i = 0; i < sizeof TOUCHES / sizeof *TOUCHES; i++)
         check_shortened(TOUCHES[i], 0);
     /* Header and sides left, rings gone. */

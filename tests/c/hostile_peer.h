@@ -220,8 +220,8 @@ static void craft_frame(struct attack *attack, uint64_t random)
 static void near_counters(struct attack *attack, uint64_t random)
 {
     struct rway_ring_control *control = (struct rway_ring_control *)ring_at(attack, random >> 16 & 1, random >> 17);
-    uint64_t *const words[] = {&control->head,          &control->tail,   &control->wake_consumer,
-                               &control->wake_producer, &control->passed, &control->begun,
+    uint64_t *const words[] = {&control->head,          &control->tail,    &control->wake_consumer,
+                               &control->wake_producer, &control->stalled, &control->begun,
                                &control->published[0].at, &control->released[1].at};
     uint64_t *word = words[random >> 24 & 7];
     uint64_t before = rway_read_once(word);

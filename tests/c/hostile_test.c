@@ -168,7 +168,6 @@ static void forward(struct rway_region *hostile, uint64_t random)
         CHECK(rway_loop_add(loop, rway_wire_new(pipeline, rway_region_consumer(hostile, queue), 0, 1, patience_us)) ==
                   0, "job");
     rway_loop_add(loop, rway_wire_new(pipeline, rway_region_consumer(near, 0), 1, 0, patience_us));
-    rway_loop_watch(loop, hostile, 0);
     CHECK(rway_loop_start(loop) == 0, "start");
     struct patience patience = {.region = hostile, .until_ms = now_ms() + ROUND_MS};
     struct rway_waiter *waiter = rway_waiter_new();

@@ -102,7 +102,6 @@ def test_what_is_called_pad_or_reserved_stays_0_through_a_regions_life() -> None
             assert lib.rway_ring_peek(a.consumers[1].native, frames, 4) == 2
             lib.rway_consumer_drop(a.consumers[1].native, lib.RWAY_DROP_SINK, 1)
             lib.rway_ring_release(a.consumers[1].native)
-            lib.rway_region_progress(a.native, 1, 5)
         memory = os.pread(fd, geometry.shape().region_size, 0)
     finally:
         os.close(fd)

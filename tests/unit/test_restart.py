@@ -393,7 +393,6 @@ def test_a_loop_holds_all_regions_that_it_uses_until_it_is_closed(two_links: tup
     packet_filter = Filter(("inside", "outside"))
     pipeline = Pipeline(loop)
     pipeline.filter(packet_filter.native)
-    loop.watch(source, 0)
     pipeline.out(1, Spread(target))
     pipeline.wire(source.consumers[0], 0, 1, 0)
     loop.start()
