@@ -9,12 +9,12 @@ from typing import Final
 
 from ringway.broker.config import MIB, End, FabricConfig, LinkConfig, VmConfig, config_from, setting_error
 from ringway.broker.fabric_file import FabricCause, FabricFile, read_text
+from ringway.broker.limits import LOOPS_MAX
 from ringway.broker.taps import check_taps
 from ringway.control.kinds import SettingError
 from ringway.control.rules import Stack
 from ringway.shm import RegionError
 
-LOOPS_MAX: Final = 64  # RWAY_READERS_MAX: loops that judge by one VM's filter
 GEOMETRY_KEYS: Final = {"slot_count": "slots", **{key: key for key in ("queues", "slot_payload", "headroom")}}
 
 

@@ -12,12 +12,11 @@ import msgspec
 from msgspec import Struct
 
 from ringway.broker.fabric_file import LINKS_MAX, FabricCause, FabricError, FabricFile, Key
+from ringway.broker.limits import CONNECTIONS_MAX, CONNECTIONS_MIN
 from ringway.control.carriers import CARRIERS
 from ringway.control.kinds import KINDS, Kind, SettingError, Settings, kind_of
 from ringway.control.names import NAME_RULE, PLAIN_NAME_RULE, is_name, is_plain_name
 from ringway.control.rules import (
-    CONNECTIONS_MAX,
-    CONNECTIONS_MIN,
     TIMEOUT_MAX,
     RuleError,
     RuleText,
@@ -112,12 +111,15 @@ class StackTable(Struct, forbid_unknown_fields=True):
     unparsed: str = "deny"
 
 
+DEFAULT: Final = Geometry()
+
+
 class LinkTable(Struct, forbid_unknown_fields=True):
     ends: list[str]
-    queues: int = 1
-    slots: int = 1024
-    slot_payload: int = 2048
-    headroom: int = 64
+    queues: int = DEFAULT.queues
+    slots: int = DEFAULT.slot_count
+    slot_payload: int = DEFAULT.slot_payload
+    headroom: int = DEFAULT.headroom
     huge_pages: bool = False
 
 

@@ -32,6 +32,7 @@ from ringway.broker.fabric import Plan as FabricPlan
 from ringway.broker.fabric_file import FabricError
 from ringway.broker.journal import Journal, new_journal, read_journal, write_journal
 from ringway.broker.keeper_entries import KeeperEntries
+from ringway.broker.limits import connections_size
 from ringway.broker.router import Router, check_zmq
 from ringway.broker.runtime import claim
 from ringway.broker.verdicts import VERDICT_TIME, Answer, Verdicts
@@ -63,7 +64,7 @@ from ringway.control.messages import (
 )
 from ringway.control.names import printable
 from ringway.control.release import RELEASE
-from ringway.control.rules import Stack, connections_size
+from ringway.control.rules import Stack
 from ringway.control.runtime import control_path, handover_path
 
 

@@ -18,9 +18,9 @@ from ringway.broker.fabric_file import FabricError
 from ringway.cli.output import announce, flush_streams, prepare_streams, say
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
+from ringway.control.handover import QUEUES_MAX
 from ringway.control.messages import Applied, Apply, Plan, Planned, Show, Shown
 from ringway.control.names import printable
-from ringway.control.rules import connections_size
 from ringway.control.runtime import runtime_directory
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ def check(file: Path) -> None:
     """Check FILE without a broker."""
     from ringway.broker.checks import read_config
     from ringway.broker.effects import memory_notes
+    from ringway.broker.limits import connections_size
 
     config = read_config(file)
     click.echo(f"{printable(str(file))}: good: {len(config.vms)} VMs, {len(config.links)} links")
@@ -216,7 +217,7 @@ def list_all(as_json: bool) -> None:
 )
 @click.option(
     "--loops",
-    type=click.IntRange(1, 16),
+    type=click.IntRange(1, QUEUES_MAX),
     metavar="N",
     help="Threads for each tap and each forward pair, at the most; else one for each queue of their links.",
 )

@@ -16,8 +16,6 @@ RULES_MAX: Final = 1024
 DEFAULT_NAME: Final = "default"  # what the default action's counters are listed under
 ESTABLISHED_NAME: Final = "established"  # and those of frames that passed because their connection is known
 
-CONNECTIONS_MIN: Final = 1024
-CONNECTIONS_MAX: Final = 1 << 24
 TIMEOUT_MAX: Final = 7 * 24 * 3600  # seconds
 
 # Also what the filter does not look into, so that it can be denied or allowed as a whole. 802.3: a length, no type.
@@ -130,14 +128,6 @@ class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     udp: int = 120  # RFC 4787 REQ-5: 2 min at least
     udp_answered: int = 300  # RFC 4787 REQ-5: recommended
     icmp: int = 60  # RFC 5508 REQ-2
-
-
-def connections_size(connections: int) -> int:
-    """Bytes that an agent takes to remember so many: as rway_flows_size has it, 3/2 places in buckets of 8.
-
-    And 256 KiB for datagrams that come in fragments.
-    """
-    return -(-(connections * 3 // 2) // 8) * (8 + 1) * 64 + (256 << 10)
 
 
 class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

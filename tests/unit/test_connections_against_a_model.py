@@ -17,7 +17,8 @@ from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from ringway.control.rules import CONNECTIONS_MAX, CONNECTIONS_MIN, Rule, Timeouts, connections_size
+from ringway.broker.limits import CONNECTIONS_MIN
+from ringway.control.rules import Rule, Timeouts
 from ringway.shm._native import ffi, lib
 from ringway.stack.filter import Filter
 
@@ -220,9 +221,3 @@ def test_connections_are_judged_as_the_model_judges_them(asked: list[Sent | int 
                 else:
                     expected = model.judge(step)
                     assert passes(filter_, reader, build(step), step.by, model.now) == expected, step
-
-
-def test_the_memory_that_is_told_is_what_is_taken() -> None:
-    for connections in (CONNECTIONS_MIN, CONNECTIONS_MIN + 1, 65536, 1_000_003, CONNECTIONS_MAX):
-        assert connections_size(connections) == lib.rway_flows_size(connections)
-    assert (CONNECTIONS_MIN, CONNECTIONS_MAX) == (lib.RWAY_CONNECTIONS_MIN, lib.RWAY_CONNECTIONS_MAX)

@@ -7,9 +7,11 @@ import pytest
 from ringway.broker.checks import parse_config
 from ringway.broker.fabric_file import LINKS_MAX, MARKS_MAX, FabricCause, FabricError
 from ringway.control import wire
+from ringway.control.handover import QUEUES_MAX
 from ringway.control.kinds import Tap
 from ringway.control.messages import Applied, EndShown, Geometry, LinkShown, Planned, Replacement, RingShown, Shown
 from ringway.shm import DropCause
+from ringway.shm._native import lib
 
 LONG = "x" * 63
 MOST = 2**64 - 1
@@ -117,3 +119,7 @@ def test_answers_about_as_many_links_as_there_may_be_fit_a_message() -> None:
     )
     for message in (applied, planned):
         assert len(wire.encode(wire.new_id(), message, wire.REPLY_SIZE)) < wire.REPLY_SIZE // 8
+
+
+def test_a_handover_has_room_for_as_many_queues_as_a_link_may_have() -> None:
+    assert lib.RWAY_QUEUES_MAX == QUEUES_MAX
