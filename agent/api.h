@@ -11,6 +11,13 @@
 struct rway_job *rway_tap_new(int tap_fd, struct rway_producer *producer, struct rway_consumer *consumer,
                               uint32_t frame_max);
 
+/*
+ * With drop other than 0 the tap is read when the ring is full too, and as long as it has no room for the longest frame
+ * all are dropped as RWAY_DROP_FULL: the length of the next one is not known before. Any thread, while the job's loop
+ * exists.
+ */
+void rway_tap_set_full(struct rway_job *job, int drop);
+
 /* Was the interface deleted? Then the job does nothing any more. Any thread, while the job's loop exists. */
 int rway_tap_gone(const struct rway_job *job);
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ringway.agent.port import Port
 from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
+from ringway.control.messages import WhenFull
 from ringway.control.rules import Stack
 from ringway.engine.loop import Loop
 from ringway.shm import JoinState, Producer
+from ringway.shm._native import lib
 from ringway.stack.filter import Filter
 from ringway.stack.pipeline import Pipeline
 from ringway.stack.spread import Spread
@@ -62,6 +65,11 @@ class Forwarder:
         if errors:
             raise errors[0]
 
+    def follow_settings(self) -> None:
+        """Settings of a port have changed."""
+        for runner in self.runners:
+            runner.follow_settings()
+
     def let_go(self, port: Port) -> None:
         """End what uses the port."""
         self._end([runner for runner in self.runners if port in runner.ports])
@@ -101,6 +109,7 @@ class ForwardRunner:
         self.ports: tuple[Port, ...] = (first, second)
         self.loops: list[Loop] = []
         self._joined: list[Port] = []
+        self._can_wait: list[tuple[Port, Any]] = []  # jobs that can, with the port that they send to
         count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
         for port in self.ports:
             port.run_by_agent(True)
@@ -116,7 +125,8 @@ class ForwardRunner:
                     pipeline.out(packet_filter.number_of(port.name), way_out(port, index, count))
                 for source, target in ((first, second), (second, first)):
                     numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
-                    _join_by_wire(pipeline, source, numbers, index, count)
+                    self._join_by_wire(pipeline, source, target, numbers, index, count)
+            self.follow_settings()
             start_loops(self.loops)
 
     def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
@@ -129,10 +139,42 @@ class ForwardRunner:
         elif frames:
             log(f"{frames} frames {way} were lost by the last restart")
 
+    def _join_by_wire(
+        self,
+        pipeline: Pipeline,
+        source: Port,
+        target: Port,
+        numbers: tuple[int, int],
+        index: int,
+        count: int,
+    ) -> None:
+        """One loop's part of one direction; `numbers` are what the stack calls the two ports."""
+        queues = range(index, source.region.geometry.queues, count)
+        outputs = range(index, target.region.geometry.queues, count)
+        for queue in queues:
+            job = pipeline.wire(source.region.consumers[queue], *numbers, 0)
+            if len(queues) == len(outputs) == 1:  # of several inputs the first would take all room
+                self._can_wait.append((target, job))
+
+    def follow_settings(self) -> None:
+        """Wait or drop, as the links say."""
+        for target, job in self._can_wait:
+            lib.rway_wire_wait(job, _PATIENCE_US if target.offer.full != "drop" else 0)
+
+    def when_full(self, port: Port) -> WhenFull:
+        can_wait = any(target is port for target, _ in self._can_wait)
+        return "wait" if can_wait and port.offer.full != "drop" else "drop"
+
+    def told(self, port: Port) -> str:
+        if port.offer.full == "wait" and self.when_full(port) == "drop":
+            return "it does not wait when the ring is full: its queues share loops (--loops)"
+        return ""
+
     def failed(self) -> bool:
         return False
 
     def close(self) -> None:
+        self._can_wait.clear()
         close_loops(self.loops)
         for port in self._joined:
             port.region.part()
@@ -146,11 +188,3 @@ def way_out(port: Port, index: int, count: int) -> Producer | Spread:
     if len(owned) > 1:
         return Spread(port.region, sum(1 << queue for queue in owned))
     return port.region.producers[index]
-
-
-def _join_by_wire(pipeline: Pipeline, source: Port, numbers: tuple[int, int], index: int, count: int) -> None:
-    """One loop's part of one direction; `numbers` are what the stack calls the two ports."""
-    queues = range(index, source.region.geometry.queues, count)
-    patience_us = _PATIENCE_US if len(queues) == 1 else 0  # of several inputs the first would take all room
-    for queue in queues:
-        pipeline.wire(source.region.consumers[queue], *numbers, patience_us)

@@ -160,7 +160,7 @@ class Member:
             port = self._ports.get(settings.port)
             if port is None or port.offer.link_id != settings.link_id:
                 return
-            offer = replace(port.offer, settings=settings.settings)
+            offer = replace(port.offer, settings=settings.settings, full=settings.full)
             try:
                 self._run([self._try(self._set_port, offer)])
             finally:
@@ -194,8 +194,10 @@ class Member:
         link = port.offer.link
         if found is not None and found[0] != "attached":
             return PortTold(port.name, link, *found)
-        told = next((runner.told() for runner in self._runners if runner.ports == (port,)), "")
-        return PortTold(port.name, link, "attached", _plain(told))
+        runner = next((runner for runner in self._all_runners() if port in runner.ports), None)
+        if runner is None:
+            return PortTold(port.name, link, "attached")
+        return PortTold(port.name, link, "attached", _plain(runner.told(port)), runner.when_full(port))
 
     def link_ids(self) -> list[int]:
         """The links that this VM's ends are attached to."""
@@ -400,6 +402,8 @@ class Member:
                     self._close(runner)
         finally:
             port.offer = offer
+        if self._forwarder is not None:
+            self._forwarder.follow_settings()
 
     def _remove_orphans(self) -> None:
         """What agents of this VM have left, and whose links are gone."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ringway.agent.interface import Owner
 from ringway.agent.port import Port
-from ringway.control.messages import Offer
+from ringway.control.messages import Offer, WhenFull
 from ringway.engine.loop import Loop
 
 
@@ -20,6 +20,12 @@ class Runner(Protocol):
 
     def failed(self) -> bool:
         """It cannot go on, and is to be closed and made again."""
+
+    def told(self, port: Port) -> str:
+        """What `show` says of the port beside its state."""
+
+    def when_full(self, port: Port) -> WhenFull:
+        """What becomes of frames that find no room in the port's rings."""
 
     def close(self) -> None: ...
 
@@ -37,9 +43,6 @@ class PortRunner(Runner, Protocol):
 
     def follow_peer(self, now: float) -> float | None:
         """Do what follows from the other end's coming and going. When to look again (monotonic), if that is needed."""
-
-    def told(self) -> str:
-        """What `show` says of the port beside its state."""
 
 
 class Terms(NamedTuple):

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 _Static_assert(sizeof(struct virtio_net_hdr) == 10, "the tap's header length is the default one");
 _Static_assert(sizeof(struct rway_piece) == sizeof(struct iovec), "a piece is handed to readv as it is");
@@ -24,7 +25,8 @@ struct tap {
     struct rway_job job;
     int fd;
     bool gone; /* the interface was deleted; written by the loop's thread */
-    bool held; /* not read: the ring has no room for the longest frame */
+    bool held; /* the ring has no room for the longest frame */
+    bool drops; /* what comes then, instead of leaving it to the kernel; written by any thread */
     int error; /* of the last read, when there was no reason for one; written by the loop's thread */
     struct rway_producer *producer;
     struct rway_consumer *consumer;
@@ -134,7 +136,22 @@ static int read_one(struct tap *tap, struct rway_frame *frame, bool *again)
     return 1;
 }
 
-/* Tap to ring. Without room for the longest frame the tap is left alone: the kernel's queue is the place to wait. */
+/* The ring is full: drop a frame. Returns whether there was one; the kernel has cut off what is not read. */
+static bool discard_one(struct tap *tap)
+{
+    uint8_t start[sizeof(struct virtio_net_hdr) + RWAY_FRAME_MIN];
+    ssize_t got = read(tap->fd, start, sizeof start);
+    if (got < (ssize_t)sizeof start)
+        return took_one(tap, got, errno);
+    rway_write_once(&tap->error, 0);
+    rway_producer_drop(tap->producer, RWAY_DROP_FULL, 1);
+    return true;
+}
+
+/*
+ * Tap to ring. Without room for the longest frame the tap is left alone, unless it is to drop: the kernel's queue is the
+ * place to wait.
+ */
 static uint32_t fill_ring(struct tap *tap)
 {
     struct rway_frame frames[RWAY_BURST];
@@ -143,12 +160,13 @@ static uint32_t fill_ring(struct tap *tap)
     while (again && filled + dropped < RWAY_BURST) {
         frames[filled] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = tap->frame_max};
         tap->held = rway_ring_claim(tap->producer, &frames[filled], 1) == 0;
-        if (tap->held)
-            break;
-        if (read_one(tap, &frames[filled], &again))
+        if (tap->held) {
+            again = rway_read_once(&tap->drops) && discard_one(tap);
+        } else if (read_one(tap, &frames[filled], &again)) {
             filled++;
-        else
-            dropped += again;
+            continue;
+        }
+        dropped += again;
     }
     rway_ring_publish(tap->producer, frames, filled);
     return filled + dropped;
@@ -214,10 +232,15 @@ static void arm(struct rway_job *job, struct rway_waiter *waiter)
     rway_waiter_add_consumer(waiter, tap->consumer);
     if (tap->gone)
         return;
-    if (tap->held)
+    if (tap->held && !rway_read_once(&tap->drops))
         rway_waiter_add_producer(waiter, tap->producer, rway_producer_slots(tap->producer, tap->frame_max, 0));
     else if (tap->error == 0) /* else poll returns at once; the waiter's bound, at most 80 ms, is soon enough */
         rway_waiter_add_fd(waiter, tap->fd, POLLIN);
+}
+
+void rway_tap_set_full(struct rway_job *job, int drop)
+{
+    rway_write_once(&((struct tap *)job)->drops, drop != 0);
 }
 
 int rway_tap_gone(const struct rway_job *job)

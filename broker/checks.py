@@ -34,6 +34,7 @@ def parse_config(text: str, name: str) -> FabricConfig:
     for vm in config.vms.values():
         if vm.stack is not None:
             _check_forward(file, links, vm, vm.stack)
+            _check_waiting(file, links, vm, vm.stack)
     _check_vm_limits(file, config)
     return config
 
@@ -108,6 +109,21 @@ def _check_forward(file: FabricFile, links: dict[End, LinkConfig], vm: VmConfig,
             f"takes {loops} loops, one for each queue of each pair, and {LOOPS_MAX} are possible: use fewer queues"
         )
         raise file.error(FabricCause.LIMIT, key, message)
+
+
+def _check_waiting(file: FabricFile, links: dict[End, LinkConfig], vm: VmConfig, stack: Stack) -> None:
+    """A link is not to say that a forwarder waits which cannot."""
+    for pair in stack.forward:
+        ends = [links[End(vm.name, port)] for port in pair if End(vm.name, port) in links]
+        queues = [link.geometry.queues for link in ends]
+        for link in ends:
+            if link.full == "wait" and len(set(queues)) > 1:
+                message = (
+                    f"VM {vm.name!r} forwards between links {ends[0].name!r}, of {queues[0]} queues, and "
+                    f"{ends[1].name!r}, of {queues[1]}, and cannot wait: one slow queue would hold up the others; give "
+                    "both the same queues, or take it out"
+                )
+                raise file.error(FabricCause.VALUE, ("link", link.name, "full"), message)
 
 
 def _check_vm_limits(file: FabricFile, config: FabricConfig) -> None:

@@ -15,6 +15,7 @@ from ringway.broker.fabric_file import LINKS_MAX, FabricCause, FabricError, Fabr
 from ringway.broker.limits import CONNECTIONS_MAX, CONNECTIONS_MIN
 from ringway.control.carriers import CARRIERS
 from ringway.control.kinds import KINDS, Kind, SettingError, Settings, kind_of
+from ringway.control.messages import WhenFull
 from ringway.control.names import NAME_RULE, PLAIN_NAME_RULE, is_name, is_plain_name
 from ringway.control.rules import (
     TIMEOUT_MAX,
@@ -67,6 +68,7 @@ class LinkConfig(Struct, frozen=True):
     geometry: Geometry
     huge_pages: bool = False
     carriers: tuple[str, str] = ("fd", "fd")  # of the ends' VMs
+    full: WhenFull | None = None  # None: producers that can wait do
 
     def shape(self) -> Shape:
         """The sizes that follow; RegionError when the geometry is not possible."""
@@ -121,6 +123,7 @@ class LinkTable(Struct, forbid_unknown_fields=True):
     slot_payload: int = DEFAULT.slot_payload
     headroom: int = DEFAULT.headroom
     huge_pages: bool = False
+    full: str | None = None
 
 
 EXAMPLES: Final = {
@@ -399,7 +402,15 @@ def _link(file: FabricFile, name: str, value: object, vms: dict[str, VmConfig]) 
     geometry = Geometry(table.queues, table.slots, table.slot_payload, table.headroom)
     first_carrier, second_carrier = (vms[end.vm].carrier if end.vm in vms else "fd" for end in (first, second))
     carriers = first_carrier, second_carrier
-    return LinkConfig(name, (first, second), geometry, table.huge_pages, carriers=carriers)
+    full = _full(file, (*key, "full"), table.full)
+    return LinkConfig(name, (first, second), geometry, table.huge_pages, carriers=carriers, full=full)
+
+
+def _full(file: FabricFile, key: Key, value: str | None) -> WhenFull | None:
+    match value:
+        case None | "wait" | "drop" as full:
+            return full
+    raise file.error(FabricCause.VALUE, key, f'{value!r} is nothing to do with a full ring: use "wait" or "drop"')
 
 
 def _end(file: FabricFile, key: Key, text: str) -> End:

@@ -52,6 +52,7 @@ class ChangedPort:
     side: int
     vm: str
     port: PortConfig  # as it is to be
+    full: messages.WhenFull | None  # likewise
 
     def __str__(self) -> str:
         return f"{self.vm}.{self.port.name}"
@@ -132,8 +133,7 @@ class Fabric:
             reason = broken.get(name) or (old.difference(link, _ports(config, link)) if old is not None else "")
             if old is not None and not reason:
                 plan.kept.append(name)
-                ports = enumerate(zip(old.ends, _ports(config, link), strict=True))
-                plan.ports.extend(ChangedPort(name, side, end.vm, to) for side, (end, to) in ports if end.port != to)
+                plan.ports.extend(_changed_ports(old, link, _ports(config, link)))
                 continue
             if old is None:
                 plan.made.append(name)
@@ -158,8 +158,11 @@ class Fabric:
                 self._forget(self.links.pop(effect.name), changes, linked)
         for changed in plan.ports:
             link = self.links[changed.link]
+            link.config = plan.config.links[changed.link]
             link.ends[changed.side].port = changed.port
-            message = messages.SetPort(port=changed.port.name, link_id=link.link_id, settings=changed.port.settings)
+            message = messages.SetPort(
+                port=changed.port.name, link_id=link.link_id, settings=changed.port.settings, full=changed.full
+            )
             changes.ports.append((changed, message))
         for effect in plan.makes:
             state = _new_state(plan.config, effect.config, effect.link_id)
@@ -240,6 +243,7 @@ class Fabric:
             settings=port.settings,
             ticket=end.ticket.text,
             carrier=carrier(link.config.carriers[side]).offer(self._runtime),
+            full=link.config.full,
         )
 
     def redeem(self, take: Take, connection: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:
@@ -318,6 +322,13 @@ def geometry_message(geometry: Geometry) -> messages.Geometry:
         slot_payload=geometry.slot_payload,
         headroom=geometry.headroom,
     )
+
+
+def _changed_ports(old: LinkState, link: LinkConfig, ports: tuple[PortConfig, PortConfig]) -> Iterator[ChangedPort]:
+    """The ends of a link that stays which have other settings."""
+    for side, (end, port) in enumerate(zip(old.ends, ports, strict=True)):
+        if end.port != port or old.config.full != link.full:
+            yield ChangedPort(link.name, side, end.vm, port, link.full)
 
 
 def _new_state(config: FabricConfig, link: LinkConfig, link_id: int) -> LinkState:

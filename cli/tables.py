@@ -94,10 +94,10 @@ def _vms(vms: Sequence[VmShown]) -> Table:
 
 
 def _ports(vms: Sequence[VmShown]) -> Table:
-    table = _table("ports", "port", "link", "state", "cause")
+    table = _table("ports", "port", "link", "state", "when full", "cause")
     for vm in vms:
         for port in vm.ports:
-            _row(table, f"{vm.name}.{port.port}", port.link, port.state, port.cause or "-")
+            _row(table, f"{vm.name}.{port.port}", port.link, port.state, port.full or "-", port.cause or "-")
     return table
 
 

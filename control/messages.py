@@ -39,6 +39,7 @@ Pid = Annotated[int, Meta(ge=0, le=PID_MAX)]  # an agent's own word, which other
 Side = Annotated[int, Meta(ge=0, le=1)]
 TicketText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Counters = dict[Word, int]
+WhenFull = Literal["wait", "drop"]  # what a producer does with frames that find no room
 
 ENDS_MAX: Final = 4096  # that an agent may say it is attached to
 
@@ -96,6 +97,7 @@ class Offer(Part, omit_defaults=True):
     settings: Settings
     carrier: Carriers
     ticket: TicketText
+    full: WhenFull | None = None  # None: the port's producer waits if it can
 
 
 class PortTold(Part):
@@ -103,6 +105,7 @@ class PortTold(Part):
     link: Name
     state: Literal["attached", "broken", "failed"]  # failed: not attached, or what the agent is to run over it does not
     cause: Sentence = ""
+    full: WhenFull | None = None  # what the agent does when the port's ring is full; None: an application decides
 
 
 class LoopTold(Part):
@@ -227,6 +230,7 @@ class SetPort(Message):
     port: PlainName
     link_id: Uint
     settings: Settings
+    full: WhenFull | None
 
 
 class SetStack(Message):

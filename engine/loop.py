@@ -30,12 +30,13 @@ class Loop:
         self._held.enter_context(used.hold(f"loop {self.name}"))
         self._kept.append(used)
 
-    def add(self, job: Any, *uses: Holdable) -> None:
-        """Run `job` (a `struct rway_job *`, owned by the loop from here on), which uses these objects."""
+    def add(self, job: Any, *uses: Holdable) -> Any:
+        """Run `job` (a `struct rway_job *`, owned by the loop from here on), which uses these objects. Returns it."""
         for used in uses:
             self.use(used)
         if job == ffi.NULL or lib.rway_loop_add(self._native, job) != 0:
             raise MemoryError("no memory, or no room, for a job")
+        return job
 
     def hook(self, hook: Any, *uses: Holdable) -> None:
         """Call `hook` (a `struct rway_hook *`, owned by the loop from here on) at each turn and rest."""

@@ -34,10 +34,10 @@ class Pipeline:
         if add(self._native, port, target.native) != 0:
             raise MemoryError(f"no memory for a way out, or port number {port} has one")
 
-    def wire(self, source: Consumer, in_port: int, out_port: int, patience_us: int) -> None:
+    def wire(self, source: Consumer, in_port: int, out_port: int, patience_us: int) -> Any:
         """Send on what comes in by `source`, of port number `in_port`, by `out_port`.
 
         Frames wait for room in a single out-queue until its consumer has not moved for `patience_us`; 0: they are
-        dropped.
+        dropped. The job is returned, for `rway_wire_wait`.
         """
-        self._loop.add(lib.rway_wire_new(self._native, source.native, in_port, out_port, patience_us), source)
+        return self._loop.add(lib.rway_wire_new(self._native, source.native, in_port, out_port, patience_us), source)

@@ -23,7 +23,7 @@ from ringway.agent.runner import (
     start_loops,
 )
 from ringway.control.kinds import Kind, Tap
-from ringway.control.messages import Offer
+from ringway.control.messages import Offer, WhenFull
 from ringway.engine.loop import Loop
 from ringway.shm import BreakCause, DropCause, SideState
 from ringway.shm._native import lib
@@ -77,11 +77,16 @@ class TapRunner:
                 job = lib.rway_tap_new(fd, producer.native, consumer.native, self.tap.frame_max)
                 loop.add(job, producer, consumer)
                 self._jobs.append(job)
+            self._set_full(offer)
             for producer, frames in zip(port.region.producers, self.tap.missed, strict=False):
                 producer.drop(DropCause.DOWN, frames)
             self._set_up(settings)
             self.follow_peer(time.monotonic())
             start_loops(self.loops)
+
+    def _set_full(self, offer: Offer) -> None:
+        for job in self._jobs:
+            lib.rway_tap_set_full(job, offer.full == "drop")
 
     def _set_up(self, settings: Tap) -> None:
         assert self.tap is not None
@@ -97,6 +102,7 @@ class TapRunner:
         if (settings.interface, settings.offload, frame_max) != (before.interface, before.offload, self.tap.frame_max):
             return False
         self._carrier.delay = settings.carrier_delay_ms / 1000
+        self._set_full(offer)
         try:
             self._set_up(settings)
         except AgentError as error:
@@ -122,12 +128,14 @@ class TapRunner:
     def _peer_is_here(self, port: Port) -> bool:
         return port.broken is BreakCause.WHOLE and port.peer_attached
 
-    def told(self) -> str:
-        """What `show` says of the port beside its state."""
+    def told(self, port: Port) -> str:
         reading = max((lib.rway_tap_error(job) for job in self._jobs), default=0)
         said = [f"reading the interface fails: {os.strerror(reading)}"] if reading else []
         said += [self.problem, self._carrier_problem, "" if self._carrier.on else "no carrier: the other end is away"]
         return "; ".join(filter(None, said))
+
+    def when_full(self, port: Port) -> WhenFull:
+        return port.offer.full or "wait"
 
     def failed(self) -> bool:
         """The interface was deleted."""
