@@ -21,7 +21,7 @@ class Runner(Protocol):
     def failed(self) -> bool:
         """It cannot go on, and is to be closed and made again."""
 
-    def told(self, port: Port) -> str:
+    def told(self, port: Port, /) -> str:
         """What `show` says of the port beside its state."""
 
     def when_full(self, port: Port) -> WhenFull:

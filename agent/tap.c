@@ -149,8 +149,8 @@ static bool discard_one(struct tap *tap)
 }
 
 /*
- * Tap to ring. Without room for the longest frame the tap is left alone, unless it is to drop: the kernel's queue is the
- * place to wait.
+ * Tap to ring. Without room for the longest frame the tap is left alone, unless it is to drop: the kernel's queue is
+ * the place to wait.
  */
 static uint32_t fill_ring(struct tap *tap)
 {

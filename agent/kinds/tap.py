@@ -128,7 +128,7 @@ class TapRunner:
     def _peer_is_here(self, port: Port) -> bool:
         return port.broken is BreakCause.WHOLE and port.peer_attached
 
-    def told(self, port: Port) -> str:
+    def told(self, _port: Port, /) -> str:
         reading = max((lib.rway_tap_error(job) for job in self._jobs), default=0)
         said = [f"reading the interface fails: {os.strerror(reading)}"] if reading else []
         said += [self.problem, self._carrier_problem, "" if self._carrier.on else "no carrier: the other end is away"]

@@ -9,13 +9,14 @@ import pytest
 
 from ringway.agent import Port
 from ringway.control.messages import RingShown
-from tests.system.fabric_fixtures import Fabric
+from tests.system.fabric_fixtures import Fabric, until
 
 SLOTS = 64
 FRAMES = 20 * SLOTS
 
 
-def fabric_text(queues: tuple[int, int]) -> str:
+def fabric_text(queues: tuple[int, int], second: str = "") -> str:
+    """`second`: more keys of the second link."""
     links = [f"slots = {SLOTS}\nqueues = {count}" for count in queues]
     return f"""
 [vm.left.port.p]
@@ -35,6 +36,7 @@ ends = ["left.p", "firewall.inside"]
 [link.two]
 ends = ["firewall.outside", "right.p"]
 {links[1]}
+{second}
 """
 
 
@@ -96,3 +98,38 @@ def test_links_of_different_queues_drop_so_that_one_queue_does_not_hold_up_the_o
     for queue in range(4):
         assert left.send(numbered(SLOTS), queue=queue, timeout=60) == SLOTS
     fabric.quiet("one")
+
+
+def what_it_does(fabric: Fabric) -> dict[str, str | None]:
+    """When full, port by port of the firewall."""
+    return {port.port: port.full for port in fabric.broker.vm("firewall").ports}
+
+
+def test_a_link_that_is_to_drop_drops_at_once_and_may_say_otherwise_while_frames_wait(fabric: Fabric) -> None:
+    fabric.apply(fabric_text((1, 1), 'full = "drop"'))
+    fabric.agent("firewall")
+    left, right = fabric.port("left"), fabric.port("right")
+    assert what_it_does(fabric) == {"inside": "wait", "outside": "drop"}
+    assert left.send(numbered(FRAMES), timeout=60) == FRAMES
+    until(lambda: fabric.ring("two").offered == FRAMES, "the firewall does not wait")
+    link_id = fabric.broker.link("two").link_id
+    assert fabric.ring("two").drops_produced == {"full": FRAMES - SLOTS}
+    fabric.apply(fabric_text((1, 1), 'full = "wait"'))
+    assert what_it_does(fabric) == {"inside": "wait", "outside": "wait"}
+    assert fabric.broker.link("two").link_id == link_id, "the link stays"
+    assert right.receive(SLOTS, timeout=30) == numbered(SLOTS)
+    with ThreadPoolExecutor(1) as thread:
+        sending = thread.submit(left.send, numbered(FRAMES), timeout=60)
+        assert receive_few_by_few(right, FRAMES, 0) == numbered(FRAMES)
+        assert sending.result() == FRAMES
+    assert dropped_as_full(fabric, "two") == [FRAMES - SLOTS], "none more"
+
+
+def test_a_forwarder_with_fewer_loops_than_queues_says_that_it_does_not_wait(fabric: Fabric) -> None:
+    fabric.apply(fabric_text((4, 4), 'full = "wait"'))
+    fabric.agent("firewall", None, "--loops", "2")
+    fabric.port("left")
+    ports = {port.port: port for port in fabric.broker.vm("firewall").ports}
+    assert {port.full for port in ports.values()} == {"drop"}
+    assert "its queues share loops (--loops)" in ports["outside"].cause
+    assert ports["inside"].cause == "", "it was not asked to"

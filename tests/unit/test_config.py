@@ -476,6 +476,25 @@ def file_refused(path: Path) -> FabricError:
     return caught.value
 
 
+def test_what_a_full_ring_is_to_do_is_one_of_two_words() -> None:
+    error = refused_after("queues = 2", 'full = "block"')
+    assert error.where == line_of("queues = 2")
+    assert (error.cause, 'use "wait" or "drop"' in error.message) == (FabricCause.VALUE, True)
+    for word in ("wait", "drop"):
+        config = parse_config(GOOD + f'full = "{word}"', "fabric.toml")
+        assert config.links["client-firewall"].full == word
+    assert parse_config(GOOD, "fabric.toml").links["client-firewall"].full is None
+
+
+def test_a_link_is_not_to_wait_where_its_forwarder_cannot() -> None:
+    error = refused(chain_of(1, "queues = 1", 'queues = 4\nfull = "wait"'))
+    assert error.cause is FabricCause.VALUE
+    assert "of 4" in error.message
+    assert "give both the same queues" in error.message
+    parse_config(chain_of(1, "queues = 4", 'queues = 4\nfull = "wait"'), "fabric.toml")
+    parse_config(chain_of(1, "queues = 1", 'queues = 4\nfull = "drop"'), "fabric.toml")
+
+
 @pytest.mark.parametrize("key", ["mtu", "queues", "link_bytes"])
 def test_a_number_too_long_to_be_printed_is_refused(key: str) -> None:
     text = {"mtu": "mtu = 1500", "queues": "queues = 2", "link_bytes": 'link_bytes = "1 GiB"'}[key]

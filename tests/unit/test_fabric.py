@@ -116,6 +116,18 @@ def test_a_link_stays_when_a_port_of_it_has_other_settings_and_its_agent_is_told
     assert (changes.withdrawn, changes.offered, changes.dropped) == ([], [], [])
 
 
+def test_a_link_stays_when_it_says_something_else_about_full_rings_and_both_ends_are_told() -> None:
+    fabric = fabric_with(FIRST)
+    link_id = fabric.links["first"].link_id
+    plan = fabric.plan(config_of(FIRST + 'full = "drop"\n'))
+    assert (plan.kept, plan.replaced, plan.effects) == (["first"], {}, [])
+    assert [str(changed) for changed in plan.ports] == ["a.one", "b.one"]
+    told = [told for _, told in fabric.commit(plan).ports]
+    assert [(each.port, each.link_id, each.full) for each in told] == [("one", link_id, "drop")] * 2
+    assert fabric.offer("first", 0, 2.0, AGENT).full == "drop"
+    assert fabric.plan(config_of(FIRST + 'full = "drop"\n')).ports == [], "and that is what it says from then on"
+
+
 def test_a_link_whose_port_becomes_of_another_kind_is_replaced() -> None:
     changed = parse_config(VMS.replace('"tap"', '"local"') + FIRST, "fabric.toml")
     assert fabric_with(FIRST).plan(changed).replaced == {"first": "port b.one becomes local"}

@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ringway.engine.loop import Loop
 from ringway.shm import Geometry
 from ringway.shm._native import lib
 from tests.unit.test_ring import Link, opened
 
 FRAME_MAX = 1522
+SLOTS = 64
 TURNS_MAX = 200  # a second with the waiter's bound of 10 ms; a loop that spins does thousands at the least
 
 
 @contextlib.contextmanager
 def job_over(fd: int) -> Iterator[tuple[Link, Loop, Any]]:
-    with opened(Geometry(queues=1, slot_count=64, slot_payload=2048, headroom=64)) as link:
+    with opened(Geometry(queues=1, slot_count=SLOTS, slot_payload=2048, headroom=64)) as link:
         producer, consumer = link.a.producers[0], link.a.consumers[0]
         loop = Loop("test", 0)
         try:
@@ -75,3 +78,22 @@ def test_a_read_too_short_for_a_frame_is_one_runt_and_the_next_frame_is_read() -
         await_that(lambda: link.ring().produced.frames == 1)
         assert link.ring().produced.drops == {"runt": 1}
         assert lib.rway_tap_error(job) == 0
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_what_comes_to_a_tap_whose_ring_is_full_stays_in_the_kernel_or_is_dropped_and_counted(drops: bool) -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    near.setblocking(False)
+    with near, far, job_over(near.fileno()) as (link, _, job):
+        lib.rway_tap_set_full(job, drops)
+        for _ in range(SLOTS):
+            far.send(bytes(10) + bytes(60))  # blocks until it is read where the kernel's queue is full
+        await_that(lambda: link.ring().produced.frames == SLOTS)
+        for _ in range(3):
+            far.send(bytes(10) + bytes(60))
+        if drops:
+            await_that(lambda: link.ring().produced.drops == {"full": 3})
+        assert link.b.consumers[0].receive(SLOTS) == [bytes(60)] * SLOTS
+        if not drops:
+            await_that(lambda: link.ring().produced.frames == SLOTS + 3)
+        assert link.ring().produced.drops == ({"full": 3} if drops else {})
