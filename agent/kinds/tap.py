@@ -77,7 +77,7 @@ class TapRunner:
                 job = lib.rway_tap_new(fd, producer.native, consumer.native, self.tap.frame_max)
                 loop.add(job, producer, consumer)
                 self._jobs.append(job)
-            self._set_full(offer)
+            self._set_full(port.offer)
             for producer, frames in zip(port.region.producers, self.tap.missed, strict=False):
                 producer.drop(DropCause.DOWN, frames)
             self._set_up(settings)
