@@ -3,6 +3,8 @@
 
 #include <time.h>
 
+static const uint64_t LOOKS_NS = 100 * 1000 * 1000; /* a sleep is shorter: see bound in shm/bell.c */
+
 static uint64_t now_ns(void)
 {
     struct timespec now;
@@ -17,16 +19,20 @@ void rway_patience_set(struct rway_patience *patience, uint64_t lasts_us)
 
 bool rway_patience_is_over(struct rway_patience *patience, uint64_t tail, uint32_t behind, uint64_t now_ns)
 {
-    bool moved = tail != patience->stuck_at || patience->since_ns == 0;
+    bool moved = tail != patience->stuck_at || patience->looked_ns == 0;
+    uint64_t passed_ns = now_ns - patience->looked_ns;
     if (moved)
         patience->given_up = false;
     /* Who waits no more is about to move, or was started again and has yet to look: neither is to be given up on. */
     if (moved || behind < patience->behind) {
         patience->stuck_at = tail;
-        patience->since_ns = now_ns;
+        patience->waited_ns = 0;
+    } else {
+        patience->waited_ns += passed_ns < LOOKS_NS ? passed_ns : LOOKS_NS;
     }
+    patience->looked_ns = now_ns;
     patience->behind = behind;
-    if (now_ns - patience->since_ns >= rway_read_once(&patience->lasts_ns) * (1 + behind))
+    if (patience->waited_ns >= rway_read_once(&patience->lasts_ns) * (1 + behind))
         patience->given_up = true;
     return patience->given_up;
 }

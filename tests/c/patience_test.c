@@ -84,25 +84,49 @@ static void one_of_a_circle_gives_up_within_the_longest_patience(void)
     }
 }
 
+/* Look each 50 ms for so long. Returns what came of the last look; each before that is to have gone on waiting. */
+static bool look_on(struct rway_patience *patience, uint64_t tail, uint32_t behind, uint64_t *now_ms, uint64_t for_ms)
+{
+    bool over = false;
+    for (uint64_t until = *now_ms + for_ms; *now_ms < until;) {
+        CHECK(!over, "it is over before %lu ms", (unsigned long)*now_ms);
+        *now_ms += 50;
+        over = rway_patience_is_over(patience, tail, behind, *now_ms * MS);
+    }
+    return over;
+}
+
 static void who_was_given_up_on_is_waited_for_again_only_once_it_moves(void)
 {
     struct rway_patience patience = {.lasts_ns = LASTS_MS * (uint64_t)MS};
-    CHECK(!rway_patience_is_over(&patience, 7, 0, 1), "at first sight");
-    CHECK(!rway_patience_is_over(&patience, 7, 0, LASTS_MS * (uint64_t)MS), "too early");
-    CHECK(rway_patience_is_over(&patience, 7, 0, LASTS_MS * (uint64_t)MS + 1), "it is waited for without end");
-    CHECK(rway_patience_is_over(&patience, 7, RWAY_STALL_MAX, LASTS_MS * (uint64_t)MS + 2), "for a word");
-    CHECK(rway_patience_is_over(&patience, 7, 0, LASTS_MS * (uint64_t)MS + 3), "for a word taken back");
-    CHECK(!rway_patience_is_over(&patience, 8, 0, LASTS_MS * (uint64_t)MS + 4), "it has moved");
+    uint64_t now = 0;
+    CHECK(!look_on(&patience, 7, 0, &now, LASTS_MS), "too early");
+    CHECK(look_on(&patience, 7, 0, &now, 50), "it is waited for without end");
+    CHECK(look_on(&patience, 7, RWAY_STALL_MAX, &now, 50), "for a word");
+    CHECK(look_on(&patience, 7, 0, &now, 50), "for a word taken back");
+    CHECK(!look_on(&patience, 8, 0, &now, 50), "it has moved");
 }
 
 /* Killed while it waited, and started again: what it said last stands until then, and then it has yet to look. */
 static void who_waits_no_more_is_given_time_from_then_on(void)
 {
     struct rway_patience patience = {.lasts_ns = LASTS_MS * (uint64_t)MS};
-    CHECK(!rway_patience_is_over(&patience, 7, 1, 1), "at first sight");
-    CHECK(!rway_patience_is_over(&patience, 7, 0, LASTS_MS * (uint64_t)MS * 3 / 2), "it was started again");
-    CHECK(!rway_patience_is_over(&patience, 7, 0, LASTS_MS * (uint64_t)MS * 2), "it was started again");
-    CHECK(rway_patience_is_over(&patience, 7, 0, LASTS_MS * (uint64_t)MS * 5 / 2), "it is waited for without end");
+    uint64_t now = 0;
+    CHECK(!look_on(&patience, 7, 1, &now, LASTS_MS * 3 / 2), "too early for two in a row");
+    CHECK(!look_on(&patience, 7, 0, &now, LASTS_MS), "it was started again");
+    CHECK(look_on(&patience, 7, 0, &now, 50), "it is waited for without end");
+}
+
+static void a_time_in_which_nobody_looked_counts_as_a_moment(void)
+{
+    struct rway_patience patience = {.lasts_ns = LASTS_MS * (uint64_t)MS};
+    uint64_t now = 0;
+    CHECK(!look_on(&patience, 7, 0, &now, LASTS_MS / 2), "too early");
+    now += 3600 * 1000; /* the machine stood still */
+    CHECK(!look_on(&patience, 7, 0, &now, LASTS_MS / 4), "it gives up who had no processor");
+    CHECK(!look_on(&patience, 7, 0, &now, LASTS_MS / 10), "too early");
+    CHECK(!look_on(&patience, 7, 0, &now, LASTS_MS / 10), "too early");
+    CHECK(look_on(&patience, 7, 0, &now, 50), "it is waited for without end");
 }
 
 /* ---- with forwarders, one after the other ---- */
@@ -214,6 +238,7 @@ int main(void)
     one_of_a_circle_gives_up_within_the_longest_patience();
     who_was_given_up_on_is_waited_for_again_only_once_it_moves();
     who_waits_no_more_is_given_time_from_then_on();
+    a_time_in_which_nobody_looked_counts_as_a_moment();
     each_says_how_many_wait_from_it_on_and_takes_it_back();
     a_word_that_cannot_be_is_taken_for_the_largest();
     return 0;
