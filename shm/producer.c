@@ -105,21 +105,14 @@ static uint32_t slots_to_claim(const struct rway_producer *producer, const struc
     return rway_slots_for(&producer->ring, frame->len, frame->pushed);
 }
 
-enum { AHEAD = 16 /* slots beyond what is claimed, see below */ };
-
 /*
- * Bring the lines of a burst here to be written, from some slots ahead on if those are free already, so that the first
- * of the next burst come while this one is filled; a whole burst ahead, the other core's prefetcher takes some back
- * before they are written. All of it before the first store: the store of head that went before is still waiting for
- * its line, stores leave a core in order, and behind it there is room for some sixty.
+ * Bring the lines of a burst here to be written. All of it before the first store: the store of head that went before
+ * is still waiting for its line, stores leave a core in order, and behind it there is room for some sixty. Nothing
+ * beyond the burst: what comes too early takes the place of what is needed first (docs/adr/0033).
  */
 static void prefetch_for_writing(const struct rway_ring *ring, uint64_t at, const struct rway_frame *frames,
                                  uint32_t count, uint32_t room)
 {
-    if (room > count + AHEAD) {
-        at += AHEAD;
-        room -= AHEAD;
-    }
     for (uint32_t i = 0; i < count && i < room; i++) {
         const uint8_t *data = rway_payload_at(ring, at + i);
         uint32_t len = frames[i].len < RWAY_PREFETCH_MAX ? frames[i].len : RWAY_PREFETCH_MAX;
