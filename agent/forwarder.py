@@ -1,50 +1,44 @@
-"""A VM's stack as it runs: the filter, and the loops that forward past it."""
+"""A VM's stack as it runs: the filter, what joins its ports, and the loops that carry frames past it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ringway.agent.port import Port
-from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
-from ringway.control.messages import WhenFull
+from ringway.agent.runner import StackRunner
 from ringway.control.rules import Stack
-from ringway.engine.loop import Loop
-from ringway.shm import JoinState, Producer
-from ringway.shm._native import lib
+from ringway.stack.bridge import Bridge
 from ringway.stack.filter import Filter
-from ringway.stack.pipeline import Pipeline
-from ringway.stack.spread import Spread
 
-# For how long a full ring may stand still before what finds no room in it is dropped: an agent is killed and started
-# again, or a process runs again on a crowded machine, in less; and TCP goes on where it was after a pause of so long.
-_PATIENCE_US = 1_000_000
-
-Start = Callable[[Port, Port, Filter], "ForwardRunner"]
+Start = Callable[[tuple[Port, ...], Filter, Bridge | None], StackRunner]
 
 
 class Forwarder:
     """Made whole or not at all: an exception leaves nothing behind. One thread at a time."""
 
     def __init__(self, stack: Stack, start: Start) -> None:
-        """`start` makes the runner of a pair. Nothing is forwarded before `run`."""
+        """`start` makes the runner of a pair, or of a bridge's ports. Nothing is forwarded before `run`."""
         self._start = start
-        self._names = tuple(name for pair in stack.forward for name in pair)
         self._stack = stack
-        self.runners: list[ForwardRunner] = []
-        self.filter = Filter(self._names, stack.connections, stack.timeouts)
+        self.runners: list[StackRunner] = []
+        self.filter = Filter(stack.port_names(), stack.connections, stack.timeouts)
+        self.bridge: Bridge | None = None
         try:
             self.filter.replace(stack.rules, stack.default, stack.unparsed)
+            if (wanted := stack.bridge) is not None:
+                self.bridge = Bridge(len(wanted.ports), wanted.addresses, wanted.ageing, wanted.flood_rate)
         except BaseException:
             self.filter.close()
             raise
 
     def fits(self, stack: Stack) -> bool:
         """Rules change under way, and connections outlive that. Other ports, or room for others, make a new filter."""
-        names = tuple(name for pair in stack.forward for name in pair)
-        remembers = (stack.connections, stack.timeouts)
-        return self._names == names and remembers == (self._stack.connections, self._stack.timeouts)
+
+        def lasting(of: Stack) -> object:
+            return of.forward, of.bridge, of.connections, of.timeouts
+
+        return lasting(stack) == lasting(self._stack)
 
     def judge_by(self, stack: Stack) -> None:
         """The rules of a stack that fits. FilterError: those before stay, and the next call tries again."""
@@ -53,13 +47,16 @@ class Forwarder:
             self._stack = stack
 
     def run(self, ports: Mapping[str, Port]) -> None:
-        """Forward between all pairs that are there. Raises the first error when all have been tried."""
+        """Join all ports that are there. Raises the first error when all have been tried."""
+        if self._stack.bridge is not None:
+            self._run_bridge(ports, self._stack.bridge.ports)
+            return
         errors: list[Exception] = []
         for pair in self._stack.forward:
             ends = tuple(ports[name] for name in pair if name in ports)
             if len(ends) == 2 and not any(runner.ports == ends for runner in self.runners):
                 try:
-                    self.runners.append(self._start(ends[0], ends[1], self.filter))
+                    self.runners.append(self._start(ends, self.filter, None))
                 except Exception as error:  # noqa: BLE001 - whatever it is, the other pairs are to run
                     errors.append(error)
         if errors:
@@ -70,15 +67,30 @@ class Forwarder:
         for runner in self.runners:
             runner.follow_settings()
 
+    def _run_bridge(self, ports: Mapping[str, Port], names: list[str]) -> None:
+        """With another port there, what runs is stopped for a moment and started with all; what is known stays."""
+        ends = tuple(ports[name] for name in names if name in ports)
+        if [runner.ports for runner in self.runners] == [ends]:
+            return
+        self.pause()
+        if ends:
+            self.runners.append(self._start(ends, self.filter, self.bridge))
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Of packet functions, by name."""
+        return {"bridge": self.bridge.counts()} if self.bridge is not None else {}
+
     def let_go(self, port: Port) -> None:
         """End what uses the port."""
         self._end([runner for runner in self.runners if port in runner.ports])
+        if self.bridge is not None and port.name in self.filter.port_names:
+            self.bridge.forget(self.filter.number_of(port.name))
 
     def pause(self) -> None:
         """Let go of all ports; `run` goes on."""
         self._end(list(self.runners))
 
-    def _end(self, runners: list[ForwardRunner]) -> None:
+    def _end(self, runners: list[StackRunner]) -> None:
         with contextlib.ExitStack() as ending:
             for runner in runners:
                 self.runners.remove(runner)
@@ -87,104 +99,6 @@ class Forwarder:
     def close(self) -> None:
         self.pause()
         self.filter.close()
-
-
-class ForwardRunner:
-    """Forwards between two ports, both ways, past a filter.
-
-    Loop i of n serves the incoming queues i, i + n, … and sends to the outgoing queues i, i + n, …, each flow into one
-    of them, so that each ring keeps one producer and one consumer. All incoming queues are served, and the peers are
-    told that 0 to n - 1 are wanted.
-    """
-
-    def __init__(
-        self,
-        first: Port,
-        second: Port,
-        packet_filter: Filter,
-        spin_us: int,
-        most_loops: int,
-        log: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self.ports: tuple[Port, ...] = (first, second)
-        self.loops: list[Loop] = []
-        self._joined: list[Port] = []
-        self._can_wait: list[tuple[Port, Any]] = []  # jobs that can, with the port that they send to
-        count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
-        for port in self.ports:
-            port.run_by_agent(True)
-            serve(port, count)
-        with closed_on_error(self):
-            for source, target in ((first, second), (second, first)):
-                self._join(source, target, log)
-            for index in range(count):
-                loop = new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
-                pipeline = Pipeline(loop)
-                pipeline.filter(packet_filter.native)
-                for port in self.ports:
-                    pipeline.out(packet_filter.number_of(port.name), way_out(port, index, count))
-                for source, target in ((first, second), (second, first)):
-                    numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
-                    self._join_by_wire(pipeline, source, target, numbers, index, count)
-            self.follow_settings()
-            start_loops(self.loops)
-
-    def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
-        """Count what a forwarder before this one held when it was killed, and say so."""
-        state, frames = source.region.join(target.region)
-        self._joined.append(source)
-        way = f"from {source.name} to {target.name}"
-        if state is JoinState.IMPLAUSIBLE:
-            log(f"what the last restart lost {way} is not known: {frames} frames cannot be, so none are counted")
-        elif frames:
-            log(f"{frames} frames {way} were lost by the last restart")
-
-    def _join_by_wire(
-        self,
-        pipeline: Pipeline,
-        source: Port,
-        target: Port,
-        numbers: tuple[int, int],
-        index: int,
-        count: int,
-    ) -> None:
-        """One loop's part of one direction; `numbers` are what the stack calls the two ports."""
-        queues = range(index, source.region.geometry.queues, count)
-        outputs = range(index, target.region.geometry.queues, count)
-        for queue in queues:
-            job = pipeline.wire(source.region.consumers[queue], *numbers, 0)
-            if len(queues) == len(outputs) == 1:  # of several inputs the first would take all room
-                self._can_wait.append((target, job))
-
-    def follow_settings(self) -> None:
-        """Wait or drop, as the links say."""
-        for target, job in self._can_wait:
-            lib.rway_wire_wait(job, _PATIENCE_US if target.offer.full != "drop" else 0)
-
-    def when_full(self, port: Port) -> WhenFull:
-        can_wait = any(target is port for target, _ in self._can_wait)
-        return "wait" if can_wait and port.offer.full != "drop" else "drop"
-
-    def told(self, port: Port) -> str:
-        if port.offer.full == "wait" and self.when_full(port) == "drop":
-            return "it does not wait when the ring is full: its queues share loops (--loops)"
-        return ""
-
-    def failed(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        self._can_wait.clear()
-        close_loops(self.loops)
-        for port in self._joined:
-            port.region.part()
-        self._joined.clear()
-        give_back(self.ports)
-
-
-def way_out(port: Port, index: int, count: int) -> Producer | Spread:
-    """Of loop `index` of `count`: the queues `index`, `index` + `count`, …"""
-    owned = range(index, port.region.geometry.queues, count)
-    if len(owned) > 1:
-        return Spread(port.region, sum(1 << queue for queue in owned))
-    return port.region.producers[index]
+        if self.bridge is not None:
+            self.bridge.close()
+            self.bridge = None

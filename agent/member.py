@@ -11,15 +11,18 @@ from typing import Literal
 from msgspec.structs import replace
 
 from ringway.agent import kinds
+from ringway.agent.bridge import BridgeRunner
 from ringway.agent.errors import AgentCause, AgentError
-from ringway.agent.forwarder import Forwarder, ForwardRunner
+from ringway.agent.forwarder import Forwarder
 from ringway.agent.interface import Owner
 from ringway.agent.lifeline import PeerEvent
 from ringway.agent.port import Port
-from ringway.agent.runner import PortRunner, Runner, Terms
+from ringway.agent.runner import PortRunner, Runner, StackRunner, Terms
+from ringway.agent.wire import WireRunner
 from ringway.control.kinds import Kind
 from ringway.control.messages import (
     Connections,
+    FunctionTold,
     LoopTold,
     Notice,
     Offer,
@@ -32,6 +35,7 @@ from ringway.control.messages import (
 from ringway.control.names import printable
 from ringway.control.rules import Stack
 from ringway.shm import BreakCause, RegionHeldError
+from ringway.stack.bridge import Bridge
 from ringway.stack.filter import Filter
 
 Log = Callable[[str], None]
@@ -252,8 +256,13 @@ class Member:
                 rules=[RuleCount(rule.name, rule.frames, rule.bytes) for rule in rules],
                 connections=Connections(**dataclasses.asdict(connections)) if connections else None,
                 unparsed=[UnparsedCount(*count) for count in judge.unparsed()] if judge is not None else [],
+                functions=self._functions_told(),
                 problem=printable(self._stack_problem()),
             )
+
+    def _functions_told(self) -> list[FunctionTold]:
+        counters = self._forwarder.counters() if self._forwarder is not None else {}
+        return [FunctionTold(name, counted) for name, counted in counters.items()]
 
     def close(self) -> None:
         """Stop all loops and detach all ports. Safe to call twice.
@@ -426,7 +435,7 @@ class Member:
         if stack is None:
             self._close_forwarder()
             return
-        given_back = [name for pair in stack.forward for name in pair if self._ask_again(name)]
+        given_back = [name for name in stack.port_names() if self._ask_again(name)]
         if given_back:
             self._on_lack()
         if self._forwarder is None:
@@ -456,8 +465,14 @@ class Member:
         self._forwarder = fresh
         old.close()
 
-    def _forward(self, first: Port, second: Port, judge: Filter) -> ForwardRunner:
-        runner = ForwardRunner(first, second, judge, self._terms.spin_us, self._terms.most_loops, self._log)
+    def _forward(self, ports: tuple[Port, ...], judge: Filter, bridge: Bridge | None) -> StackRunner:
+        runner: StackRunner
+        if bridge is not None:
+            runner = BridgeRunner(ports, judge, bridge, self._terms.spin_us, self._terms.most_loops)
+            self._log(f"bridging {', '.join(port.name for port in ports)}")
+            return runner
+        first, second = ports
+        runner = WireRunner(first, second, judge, self._terms.spin_us, self._terms.most_loops, self._log)
         self._log(f"forwarding between {first.name} and {second.name}")
         return runner
 

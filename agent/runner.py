@@ -30,6 +30,13 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
+class StackRunner(Runner, Protocol):
+    """Joins ports of a stack."""
+
+    def follow_settings(self) -> None:
+        """Settings of a port have changed, such as what a full ring means for it."""
+
+
 class PortRunner(Runner, Protocol):
     """Runs one port, as its kind wants it."""
 

@@ -104,6 +104,7 @@ class Agents:
             rules=told.rules if told else [],
             connections=told.connections if told else None,
             unparsed=told.unparsed if told else [],
+            functions=told.functions if told else [],
         )
 
 

@@ -89,20 +89,21 @@ def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> No
 
 def _check_forward(file: FabricFile, links: dict[End, LinkConfig], vm: VmConfig, stack: Stack) -> None:
     """A frame that comes in must be able to go out, and the agent must be able to run all the loops."""
-    key = ("vm", vm.name, "stack", "forward")
+    key = ("vm", vm.name, "stack", "forward" if stack.bridge is None else "bridge")
     loops = 0
-    for pair in stack.forward:
-        ends = [links[End(vm.name, port)] for port in pair if End(vm.name, port) in links]
+    for group in stack.forward if stack.bridge is None else [stack.bridge.ports]:
+        ends = [links[End(vm.name, port)] for port in group if End(vm.name, port) in links]
         if len(ends) < 2:
             continue  # a port that has no link yet
-        first, second = ends
-        most = [link.shape().frame_max for link in ends]
-        if most[0] != most[1]:
-            message = (
-                f"joins link {first.name!r}, with frames up to {most[0]} bytes, and link {second.name!r}, with up to "
-                f"{most[1]}: longer ones would all be dropped; give both the same slots and slot_payload"
-            )
-            raise file.error(FabricCause.SIZE, key, message)
+        first, most = ends[0], ends[0].shape().frame_max
+        for other in ends[1:]:
+            if other.shape().frame_max != most:
+                message = (
+                    f"joins link {first.name!r}, with frames up to {most} bytes, and link {other.name!r}, with up to "
+                    f"{other.shape().frame_max}: longer ones would all be dropped; give both the same slots and"
+                    " slot_payload"
+                )
+                raise file.error(FabricCause.SIZE, key, message)
         loops += min(link.geometry.queues for link in ends)
     if loops > LOOPS_MAX:
         message = (

@@ -18,7 +18,11 @@ from ringway.control.kinds import KINDS, Kind, SettingError, Settings, kind_of
 from ringway.control.messages import WhenFull
 from ringway.control.names import NAME_RULE, PLAIN_NAME_RULE, is_name, is_plain_name
 from ringway.control.rules import (
+    ADDRESSES_MAX,
+    BRIDGE_PORTS_MAX,
+    FLOOD_RATE_MAX,
     TIMEOUT_MAX,
+    Bridge,
     RuleError,
     RuleText,
     Stack,
@@ -105,8 +109,10 @@ class LimitsTable(Struct, forbid_unknown_fields=True):
 
 
 class StackTable(Struct, forbid_unknown_fields=True):
-    forward: list[list[str]]
     default: str
+    mode: str = "wire"
+    forward: list[list[str]] = []
+    bridge: dict[str, Any] = {}
     rule: list[dict[str, Any]] = []
     connections: int = 0
     timeouts: dict[str, Any] = {}
@@ -320,17 +326,18 @@ def setting_error(file: FabricFile, key: Key, error: SettingError) -> FabricErro
 def _stack(file: FabricFile, vm: str, value: object, ports: dict[str, PortConfig]) -> Stack:
     key: Key = ("vm", vm, "stack")
     table = convert(file, key, value, StackTable)
-    forward = [_pair(file, (*key, "forward"), pair) for pair in table.forward]
+    forward, bridge = _mode(file, key, table)
+    at = (*key, "forward") if bridge is None else (*key, "bridge", "ports")
     entries: dict[str, None] = {}
-    for name in (name for pair in forward for name in pair):
+    for name in bridge.ports if bridge is not None else [name for pair in forward for name in pair]:
         if name not in ports or not ports[name].settings.in_stack:
             local = ", ".join(port for port, config in ports.items() if config.settings.in_stack) or "none"
             problem = f"is of kind {ports[name].kind!r}" if name in ports else "does not exist"
             message = f"port {name!r} of VM {vm!r} {problem}; the stack runs over local ports, and those are: {local}"
-            raise file.error(FabricCause.FORWARD, (*key, "forward"), message)
+            raise file.error(FabricCause.FORWARD, at, message)
         if name in entries:
-            message = f"port {name!r} is there twice; a port forwards to one other port"
-            raise file.error(FabricCause.FORWARD, (*key, "forward"), message)
+            once = "name each port once" if bridge is not None else "a port forwards to one other port"
+            raise file.error(FabricCause.FORWARD, at, f"port {name!r} is there twice; {once}")
         entries[name] = None
     texts = [convert(file, (*key, "rule", index), rule, RuleText) for index, rule in enumerate(table.rule)]
     try:
@@ -345,6 +352,7 @@ def _stack(file: FabricFile, vm: str, value: object, ports: dict[str, PortConfig
         case "allow" | "deny" as default:
             return Stack(
                 forward=forward,
+                bridge=bridge,
                 default=default,
                 rules=rules,
                 connections=connections,
@@ -383,6 +391,38 @@ def _timeouts(file: FabricFile, key: Key, table: StackTable) -> Timeouts:
             message = f"{getattr(timeouts, name)} is out of range: use 1 to {TIMEOUT_MAX} seconds"
             raise file.error(FabricCause.VALUE, (*at, name), message)
     return timeouts
+
+
+def _mode(file: FabricFile, key: Key, table: StackTable) -> tuple[list[tuple[str, str]], Bridge | None]:
+    """What joins the ports."""
+    if table.mode == "wire" and table.bridge:
+        message = 'is for a stack of mode = "bridge", and this one is of mode = "wire": take one of them out'
+        raise file.error(FabricCause.FORWARD, (*key, "bridge"), message)
+    if table.mode == "wire":
+        if not table.forward:
+            message = 'joins no ports: write forward = [["inside", "outside"]], or mode = "bridge" with its ports'
+            raise file.error(FabricCause.FORWARD, (*key, "forward"), message)
+        return [_pair(file, (*key, "forward"), pair) for pair in table.forward], None
+    if table.mode != "bridge":
+        raise file.error(FabricCause.VALUE, (*key, "mode"), f'{table.mode!r} is no mode: use "wire" or "bridge"')
+    if table.forward:
+        message = 'names pairs, and a bridge has none: name its ports in bridge = { ports = ["one", "two", "three"] }'
+        raise file.error(FabricCause.FORWARD, (*key, "forward"), message)
+    return [], _bridge(file, (*key, "bridge"), table.bridge)
+
+
+def _bridge(file: FabricFile, key: Key, table: dict[str, Any]) -> Bridge:
+    if "ports" not in table:
+        raise file.error(FabricCause.FORWARD, key, 'names no ports: write bridge = { ports = ["one", "two", "three"] }')
+    bridge = convert(file, key, table, Bridge)
+    if not 2 <= len(bridge.ports) <= BRIDGE_PORTS_MAX:
+        message = f"{len(bridge.ports)} ports cannot be bridged: name 2 to {BRIDGE_PORTS_MAX}"
+        raise file.error(FabricCause.FORWARD, (*key, "ports"), message)
+    for name, most in (("addresses", ADDRESSES_MAX), ("ageing", TIMEOUT_MAX), ("flood_rate", FLOOD_RATE_MAX)):
+        if not 1 <= getattr(bridge, name) <= most:
+            message = f"{getattr(bridge, name)} is out of range: use 1 to {most}"
+            raise file.error(FabricCause.VALUE, (*key, name), message)
+    return bridge
 
 
 def _pair(file: FabricFile, key: Key, pair: list[str]) -> tuple[str, str]:

@@ -84,7 +84,7 @@ def _segments(config: FabricConfig) -> list[list[End]]:
     """The ports that are joined, directly or through forwarders, in the order of the file."""
     joined = [link.ends for link in config.links.values()]
     for vm in config.vms.values():
-        pairs = vm.stack.forward if vm.stack is not None else []
+        pairs = vm.stack.joined() if vm.stack is not None else []
         joined += [(End(vm.name, first), End(vm.name, second)) for first, second in pairs]
     segments: dict[End, list[End]] = {}
     for ends in joined:

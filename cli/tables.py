@@ -27,6 +27,7 @@ def print_tables(shown: Shown) -> None:
         _rules(shown.vms),
         _unparsed(shown.vms),
         _connections(shown.vms),
+        _functions(shown.vms),
     ):
         if table.row_count:
             console.print(table)
@@ -110,6 +111,15 @@ def _connections(vms: Sequence[VmShown]) -> Table:
     for vm in vms:
         if (known := vm.connections) is not None:
             _row(table, vm.name, known.in_use, known.places, known.made, known.replaced, known.refused)
+    return table
+
+
+def _functions(vms: Sequence[VmShown]) -> Table:
+    table = _table("packet functions", "vm", "function", "counter", "#value")
+    for vm in vms:
+        for function in vm.functions:
+            for name, value in function.counters.items():
+                _row(table, vm.name, function.name, name, value)
     return table
 
 

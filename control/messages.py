@@ -113,6 +113,13 @@ class LoopTold(Part):
     counters: Counters = {}
 
 
+class FunctionTold(Part):
+    """What a packet function has counted, by its own names."""
+
+    name: Word
+    counters: Counters = {}
+
+
 class RuleCount(Part):
     name: Name
     frames: int
@@ -189,6 +196,7 @@ class VmShown(Part):
     rules: list[RuleCount]
     connections: Connections | None = None  # None: its filter judges each frame alone, or there is none
     unparsed: list[UnparsedCount] = []
+    functions: list[FunctionTold] = []
 
 
 class Hello(Message, omit_defaults=True):
@@ -251,6 +259,7 @@ class Told(Message, omit_defaults=True):
     rules: list[RuleCount]
     connections: Connections | None = None
     unparsed: list[UnparsedCount] = []
+    functions: list[FunctionTold] = []
     problem: Text = ""  # why its stack does not run, or not as the broker said
 
 

@@ -17,6 +17,9 @@ DEFAULT_NAME: Final = "default"  # what the default action's counters are listed
 ESTABLISHED_NAME: Final = "established"  # and those of frames that passed because their connection is known
 
 TIMEOUT_MAX: Final = 7 * 24 * 3600  # seconds
+BRIDGE_PORTS_MAX: Final = 64
+ADDRESSES_MAX: Final = 65536  # of a bridge's port
+FLOOD_RATE_MAX: Final = 100_000_000
 
 # Also what the filter does not look into, so that it can be denied or allowed as a whole. 802.3: a length, no type.
 ETHERS: Final = {
@@ -130,15 +133,36 @@ class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     icmp: int = 60  # RFC 5508 REQ-2
 
 
-class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What an agent runs over its local ports."""
+class Bridge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What joins a stack's ports in mode "bridge"."""
 
-    forward: list[tuple[str, str]]  # pairs of ports, both directions
+    ports: list[str]
+    addresses: int = 1024  # that each port may have
+    ageing: int = 300  # seconds for which an address is known after it was last seen; IEEE 802.1Q 8.8.3
+    flood_rate: int = 20000  # frames a second that come in by one port and go out by several
+
+
+class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What an agent runs over its local ports: joined by wires, in pairs, or by a bridge."""
+
+    forward: list[tuple[str, str]] = []  # pairs of ports, both directions
+    bridge: Bridge | None = None
     default: Literal["allow", "deny"]
     rules: list[Rule]
     connections: int = 0  # that the filter remembers; 0: it judges each frame alone
     timeouts: Timeouts = Timeouts()
     unparsed: Literal["allow", "deny"] = "deny"  # frames whose headers cannot be judged; no rule sees them
+
+    def port_names(self) -> list[str]:
+        """In the order of the numbers by which packet functions know them."""
+        return self.bridge.ports if self.bridge is not None else [name for pair in self.forward for name in pair]
+
+    def joined(self) -> list[tuple[str, str]]:
+        """Pairs of ports between which frames may pass; enough of them that all that is joined is."""
+        if self.bridge is None:
+            return self.forward
+        first, *others = self.bridge.ports
+        return [(first, other) for other in others]
 
 
 def check_rules(texts: Sequence[RuleText], ports: Collection[str]) -> list[Rule]:

@@ -9,6 +9,8 @@
 
 #include <stdlib.h>
 
+enum { INLETS_MAX = RWAY_PORTS_MAX * RWAY_QUEUES_MAX };
+
 struct inlet {
     struct rway_consumer *in;
     uint32_t port;
@@ -20,7 +22,7 @@ struct bridge_job {
     uint64_t ports; /* that have an outlet */
     struct rway_burst burst;
     uint32_t inlet_count;
-    struct inlet inlets[RWAY_PORTS_MAX];
+    struct inlet inlets[INLETS_MAX];
 };
 
 static void flood(struct bridge_job *bridge_job, struct rway_packet *packet, const struct inlet *inlet)
@@ -113,7 +115,7 @@ struct rway_job *rway_bridge_job_new(struct rway_pipeline *pipeline, struct rway
 int rway_bridge_job_add(struct rway_job *job, struct rway_consumer *in, uint32_t port)
 {
     struct bridge_job *bridge_job = (struct bridge_job *)job;
-    if (bridge_job->inlet_count == RWAY_PORTS_MAX || port >= RWAY_PORTS_MAX)
+    if (bridge_job->inlet_count == INLETS_MAX || port >= RWAY_PORTS_MAX)
         return -1;
     bridge_job->inlets[bridge_job->inlet_count++] = (struct inlet){.in = in, .port = port};
     return 0;

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ringway.engine.loop import Loop
 from ringway.shm import Consumer, Producer
 from ringway.shm._native import ffi, lib
+from ringway.stack.bridge import Bridge
 from ringway.stack.spread import Spread
-
-PORTS_MAX = 64  # ports of a stack: RWAY_PORTS_MAX
 
 
 class Pipeline:
@@ -41,3 +41,13 @@ class Pipeline:
         dropped. The job is returned, for `rway_wire_wait`.
         """
         return self._loop.add(lib.rway_wire_new(self._native, source.native, in_port, out_port, patience_us), source)
+
+    def bridge(self, bridge: Bridge, sources: Iterable[tuple[Consumer, int]]) -> None:
+        """Send on what comes in by these queues, each of a port with its number, as the bridge has it."""
+        job = lib.rway_bridge_job_new(self._native, bridge.native)
+        consumers = []
+        for source, port in sources:
+            if job == ffi.NULL or lib.rway_bridge_job_add(job, source.native, port) != 0:
+                raise MemoryError("no memory for a bridge, or too many queues for one loop")
+            consumers.append(source)
+        self._loop.add(job, *consumers)

@@ -200,8 +200,9 @@ static void each_says_how_many_wait_from_it_on_and_takes_it_back(void)
     rway_region_detach(chain.b[1]);
     chain.b[1] = attach(chain.fds[1], &SMALL, FIRST_LINK + 1, RWAY_SIDE_B);
     CHECK(rway_read_once(&control_of(&chain, 1)->stalled) == 0, "its next incarnation does not wait");
-    rway_filter_free(chain.hops[1].filter); /* its job's ring is gone */
-    free(chain.hops[1].jobs[0]);
+    free(chain.hops[1].jobs[0]); /* its ring is gone */
+    rway_pipeline_hook(chain.hops[1].pipelines[0])->free(rway_pipeline_hook(chain.hops[1].pipelines[0]));
+    rway_filter_free(chain.hops[1].filter);
     close_forwarder(&chain.hops[2]);
     close_chain(&chain);
 }

@@ -1,0 +1,121 @@
+"""Ports joined in pairs: a stack of mode "wire" as it runs, one loop for each queue of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ringway.agent.port import Port
+from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
+from ringway.control.messages import WhenFull
+from ringway.engine.loop import Loop
+from ringway.shm import JoinState, Producer
+from ringway.shm._native import lib
+from ringway.stack.filter import Filter
+from ringway.stack.pipeline import Pipeline
+from ringway.stack.spread import Spread
+
+# For how long a full ring may stand still before what finds no room in it is dropped: an agent is killed and started
+# again, or a process runs again on a crowded machine, in less; and TCP goes on where it was after a pause of so long.
+_PATIENCE_US = 1_000_000
+
+
+class WireRunner:
+    """Forwards between two ports, both ways, past a filter.
+
+    Loop i of n serves the incoming queues i, i + n, … and sends to the outgoing queues i, i + n, …, each flow into one
+    of them, so that each ring keeps one producer and one consumer. All incoming queues are served, and the peers are
+    told that 0 to n - 1 are wanted.
+    """
+
+    def __init__(
+        self,
+        first: Port,
+        second: Port,
+        packet_filter: Filter,
+        spin_us: int,
+        most_loops: int,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.ports: tuple[Port, ...] = (first, second)
+        self.loops: list[Loop] = []
+        self._joined: list[Port] = []
+        self._can_wait: list[tuple[Port, Any]] = []  # jobs that can, with the port that they send to
+        count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
+        for port in self.ports:
+            port.run_by_agent(True)
+            serve(port, count)
+        with closed_on_error(self):
+            for source, target in ((first, second), (second, first)):
+                self._join(source, target, log)
+            for index in range(count):
+                loop = new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
+                pipeline = Pipeline(loop)
+                pipeline.filter(packet_filter.native)
+                for port in self.ports:
+                    pipeline.out(packet_filter.number_of(port.name), way_out(port, index, count))
+                for source, target in ((first, second), (second, first)):
+                    numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
+                    self._join_by_wire(pipeline, source, target, numbers, index, count)
+            self.follow_settings()
+            start_loops(self.loops)
+
+    def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
+        """Count what a forwarder before this one held when it was killed, and say so."""
+        state, frames = source.region.join(target.region)
+        self._joined.append(source)
+        way = f"from {source.name} to {target.name}"
+        if state is JoinState.IMPLAUSIBLE:
+            log(f"what the last restart lost {way} is not known: {frames} frames cannot be, so none are counted")
+        elif frames:
+            log(f"{frames} frames {way} were lost by the last restart")
+
+    def _join_by_wire(
+        self,
+        pipeline: Pipeline,
+        source: Port,
+        target: Port,
+        numbers: tuple[int, int],
+        index: int,
+        count: int,
+    ) -> None:
+        """One loop's part of one direction; `numbers` are what the stack calls the two ports."""
+        queues = range(index, source.region.geometry.queues, count)
+        outputs = range(index, target.region.geometry.queues, count)
+        for queue in queues:
+            job = pipeline.wire(source.region.consumers[queue], *numbers, 0)
+            if len(queues) == len(outputs) == 1:  # of several inputs the first would take all room
+                self._can_wait.append((target, job))
+
+    def follow_settings(self) -> None:
+        """Wait or drop, as the links say."""
+        for target, job in self._can_wait:
+            lib.rway_wire_wait(job, _PATIENCE_US if target.offer.full != "drop" else 0)
+
+    def when_full(self, port: Port) -> WhenFull:
+        can_wait = any(target is port for target, _ in self._can_wait)
+        return "wait" if can_wait and port.offer.full != "drop" else "drop"
+
+    def told(self, port: Port) -> str:
+        if port.offer.full == "wait" and self.when_full(port) == "drop":
+            return "it does not wait when the ring is full: its queues share loops (--loops)"
+        return ""
+
+    def failed(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._can_wait.clear()
+        close_loops(self.loops)
+        for port in self._joined:
+            port.region.part()
+        self._joined.clear()
+        give_back(self.ports)
+
+
+def way_out(port: Port, index: int, count: int) -> Producer | Spread:
+    """Of loop `index` of `count`: the queues `index`, `index` + `count`, …"""
+    owned = range(index, port.region.geometry.queues, count)
+    if len(owned) > 1:
+        return Spread(port.region, sum(1 << queue for queue in owned))
+    return port.region.producers[index]
