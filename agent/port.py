@@ -112,7 +112,7 @@ class Port:
         self.check_free()
         with self._life:
             if self.attached:
-                self.region.part()
+                self.region.forget_losses()
 
     def run_by_agent(self, taken: bool) -> None:
         """Take the port from applications, or give it back: a ring has one producer and one consumer."""

@@ -9,7 +9,7 @@ from ringway.agent.port import Port
 from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
 from ringway.control.messages import WhenFull
 from ringway.engine.loop import Loop
-from ringway.shm import JoinState, Producer
+from ringway.shm import LossState, Producer, count_losses, watch_losses
 from ringway.shm._native import lib
 from ringway.stack.filter import Filter
 from ringway.stack.pipeline import Pipeline
@@ -39,15 +39,14 @@ class WireRunner:
     ) -> None:
         self.ports: tuple[Port, ...] = (first, second)
         self.loops: list[Loop] = []
-        self._joined: list[Port] = []
+        self._watched = False
         self._can_wait: list[tuple[Port, Any]] = []  # jobs that can, with the port that they send to
         count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
         for port in self.ports:
             port.run_by_agent(True)
             serve(port, count)
         with closed_on_error(self):
-            for source, target in ((first, second), (second, first)):
-                self._join(source, target, log)
+            self._account(log)
             for index in range(count):
                 loop = new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
                 pipeline = Pipeline(loop)
@@ -60,15 +59,18 @@ class WireRunner:
             self.follow_settings()
             start_loops(self.loops)
 
-    def _join(self, source: Port, target: Port, log: Callable[[str], None]) -> None:
-        """Count what a forwarder before this one held when it was killed, and say so."""
-        state, frames = source.region.join(target.region)
-        self._joined.append(source)
-        way = f"from {source.name} to {target.name}"
-        if state is JoinState.IMPLAUSIBLE:
+    def _account(self, log: Callable[[str], None]) -> None:
+        """Count what forwarders before this one held when they were killed, and say so; and be missed likewise."""
+        regions = [port.region for port in self.ports]
+        state, frames = count_losses(regions)
+        way = f"between {' and '.join(port.name for port in self.ports)}"
+        if state is LossState.IMPLAUSIBLE:
             log(f"what the last restart lost {way} is not known: {frames} frames cannot be, so none are counted")
         elif frames:
             log(f"{frames} frames {way} were lost by the last restart")
+        for source, target in (regions, reversed(regions)):
+            watch_losses([source], [target])
+        self._watched = True
 
     def _join_by_wire(
         self,
@@ -107,9 +109,10 @@ class WireRunner:
     def close(self) -> None:
         self._can_wait.clear()
         close_loops(self.loops)
-        for port in self._joined:
-            port.region.part()
-        self._joined.clear()
+        if self._watched:
+            for port in self.ports:
+                port.region.forget_losses()
+        self._watched = False
         give_back(self.ports)
 
 

@@ -22,7 +22,15 @@ from ringway.shm.reading import (
     read_region,
     read_sides,
 )
-from ringway.shm.region import JoinState, QueueBells, Region, create_region, make_bell
+from ringway.shm.region import (
+    LossState,
+    QueueBells,
+    Region,
+    count_losses,
+    create_region,
+    make_bell,
+    watch_losses,
+)
 from ringway.shm.ring import Consumer, Consumers, Producer
 
 # A stale extension is found here and not on first use: cffi compares a type's offsets only when it is touched.
@@ -46,7 +54,7 @@ __all__ = [
     "Frame",
     "Geometry",
     "GsoType",
-    "JoinState",
+    "LossState",
     "Offload",
     "Producer",
     "QueueBells",
@@ -62,8 +70,10 @@ __all__ = [
     "SideState",
     "carried_from",
     "check_region",
+    "count_losses",
     "create_region",
     "make_bell",
     "read_region",
     "read_sides",
+    "watch_losses",
 ]

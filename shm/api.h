@@ -72,6 +72,8 @@ int rway_region_create(const struct rway_geometry *geometry, uint64_t link_id, u
 struct rway_carried {
     struct rway_counts produced;
     struct rway_counts consumed;
+    uint64_t originated; /* as in struct rway_ring_control */
+    uint64_t replicated;
 };
 
 /*
@@ -130,23 +132,35 @@ uint32_t rway_region_served(const struct rway_region *region);
 
 enum { RWAY_BURST = 64 /* frames of a queue that a forwarder holds between release and publish, at the most */ };
 
-enum rway_join {
-    RWAY_JOIN_FRESH = 0,      /* nothing is known of a forwarder before */
-    RWAY_JOIN_CONTINUED = 1,  /* *lost frames, 0 too, were lost when it was killed, and are counted now */
-    RWAY_JOIN_IMPLAUSIBLE = 2 /* *lost is no number that a kill can lose: nothing is counted */
+enum rway_losses {
+    RWAY_LOSSES_UNKNOWN = 0,    /* nothing is known of a forwarder before */
+    RWAY_LOSSES_COUNTED = 1,    /* *lost frames, 0 too, were lost when it was killed, and are counted now */
+    RWAY_LOSSES_IMPLAUSIBLE = 2 /* *lost is no number that a kill can lose: nothing is counted */
 };
 
 /*
- * Before a forwarder starts: frames taken out of all queues of in are going to be forwarded to out, and nobody else
- * takes any out of in or offers any to out. Returns enum rway_join. A forwarder between the same links that was killed
- * had released frames that it did not publish; these are counted as RWAY_DROP_RESTART of out's queue 0. To be believed,
- * it held RWAY_BURST frames of each queue of in at the most, and nothing was moved since the two were attached. Once
- * for each direction, while no other thread uses the two; none of the halves may have frames peeked or claimed.
+ * Before a forwarder starts: count what those before it held when they were killed, as RWAY_DROP_RESTART of queue 0 of
+ * the first of regions that they sent to. Of a forwarder (rway_losses_watch) all regions have to be here, and nothing
+ * may have been moved since they were attached: so call it with all of the VM's that nobody uses, before a thread does.
+ * To be believed, it held RWAY_BURST frames at the most of each queue that it took from, for each region that it sent
+ * to. Returns enum rway_losses.
  */
-int rway_region_join(struct rway_region *in, struct rway_region *out, uint64_t *lost);
+int rway_losses_count(struct rway_region *const *regions, uint32_t count, uint64_t *lost);
 
-/* The forwarder has ended in an orderly way and holds nothing. Only after a join: it forgets what that would find. */
-void rway_region_part(struct rway_region *in);
+/*
+ * A forwarder starts that takes frames out of all queues of in and offers them to out, and nobody else does either;
+ * a region may be in both. From here on each frame taken out and not dropped is owed: what rway_consumer_replicated and
+ * rway_consumer_consumed do not say otherwise of is offered once. None of the halves may have frames peeked or claimed,
+ * and what was lost before is counted (rway_losses_count).
+ */
+void rway_losses_watch(struct rway_region *const *in, uint32_t in_count, struct rway_region *const *out,
+                       uint32_t out_count);
+
+/*
+ * The forwarder has ended in an orderly way and holds nothing, or somebody else takes the region over. For each region
+ * of a forwarder; one of them is enough to make all of it unknown.
+ */
+void rway_losses_forget(struct rway_region *region);
 
 /* The two halves of this side's queue: its ring to the peer and the peer's ring to it. Owned by the region. */
 struct rway_producer;
@@ -284,6 +298,15 @@ void rway_consumer_settle(struct rway_consumer *consumer);
 
 /* Count frames that were taken out of this ring and went no further. Visible with the release of them. */
 void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t frames);
+
+/*
+ * For a forwarder that is watched for losses, before the release of the frames: so many more are offered to other rings
+ * than were taken out of this one (a frame that leaves by n ports: n - 1), or so many were neither dropped nor offered
+ * to any. And before the publish: so many of what is offered to this ring were made here, and taken out of none.
+ */
+void rway_consumer_replicated(struct rway_consumer *consumer, uint64_t frames);
+void rway_consumer_consumed(struct rway_consumer *consumer, uint64_t frames);
+void rway_producer_originated(struct rway_producer *producer, uint64_t frames);
 
 /* The frame's bytes, in order, as pieces. Returns how many there are, never more than RWAY_PIECES_MAX. */
 uint32_t rway_producer_pieces(const struct rway_producer *producer, const struct rway_frame *frame,
@@ -434,6 +457,8 @@ struct rway_ring_reading {
     uint64_t begun;     /* how many of those the consumer has begun to hand on */
     struct rway_counts produced;
     struct rway_counts consumed;
+    uint64_t originated; /* of the frames offered: made by the producer's own forwarder */
+    uint64_t replicated; /* frames that the consumer's forwarder offered beyond those that it took out, less consumed */
 };
 
 /*

@@ -24,9 +24,16 @@ class CarriedRing:
 
     produced: Counts = _NONE
     consumed: Counts = _NONE
+    originated: int = 0
+    replicated: int = 0
 
     def __add__(self, other: CarriedRing) -> CarriedRing:
-        return CarriedRing(_sum(self.produced, other.produced), _sum(self.consumed, other.consumed))
+        return CarriedRing(
+            _sum(self.produced, other.produced),
+            _sum(self.consumed, other.consumed),
+            (self.originated + other.originated) & _WRAP,
+            (self.replicated + other.replicated) & _WRAP,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Carried:
         for to, ring in zip(carried, rings, strict=True):
             _fill(to.produced, ring.produced)
             _fill(to.consumed, ring.consumed)
+            to.originated, to.replicated = ring.originated, ring.replicated
         return carried
 
 
@@ -68,7 +76,8 @@ def _carried(ring: RingReading) -> CarriedRing:
     """Frames that the consumer had begun to hand on were delivered, but for the last, of which nobody knows."""
     handed_on = max(0, ring.begun - 1)
     frames = (ring.consumed.frames + handed_on) & _WRAP
-    return CarriedRing(ring.produced, dataclasses.replace(ring.consumed, frames=frames))
+    consumed = dataclasses.replace(ring.consumed, frames=frames)
+    return CarriedRing(ring.produced, consumed, ring.originated, ring.replicated)
 
 
 def _folded(rings: tuple[CarriedRing, ...], queues: int) -> Iterator[CarriedRing]:

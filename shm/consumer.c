@@ -91,6 +91,7 @@ static bool release(struct rway_consumer *consumer)
     bool moved = consumer->cursor != consumer->tail;
     if (moved) {
         consumer->tail = consumer->cursor;
+        rway_extra_store(control->replicated, &consumer->replicated, consumer->next_commit);
         rway_commit_store(control->released, &consumer->next_commit, consumer->tail, &consumer->counts,
                           consumer->dropped);
         rway_write_once(&control->consumed.frames, consumer->counts.frames);
@@ -167,4 +168,14 @@ void rway_consumer_drop(struct rway_consumer *consumer, uint32_t cause, uint64_t
         consumer->dropped += frames;
         consumer->dirty |= rway_drop_bit(cause);
     }
+}
+
+void rway_consumer_replicated(struct rway_consumer *consumer, uint64_t frames)
+{
+    consumer->replicated.now += frames;
+}
+
+void rway_consumer_consumed(struct rway_consumer *consumer, uint64_t frames)
+{
+    consumer->replicated.now -= frames;
 }

@@ -78,6 +78,10 @@ static void begin_ring(struct rway_ring_control *control, const struct rway_carr
     consumed.bytes = carried->produced.bytes;
     begin_account(&control->produced, control->published, &carried->produced);
     begin_account(&control->consumed, control->released, &consumed);
+    for (int i = 0; i < 2; i++) {
+        control->originated[i] = carried->originated;
+        control->replicated[i] = carried->replicated;
+    }
 }
 
 static void begin_rings(uint8_t *memory, const struct rway_geometry *geometry, const struct rway_shape *shape,

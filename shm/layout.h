@@ -50,7 +50,7 @@
  *      magic                          release, last        any: nobody is handed the region before
  *      state of a side                release              acquire: cause, incarnation, queues_served were stored first
  *      at of a commit                 release              relaxed, at the writer's next attach
- *      joined_to                      release              relaxed, at the writer's next attach: joined_lead was first
+ *      group of a tally               release              relaxed, at the writer's next attach: its base was first
  *      head                           release              acquire: descriptors and slots before it are complete
  *      tail                           release              acquire: the consumer has done with the slots before it
  *      wake_consumer, wake_producer   relaxed, then fence  fence, then relaxed
@@ -89,11 +89,13 @@
  * for handed on, if begun is neither 0 nor past head and a frame ends there. What became of the last of them nobody
  * knows: it is not handed on again, and counts as dropped, RWAY_DROP_RESTART.
  *
- * A forwarder releases its input before it publishes its output, so between the two frames are in neither ring. Over
- * one direction of a forwarder, all that it took out and did not drop (frames less drops, over all queues of one link)
- * less all that it offered to the other (frames and drops) is the same whenever it is at rest. joined_lead is that
- * number, modulo 2 to the 64, and joined_to the link that the frames go out by. What it has grown by when a forwarder
- * between the same links starts again was lost, and is counted as RWAY_DROP_RESTART of the output's queue 0.
+ * A forwarder releases its input before it publishes its output, so between the two frames are in no ring. Whenever it
+ * is at rest, what it owes (all that it took out and did not drop, and replicated) less what it paid (all that it
+ * offered, published or dropped, and had not originated) is the same, over all rings that it joins. Replicated is what
+ * it offers beyond one frame for each taken out, less what it consumed, modulo 2 to the 64; originated is what it made.
+ * Both go with a commit: that at index i belongs to commit i, and is stored before its at. When a forwarder begins,
+ * each half's tally gets what it owes or has paid by then as base, and the number of its group. What the sum of a group
+ * has grown by when all its members are found again was lost, and is counted as RWAY_DROP_RESTART of an output.
  *
  * In a new region all of this is 0, but for the commits of one that begins with the counts of a region before it.
  */
@@ -278,15 +280,22 @@ enum rway_side_state {
     RWAY_SIDE_BROKEN = 2 /* attached, but a ring of it was found bad: see cause */
 };
 
+/* Where a half of a link stood when a forwarder began to use it. Read by its writer's next incarnation only. */
+struct rway_tally {
+    uint64_t group;   /* number of the halves that the forwarder joins; 0: none; stored last */
+    uint64_t members; /* how many those are */
+    uint64_t base;    /* frames */
+};
+
 /* Writer: that side. Readers: the other side, the broker, tools. */
 struct rway_side {
     uint32_t state;         /* enum rway_side_state */
     uint32_t cause;         /* enum rway_break, when broken */
     uint32_t incarnation;   /* from the broker's offer */
     uint32_t queues_served; /* bit q: this side wants frames in queue q; 0: in any */
-    uint64_t joined_to;     /* link_id of the link that frames from here are forwarded to; 0: none */
-    uint64_t joined_lead;   /* frames taken from here less frames offered there, at rest */
-    uint8_t reserved[4064];
+    struct rway_tally taken; /* of its consumers: frames that it owes to other links */
+    struct rway_tally given; /* of its producers: frames that it had from other links */
+    uint8_t reserved[4032];
 };
 
 /* Why a frame went no further. Producers count frames that never entered the ring, consumers frames they took out. */
@@ -338,11 +347,13 @@ struct rway_ring_control {
     struct rway_counts consumed; /* consumer: its account */
     uint8_t pad5[64];
     struct rway_commit published[2]; /* producer: its account at this head and the one before */
-    uint8_t pad6[64];
+    uint64_t originated[2]; /* producer: frames so far that no link owed, at each of the two */
+    uint8_t pad6[48];
     struct rway_commit released[2]; /* consumer: its account at this tail and the one before */
     uint64_t begun; /* consumer: position behind the frame that it began to hand on last; 0: none */
     uint64_t stalled; /* consumer: how many wait in a row from this one on, RWAY_STALL_MAX at most; 0: it does not */
-    uint8_t reserved[48];
+    uint64_t replicated[2]; /* consumer: frames so far owed beyond those taken out, at each of the two */
+    uint8_t reserved[32];
 };
 
 /* What a slot holds. A kind that is not listed here breaks the ring. */

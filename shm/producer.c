@@ -212,6 +212,7 @@ static bool publish(struct rway_producer *producer, const struct rway_frame *fra
     bool moved = head != producer->head;
     if (moved) {
         producer->head = head;
+        rway_extra_store(control->originated, &producer->originated, producer->next_commit);
         rway_commit_store(control->published, &producer->next_commit, head, &producer->counts, producer->dropped);
         rway_write_once(&control->produced.frames, producer->counts.frames);
         rway_write_once(&control->produced.bytes, producer->counts.bytes);
@@ -264,4 +265,9 @@ void rway_producer_drop(struct rway_producer *producer, uint32_t cause, uint64_t
         producer->dropped += frames;
         producer->dirty |= rway_drop_bit(cause);
     }
+}
+
+void rway_producer_originated(struct rway_producer *producer, uint64_t frames)
+{
+    producer->originated.now += frames;
 }

@@ -104,10 +104,15 @@ int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producin
         if ((refused = read_at(fd, &control, sizeof control, offset, error)))
             return refused;
     } while (!is_settled(&control, slot_count) && ++reads < READS_MAX);
-    rway_counts_settle(&control.produced, control.published, control.head);
-    rway_counts_settle(&control.consumed, control.released, control.tail);
+    int produced = rway_counts_settle(&control.produced, control.published, control.head);
+    int consumed = rway_counts_settle(&control.consumed, control.released, control.tail);
     *ring = (struct rway_ring_reading){
-        .head = control.head, .tail = control.tail, .produced = control.produced, .consumed = control.consumed};
+        .head = control.head,
+        .tail = control.tail,
+        .produced = control.produced,
+        .consumed = control.consumed,
+        .originated = control.originated[produced < 0 ? 0 : produced],
+        .replicated = control.replicated[consumed < 0 ? 0 : consumed]};
     if (control.head - control.tail > slot_count)
         return rway_refuse(error, RWAY_REFUSED_COUNTERS, "head minus tail", control.head - control.tail, slot_count);
     return walk(fd, offset + sizeof control, slot_count, control.begun, ring, error);

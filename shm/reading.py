@@ -57,6 +57,8 @@ class RingReading:
     consumed: Counts
     in_flight: int
     begun: int = 0  # frames of those in flight that the consumer has begun to hand on
+    originated: int = 0  # of the frames offered: taken out of no other link by the producer's forwarder
+    replicated: int = 0  # by the consumer's forwarder: offered to other links beyond those taken out, less consumed
 
     # The ends can write what they like into their counters: sums wrap as those do.
 
@@ -67,6 +69,19 @@ class RingReading:
     @property
     def delivered(self) -> int:
         return (self.consumed.frames - sum(self.consumed.drops.values())) & _WRAP
+
+    @property
+    def owed(self) -> int:
+        """Where the consumer is a forwarder: what it has to offer to other links."""
+        return (self.delivered + self.replicated) & _WRAP
+
+    @property
+    def paid(self) -> int:
+        """Where the producer is a forwarder: what it has offered of other links' frames.
+
+        Over all rings of a forwarder, `owed` and `paid` have grown by the same whenever it is at rest.
+        """
+        return (self.offered - self.originated) & _WRAP
 
     @property
     def balanced(self) -> bool:
@@ -121,6 +136,8 @@ def _read_ring(fd: int, reading: Any, side: int, queue: int, believe: bool = Fal
         consumed=_counts_of(ring.consumed),
         in_flight=ring.in_flight,
         begun=ring.begun,
+        originated=ring.originated,
+        replicated=ring.replicated,
     )
 
 

@@ -25,12 +25,31 @@ _BELL_SIZE = 4096  # bytes: one page is the smallest pipe, and one byte is a who
 _HELD_S = 10.0  # how long whoever uses a region may take to let go of it
 
 
-class JoinState(enum.IntEnum):
-    """What was known, when a forwarder starts, of one before it."""
+class LossState(enum.IntEnum):
+    """What was known, when a forwarder starts, of those before it."""
 
-    FRESH = lib.RWAY_JOIN_FRESH
-    CONTINUED = lib.RWAY_JOIN_CONTINUED
-    IMPLAUSIBLE = lib.RWAY_JOIN_IMPLAUSIBLE
+    UNKNOWN = lib.RWAY_LOSSES_UNKNOWN
+    COUNTED = lib.RWAY_LOSSES_COUNTED
+    IMPLAUSIBLE = lib.RWAY_LOSSES_IMPLAUSIBLE
+
+
+def count_losses(regions: Sequence[Region]) -> tuple[LossState, int]:
+    """Before a forwarder starts: find out what those before it held when they were killed.
+
+    COUNTED: so many frames, now counted as lost by a restart, in a ring that they were going to. IMPLAUSIBLE: so many
+    as no kill can lose, and nothing is counted. All regions of a forwarder have to be here, before anything is moved.
+    """
+    lost = ffi.new("uint64_t *")
+    return LossState(lib.rway_losses_count(_natives(regions), len(regions), lost)), int(lost[0])
+
+
+def watch_losses(taken_from: Sequence[Region], sent_to: Sequence[Region]) -> None:
+    """A forwarder starts that takes frames out of some regions and sends them to others, or to the same ones."""
+    lib.rway_losses_watch(_natives(taken_from), len(taken_from), _natives(sent_to), len(sent_to))
+
+
+def _natives(regions: Sequence[Region]) -> Any:
+    return ffi.new("struct rway_region *[]", [region.native for region in regions])
 
 
 def create_region(geometry: Geometry, link_id: int, huge: bool = False, carried: Carried | None = None) -> int:
@@ -158,18 +177,9 @@ class Region:
         """
         lib.rway_region_serve(self.native, queues)
 
-    def join(self, out: Region) -> tuple[JoinState, int]:
-        """Before a forwarder from this link to `out` starts: find out what one before it held when it was killed.
-
-        CONTINUED: so many frames, now counted at `out` as lost by a restart. IMPLAUSIBLE: so many as no kill can lose,
-        and nothing is counted. For each direction once, before anything is moved.
-        """
-        lost = ffi.new("uint64_t *")
-        return JoinState(lib.rway_region_join(self.native, out.native, lost)), int(lost[0])
-
-    def part(self) -> None:
-        """The forwarder that takes frames out of this link has ended in an orderly way."""
-        lib.rway_region_part(self.native)
+    def forget_losses(self) -> None:
+        """The forwarder that used this region has ended in an orderly way, or somebody else takes it over."""
+        lib.rway_losses_forget(self.native)
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[None]:

@@ -38,15 +38,23 @@ static void read_words(void *to, const void *shared, size_t size)
         ((uint64_t *)to)[i] = rway_read_once(&((const uint64_t *)shared)[i]);
 }
 
-/* *next is the commit to be written next. Where none belongs to the counter, one is made that does. */
-static void settle(struct rway_counts *counts, struct rway_commit shared[2], uint64_t at, uint32_t *next)
+/*
+ * *next is the commit to be written next; extra is what goes with the commits. Where no commit belongs to the counter,
+ * one is made that does.
+ */
+static void settle(struct rway_counts *counts, struct rway_commit shared[2], uint64_t at, uint32_t *next,
+                   uint64_t shared_extra[2], struct rway_extra *extra)
 {
     struct rway_commit commits[2];
     read_words(commits, shared, sizeof commits);
+    read_words(extra->stored, shared_extra, sizeof extra->stored);
     int found = rway_counts_settle(counts, commits, at);
     *next = found == 0;
-    if (found < 0)
-        rway_commit_store(shared, next, at, counts, rway_counts_dropped(counts));
+    extra->now = extra->stored[found < 0 ? 0 : found];
+    if (found >= 0)
+        return;
+    rway_extra_store(shared_extra, extra, *next);
+    rway_commit_store(shared, next, at, counts, rway_counts_dropped(counts));
 }
 
 int rway_producer_resume(struct rway_producer *producer, struct rway_ring ring, struct rway_error *error)
@@ -64,7 +72,8 @@ int rway_producer_resume(struct rway_producer *producer, struct rway_ring ring, 
                                        .attached_at = head,
                                        .bell = {.wait_fd = -1, .ring_fd = -1}};
     read_words(&producer->counts, &control->produced, sizeof producer->counts);
-    settle(&producer->counts, control->published, head, &producer->next_commit);
+    settle(&producer->counts, control->published, head, &producer->next_commit, control->originated,
+           &producer->originated);
     producer->dropped = rway_counts_dropped(&producer->counts);
     rway_counts_store(&control->produced, &producer->counts);
     return 0;
@@ -103,6 +112,7 @@ static void take_begun(struct rway_consumer *consumer, uint64_t head)
     counts.drops[RWAY_DROP_RESTART]++;
     consumer->counts = counts;
     consumer->tail = begun;
+    rway_extra_store(control->replicated, &consumer->replicated, consumer->next_commit);
     rway_commit_store(control->released, &consumer->next_commit, begun, &counts, rway_counts_dropped(&counts));
     rway_write_once(&control->consumed.frames, counts.frames);
     rway_write_once(&control->consumed.bytes, counts.bytes);
@@ -120,7 +130,8 @@ int rway_consumer_resume(struct rway_consumer *consumer, struct rway_ring ring, 
     *consumer = (struct rway_consumer){
         .ring = ring, .tail = tail, .looked_at = tail, .bell = {.wait_fd = -1, .ring_fd = -1}};
     read_words(&consumer->counts, &control->consumed, sizeof consumer->counts);
-    settle(&consumer->counts, control->released, tail, &consumer->next_commit);
+    settle(&consumer->counts, control->released, tail, &consumer->next_commit, control->replicated,
+           &consumer->replicated);
     /* Before take_begun writes over a commit of which these may be. */
     rway_counts_store(&control->consumed, &consumer->counts);
     take_begun(consumer, head);

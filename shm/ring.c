@@ -65,6 +65,8 @@ void rway_counts_store_dirty(struct rway_counts *shared, const struct rway_count
 
 void rway_producer_show_counts(struct rway_producer *producer)
 {
+    /* Before drops of such frames: what is missing then counts as lost, and not as come from nowhere. */
+    rway_extra_store(producer->ring.control->originated, &producer->originated, producer->next_commit ^ 1);
     rway_counts_store_dirty(&producer->ring.control->produced, &producer->counts, &producer->dirty);
 }
 

@@ -31,6 +31,12 @@ struct rway_bell {
     uint64_t muted_until_ns; /* not listened to before; UINT64_MAX: never again, the other end of the pipe is gone */
 };
 
+/* A number that goes with the commits of a counter. It seldom changes, and costs a comparison where it does not. */
+struct rway_extra {
+    uint64_t now;
+    uint64_t stored[2]; /* as last stored beside either commit */
+};
+
 struct rway_producer {
     struct rway_ring ring;
     uint64_t head;      /* published */
@@ -41,6 +47,7 @@ struct rway_producer {
     uint64_t dropped;     /* the sum of counts.drops */
     uint32_t next_commit; /* which of the two is not the present head's */
     uint64_t dirty;       /* words of counts that changed since they were last published, by rway_counts_bit */
+    struct rway_extra originated;
     uint64_t attached_at; /* head as it was at attach */
     struct rway_bell bell;
 };
@@ -59,6 +66,7 @@ struct rway_consumer {
     uint64_t dropped;     /* the sum of counts.drops */
     uint32_t next_commit; /* which of the two is not the present tail's */
     uint64_t dirty;       /* as in a producer */
+    struct rway_extra replicated;
     uint64_t attached_at; /* tail as it was at attach */
     struct rway_bell bell;
     struct rway_segmenter cut; /* the frame whose segments rway_frames_copy_out gives; all 0: none */
@@ -145,6 +153,17 @@ void rway_counts_store_dirty(struct rway_counts *shared, const struct rway_count
 /* The same for one half. Drops of frames not released yet stay private: after a kill those come again. */
 void rway_producer_show_counts(struct rway_producer *producer);
 void rway_consumer_show_counts(struct rway_consumer *consumer);
+
+/* Ahead of the commit with that index, or, for the one that is the counter's, of drops that are stored without one. */
+static inline void rway_extra_store(uint64_t shared[2], struct rway_extra *extra, uint32_t index)
+{
+    if (__builtin_expect(extra->stored[index] == extra->now, 1))
+        return;
+    rway_keep_order(); /* behind the counter's last store, as a commit */
+    rway_write_once(&shared[index], extra->now);
+    rway_keep_order();
+    extra->stored[index] = extra->now;
+}
 
 /* Write down what the account is once the counter is at at, which is to be stored next. See "Restarts" in layout.h. */
 static inline void rway_commit_store(struct rway_commit commits[2], uint32_t *next, uint64_t at,

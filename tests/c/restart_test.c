@@ -86,8 +86,9 @@ static void run_the_forwarder(void)
     uint64_t lost;
     struct rway_region *in = attach(links[0], &geometry, FIRST_LINK, RWAY_SIDE_B);
     struct rway_region *out = attach(links[1], &geometry, SECOND_LINK, RWAY_SIDE_A);
-    int joined = rway_region_join(in, out, &lost);
-    CHECK(joined != RWAY_JOIN_IMPLAUSIBLE, "%lu frames lost", (unsigned long)lost);
+    int known = rway_losses_count((struct rway_region *[]){in, out}, 2, &lost);
+    CHECK(known != RWAY_LOSSES_IMPLAUSIBLE, "%lu frames lost", (unsigned long)lost);
+    rway_losses_watch(&in, 1, &out, 1);
     open_forwarder(&forwarder, in, out, options.drop ? 0 : PATIENCE_US);
     bool more, last;
     do {
@@ -97,7 +98,8 @@ static void run_the_forwarder(void)
             sched_yield();
     } while (more || !last || has_waiting(&forwarder));
     close_forwarder(&forwarder);
-    rway_region_part(in);
+    rway_losses_forget(in);
+    rway_losses_forget(out);
     rway_region_detach(in);
     rway_region_detach(out);
 }

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ringway.shm import JoinState, RefusalCause, Region, RegionBrokenError, RegionError, create_region, read_region
+from ringway.shm import (
+    LossState,
+    RefusalCause,
+    RegionBrokenError,
+    RegionError,
+    count_losses,
+    read_region,
+    watch_losses,
+)
 from ringway.shm._native import lib
-from tests.hostile.carrier import LINK, SMALL, WORD, Carrier, carrier, left_behind, place
+from tests.hostile.carrier import SMALL, WORD, Carrier, carrier, left_behind, place
 
 SLOTS = SMALL.slot_count
 FRAME = bytes(range(60))
@@ -131,30 +139,24 @@ def test_a_begun_inside_a_frame_or_behind_a_mark_moves_nothing() -> None:
         assert (consumed.frames, consumed.bytes, consumed.drops) == (5, 940, {"restart": 1})
 
 
-@pytest.mark.parametrize("joined_to", [0, 1, LINK, LINK + 1, WORD - 1])
+@pytest.mark.parametrize("group", [0, 1, 2, WORD - 1])
+@pytest.mark.parametrize("members", [0, 1, 2, 3, WORD - 1])
 @pytest.mark.parametrize("lead", [0, 64 * SMALL.queues, 64 * SMALL.queues + 1, 2**63, WORD - 1])
-def test_what_a_peer_says_of_a_junction_books_no_more_than_a_kill_can_lose(joined_to: int, lead: int) -> None:
-    with carrier() as made:
-        fd = create_region(SMALL, LINK + 1)
-        made.write(joined_to, made.side(0), "rway_side", "joined_to")
-        made.write(-lead, made.side(0), "rway_side", "joined_lead")
-        with made.attach(0) as source, Region.attach(fd, SMALL, LINK + 1, 0) as target:
-            state, frames = source.join(target)
-            assert (state is JoinState.FRESH) == (joined_to != LINK + 1)
-            drops = read_region(fd).rings[0].produced.drops.get("restart", 0)
-            assert drops == (frames if state is JoinState.CONTINUED else 0) <= 64 * SMALL.queues
-            assert source.join(target)[0] is JoinState.CONTINUED
+def test_what_a_peer_says_of_a_forwarder_counts_no_more_than_a_kill_can_lose(
+    group: int, members: int, lead: int
+) -> None:
+    with carrier() as made, carrier() as other:
+        for one, half, base in ((made, "taken", -lead), (other, "given", 0)):
+            for word, value in (("group", group), ("members", members), ("base", base)):
+                one.write(value, one.side(0), "rway_side", half, word)
+        with made.attach(0) as source, other.attach(0) as target:
+            state, frames = count_losses([source, target])
+            assert (state is LossState.UNKNOWN) == (group == 0 or members != 2)
+            drops = read_region(other.fd).rings[0].produced.drops.get("restart", 0)
+            assert drops == (frames if state is LossState.COUNTED else 0) <= 64 * SMALL.queues
+            watch_losses([source], [target])
+            assert count_losses([source, target]) == (LossState.COUNTED, 0)
             assert target.producers[0].send([FRAME]) == 1
-        os.close(fd)
-
-
-def test_a_link_that_has_no_number_is_never_known_from_before() -> None:
-    with carrier() as made:
-        fd = create_region(SMALL, 0)
-        with made.attach(0) as source, Region.attach(fd, SMALL, 0, 0) as target:
-            for _ in range(2):
-                assert source.join(target) == (JoinState.FRESH, 0)
-        os.close(fd)
 
 
 CONTROL = place("rway_ring_control", "reserved")[0]
@@ -164,8 +166,8 @@ DAMAGE = st.lists(
 
 
 @settings(deadline=None, max_examples=300)
-@given(damage=DAMAGE, side_words=st.tuples(st.sampled_from(JUNK), st.sampled_from(JUNK)))
-@example(damage=[], side_words=(0, 0))
+@given(damage=DAMAGE, side_words=st.tuples(*[st.sampled_from([*JUNK, 2])] * 3))
+@example(damage=[], side_words=(0, 0, 0))
 def test_random_words_over_a_rings_control_are_refused_by_name_or_taken_up(
     damage: list[tuple[int, int]], side_words: tuple[int, int]
 ) -> None:
@@ -174,12 +176,14 @@ def test_random_words_over_a_rings_control_are_refused_by_name_or_taken_up(
         for ring in (made.ring(0), made.ring(1)):
             for number, word in damage:
                 os.pwrite(made.fd, word.to_bytes(8, "little"), ring + 8 * number)
-        for name, value in zip(("joined_to", "joined_lead"), side_words, strict=True):
-            made.write(value, made.side(0), "rway_side", name)
+        for half in ("taken", "given"):
+            for field, value in zip(("group", "members", "base"), side_words, strict=True):
+                made.write(value, made.side(0), "rway_side", half, field)
         before, refusal = left_behind(), RefusalCause.COUNTERS
         try:
             with made.attach(0, incarnation=2) as a:
-                a.join(a)
+                count_losses([a])
+                watch_losses([a], [a])
                 a.consumers[0].receive()
                 a.producers[0].send([FRAME])
         except RegionBrokenError:

@@ -6,7 +6,8 @@
 typedef Commit {
     byte at;
     byte frames;
-    byte dropped
+    byte dropped;
+    byte replicated
 };
 
 /* One half's words: its counter, its two commits, and its drops by cause (all but restart's are one cause here). */
@@ -23,6 +24,7 @@ typedef Private {
     byte frames;
     byte drops;
     byte restart;
+    byte replicated;
     bit next; /* the commit to be filled next */
     bool dirty
 };
@@ -38,8 +40,21 @@ byte kills = KILLS; /* that may still happen */
 
 #define DROPPED(half) (half.drops + half.restart)
 
+/* What it has replicated, less what it has consumed, where that has changed: in the real thing beside the commit. */
+inline store_replicated(shared, own)
+{
+    if
+    :: shared.commit[own.next].replicated != own.replicated ->
+        STEP(shared.commit[own.next].replicated = own.replicated)
+    :: else
+    fi
+}
+
 inline store_commit(shared, own)
 {
+#ifndef REPLICATED_AFTER_THE_COUNTER
+    store_replicated(shared, own);
+#endif
     STEP(shared.commit[own.next].frames = own.frames);
     STEP(shared.commit[own.next].dropped = DROPPED(own));
     STEP(shared.commit[own.next].at = own.at);
@@ -74,7 +89,14 @@ inline store_drops(shared, own)
 #define STORE_ACCOUNT(shared, own, seen) \
     store_commit(shared, own); \
     STEP(shared.at = own.at; seen); \
+    store_replicated_late(shared, own); \
     store_drops(shared, own)
+#endif
+
+#ifdef REPLICATED_AFTER_THE_COUNTER
+#define store_replicated_late(shared, own) STEP(shared.commit[1 - own.next].replicated = own.replicated)
+#else
+#define store_replicated_late(shared, own) skip
 #endif
 
 #define FOUND(shared) (shared.commit[0].at == shared.at -> 0 : 1)
@@ -92,6 +114,7 @@ inline resume(shared, own)
         own.next = FOUND(shared);
         assert(shared.commit[own.next].at == own.at);
         own.frames = shared.commit[own.next].frames;
+        own.replicated = shared.commit[own.next].replicated;
         own.drops = shared.drops;
         own.restart = shared.restart;
         if
@@ -109,6 +132,7 @@ inline forget(own)
     own.at = 0;
     own.frames = 0;
     own.drops = 0;
+    own.replicated = 0;
     own.restart = 0;
     own.next = 0;
     own.dirty = false

@@ -1,6 +1,6 @@
 /*
- * A forwarder between two links that is killed between any two stores, also while it attaches and joins (stack/forward.c,
- * shm/junction.c). The ends before and behind it are not killed here: each half of a ring has its own words, and
+ * A forwarder between two links that is killed between any two stores, also while it attaches and begins (stack/forward.c,
+ * shm/losses.c). The ends before and behind it are not killed here: each half of a ring has its own words, and
  * crash.pml kills them.
  *
  * Claims: no frame comes out twice, or after a later one; whenever the forwarder is at rest its lead is the one that was
@@ -51,7 +51,8 @@ end:
     od
 }
 
-#define LEAD (in.frames - DROPPED(in) - out.frames - DROPPED(out))
+/* A byte, as the sums of the real thing are 64 bits: below 0 when more was consumed than passed. */
+#define LEAD ((in.frames - DROPPED(in) + in.replicated - out.frames - DROPPED(out)) & 255)
 
 inline note_lead()
 {
@@ -74,7 +75,7 @@ inline join()
 #ifdef LOST_IS_NOT_BOOKED
         note_lead()
 #else
-        lost = LEAD - joined_lead;
+        lost = (LEAD - joined_lead) & 255;
         assert(lost <= BURST);
         d_step { out.restart = out.restart + lost; out.dirty = lost > 0; lost = 0 };
         store_drops(published, out)
@@ -96,6 +97,7 @@ inline pass_through()
             in.frames++;
             if
             :: in.drops++; in.dirty = true /* the filter's verdict */
+            :: in.replicated-- /* consumed: an answer was made of it, say */
             :: out.at - out_tail < SLOTS ->
                 out_slot[out.at % SLOTS] = in.at;
                 out.at++;
@@ -158,7 +160,7 @@ again:
     od;
     out_tail == published.at;
     assert(came_out == out.frames);
-    assert(came_out + DROPPED(in) + DROPPED(out) == in.frames - CARRIED);
+    assert(((came_out + DROPPED(in) + DROPPED(out) - in.replicated) & 255) == in.frames - CARRIED);
     assert(in.restart + out.restart <= BURST * deaths);
     goto done;
 killed:

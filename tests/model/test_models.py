@@ -70,6 +70,7 @@ MUTANTS: dict[Variant, tuple[str, ...]] = {
         "LOST_IS_NOT_BOOKED",
         "WAITING_IS_RELEASED",
         "JOINED_BEFORE_LEAD",
+        "REPLICATED_AFTER_THE_COUNTER",
         "COMMIT_IN_ONE_COPY",
         "COUNTER_BEFORE_COMMIT",
         "DROPS_BEFORE_COUNTER",

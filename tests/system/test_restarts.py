@@ -42,6 +42,7 @@ default = "allow"
 """,
     "",
 )
+INSIDE, OUTSIDE = ("one", 1), ("two", 0)  # the firewall's ends
 KILLS = 6
 BURSTS = 20  # that have to arrive between two kills
 NUMBER_AT = 14 + 20 + 8
@@ -53,11 +54,13 @@ def start_firewall(fabric: Fabric) -> AgentProcess:
     return agent
 
 
-def joined(fabric: Fabric, link: str, side: int) -> int:
-    """The number of the link that this side's forwarder sends to, from the region's bytes."""
-    at = 4096 * (1 + side) + ffi.offsetof("struct rway_side", "joined_to")
-    (found,) = struct.unpack_from("<Q", fabric.memory(link), at)
-    return int(found)
+def groups(fabric: Fabric) -> list[int]:
+    """The forwarder's groups, from the bytes of both regions: of inside to outside, and of outside to inside."""
+    found: list[int] = []
+    for (link, side), half in ((INSIDE, "taken"), (OUTSIDE, "given"), (OUTSIDE, "taken"), (INSIDE, "given")):
+        at = 4096 * (1 + side) + ffi.offsetof("struct rway_side", half)
+        found += struct.unpack_from("<Q", fabric.memory(link), at)
+    return found
 
 
 def is_empty(fabric: Fabric) -> bool:
@@ -124,13 +127,13 @@ def test_a_firewall_killed_under_traffic_costs_what_its_books_say(fabric: Fabric
 
 def test_a_forwarder_remembers_its_way_while_it_runs_and_forgets_it_when_it_ends(fabric: Fabric) -> None:
     fabric.apply(CHAIN)
-    numbers = {link: fabric.broker.link(link).link_id for link in ("one", "two")}
     agent = start_firewall(fabric)
-    assert (joined(fabric, "one", 1), joined(fabric, "two", 0)) == (numbers["two"], numbers["one"])
+    out, also_out, back, also_back = groups(fabric)
+    assert 0 != out == also_out != back == also_back != 0
     agent.stop(signal.SIGKILL)
-    assert (joined(fabric, "one", 1), joined(fabric, "two", 0)) == (numbers["two"], numbers["one"])
+    assert groups(fabric) == [out, out, back, back]
     assert start_firewall(fabric).stop() == 0
-    assert (joined(fabric, "one", 1), joined(fabric, "two", 0)) == (0, 0)
+    assert groups(fabric) == [0] * 4
 
 
 def test_what_an_application_takes_is_not_counted_as_lost_by_a_forwarder_killed_before_it(fabric: Fabric) -> None:

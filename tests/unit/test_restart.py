@@ -19,14 +19,16 @@ from ringway.shm import (
     Counts,
     DropCause,
     Geometry,
-    JoinState,
+    LossState,
     QueueBells,
     Region,
     RegionHeldError,
     carried_from,
+    count_losses,
     create_region,
     make_bell,
     read_region,
+    watch_losses,
 )
 from ringway.shm._native import ffi, lib
 from ringway.stack.filter import Filter
@@ -149,7 +151,7 @@ def test_frames_that_were_put_back_come_again() -> None:
         assert read_region(made.fd).rings[0].balanced
 
 
-# --- a forwarder's junction ------------------------------------------------------------------------------------------
+# --- what a forwarder held -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -166,11 +168,11 @@ def attach_out(fd: int) -> Region:
 
 
 def lose(made: Carrier, fd: int, frames: int) -> None:
-    """Join, take so many frames out of the first link, and be killed with them."""
+    """Begin to forward, take so many frames out of the first link, and be killed with them."""
 
     def take() -> None:
         source, target = made.attach(1), attach_out(fd)
-        source.join(target)
+        watch_losses([source], [target])
         assert len(source.consumers[1].receive(frames)) == frames
 
     with made.attach(0) as sender:
@@ -186,8 +188,8 @@ def test_what_a_killed_forwarder_held_is_counted_as_restart_where_it_was_going(
     lose(made, fd, frames)
     for _ in range(2):  # a second time there is nothing more to count
         with made.attach(1) as source, attach_out(fd) as target:
-            state, lost = source.join(target)
-            assert state is JoinState.CONTINUED
+            state, lost = count_losses([source, target])
+            assert state is LossState.COUNTED
             ring = read_region(fd).rings[0]
             assert ring.offered == frames == sum(ring.produced.drops.values())
             assert set(ring.produced.drops) <= {"restart"}
@@ -198,15 +200,15 @@ def test_a_forwarder_that_ended_in_an_orderly_way_has_lost_nothing(two_links: tu
     made, fd = two_links
     lose(made, fd, 5)
     with made.attach(1) as source, attach_out(fd) as target:
-        assert source.join(target) == (JoinState.CONTINUED, 5)
-        source.part()
-        assert source.join(target) == (JoinState.FRESH, 0)
-        source.part()
+        assert count_losses([source, target]) == (LossState.COUNTED, 5)
+        watch_losses([source], [target])
+        target.forget_losses()
+        assert count_losses([source, target]) == (LossState.UNKNOWN, 0)
     # An application takes its place and keeps what it receives.
     with made.attach(0) as sender, made.attach(1) as source, attach_out(fd) as target:
         assert sender.producers[0].send([FRAME] * 7) == 7
         assert len(source.consumers[0].receive()) == 7
-        assert source.join(target) == (JoinState.FRESH, 0)
+        assert count_losses([source, target]) == (LossState.UNKNOWN, 0)
     assert read_region(fd).rings[0].produced.drops == {"restart": 5}
 
 
@@ -215,7 +217,7 @@ def test_frames_moved_since_the_attach_make_no_loss_of_a_forwarder_before(two_li
     lose(made, fd, 5)
     with made.attach(1) as source, attach_out(fd) as target:
         assert target.producers[1].send([FRAME]) == 1
-        assert source.join(target) == (JoinState.FRESH, 0)
+        assert count_losses([source, target]) == (LossState.UNKNOWN, 0)
     assert read_region(fd).rings[0].produced.drops == {}
 
 
@@ -224,7 +226,7 @@ def test_a_forwarder_to_another_link_knows_nothing_of_the_one_before(two_links: 
     lose(made, fd, 5)
     other = create_region(GEOMETRY, LINK + 2)
     with made.attach(1) as source, Region.attach(other, GEOMETRY, LINK + 2, 0, 1) as target:
-        assert source.join(target) == (JoinState.FRESH, 0)
+        assert count_losses([source, target]) == (LossState.UNKNOWN, 0)
         assert not read_region(other).rings[0].produced.drops
     os.close(other)
 
@@ -232,13 +234,119 @@ def test_a_forwarder_to_another_link_knows_nothing_of_the_one_before(two_links: 
 @pytest.mark.parametrize("lead", [WORD - 1, WORD // 2, 64 * GEOMETRY.queues + 1, 10**6])
 def test_more_than_a_kill_can_lose_is_said_and_not_counted(two_links: tuple[Carrier, int], lead: int) -> None:
     made, fd = two_links
-    made.write(LINK + 1, made.side(1), "rway_side", "joined_to")
-    made.write(-lead, made.side(1), "rway_side", "joined_lead")
+    lose(made, fd, 0)
+    made.write(-lead, made.side(1), "rway_side", "taken", "base")
     with made.attach(1) as source, attach_out(fd) as target:
-        assert source.join(target) == (JoinState.IMPLAUSIBLE, lead)
+        assert count_losses([source, target]) == (LossState.IMPLAUSIBLE, lead)
         assert read_region(fd).rings[0].produced.drops == {}
+        watch_losses([source], [target])
     with made.attach(1) as source, attach_out(fd) as target:
-        assert source.join(target) == (JoinState.CONTINUED, 0), "from here on the lead is right again"
+        assert count_losses([source, target]) == (LossState.COUNTED, 0), "from here on the sum is right again"
+
+
+class Bridge:
+    """Three links' ends as one forwarder that sends each frame of the first to both others."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self.ports = [Region.attach(fd, GEOMETRY, LINK + number, 1, 1) for number, fd in enumerate(fds)]
+
+    def begin(self) -> None:
+        watch_losses(self.ports, self.ports)
+
+    def take(self, frames: int) -> None:
+        lib.rway_consumer_replicated(self.ports[0].consumers[0].native, frames)
+        assert len(self.ports[0].consumers[0].receive(frames)) == frames
+
+    def close(self) -> None:
+        for port in self.ports:
+            port.detach()
+
+
+@pytest.fixture
+def three_links() -> Iterator[list[int]]:
+    fds = [create_region(GEOMETRY, LINK + number) for number in range(3)]
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+def send_to_bridge(fds: list[int], frames: int) -> None:
+    with Region.attach(fds[0], GEOMETRY, LINK, 0, 1) as sender:
+        assert sender.producers[0].send([FRAME] * frames) == frames
+
+
+def is_balanced(fds: list[int]) -> bool:
+    """Law 8, over all ports of the bridge: owed by what came in, paid by what went out."""
+    rings = [ring for fd in fds for ring in read_region(fd).rings]
+    owed = sum(ring.owed for ring in rings if ring.producing_side == 0)
+    return owed == sum(ring.paid for ring in rings if ring.producing_side == 1)
+
+
+@pytest.mark.parametrize("copies", [0, 1, 2])
+def test_a_killed_bridge_is_missed_to_the_copy(three_links: list[int], copies: int) -> None:
+    """After so many of two copies of each frame were published."""
+
+    def flood() -> None:
+        bridge = Bridge(three_links)
+        bridge.begin()
+        bridge.take(7)
+        for port in bridge.ports[1 : 1 + copies]:
+            assert port.producers[0].send([FRAME] * 7) == 7
+
+    send_to_bridge(three_links, 7)
+    run_and_kill(flood)
+    assert is_balanced(three_links) == (copies == 2)
+    bridge = Bridge(three_links)
+    assert count_losses(bridge.ports) == (LossState.COUNTED, 7 * (2 - copies))
+    assert is_balanced(three_links)
+    bridge.close()
+
+
+def test_what_a_function_consumed_or_made_itself_is_no_loss_and_no_gain(three_links: list[int]) -> None:
+    def answer() -> None:
+        bridge = Bridge(three_links)
+        bridge.begin()
+        first = bridge.ports[0]
+        lib.rway_consumer_consumed(first.consumers[0].native, 3)
+        assert len(first.consumers[0].receive(3)) == 3
+        lib.rway_producer_originated(first.producers[0].native, 2)
+        assert first.producers[0].send([FRAME] * 2) == 2
+        lib.rway_producer_originated(first.producers[1].native, 1)
+        first.producers[1].drop(DropCause.FULL, 1)
+        assert first.producers[1].send([FRAME]) == 1  # the third: forwarded, and its input is killed before it shows
+
+    send_to_bridge(three_links, 4)
+    run_and_kill(answer)
+    rings = read_region(three_links[0]).rings
+    assert [(ring.originated, ring.paid) for ring in rings if ring.producing_side == 1] == [(2, 0), (1, 1)]
+    (taken, *_) = rings
+    assert (taken.consumed.frames, taken.replicated, taken.owed) == (3, WORD - 3, 0)
+
+
+def test_a_bridge_of_other_ports_knows_what_the_one_before_lost_if_all_of_that_ones_are_there(
+    three_links: list[int],
+) -> None:
+    def flood() -> None:
+        bridge = Bridge(three_links)
+        watch_losses(bridge.ports[:2], bridge.ports[:2])
+        bridge.take(5)
+
+    send_to_bridge(three_links, 5)
+    run_and_kill(flood)
+    bridge = Bridge(three_links)
+    assert count_losses(bridge.ports[::2]) == (LossState.UNKNOWN, 0), "one of its two ports is not there"
+    assert count_losses(bridge.ports) == (LossState.COUNTED, 10)
+    bridge.begin()
+    assert count_losses(bridge.ports) == (LossState.COUNTED, 0)
+    bridge.close()
+
+
+def test_a_forwarder_that_is_killed_while_it_begins_has_lost_nothing(three_links: list[int]) -> None:
+    bridge = Bridge(three_links)
+    bridge.begin()
+    bridge.ports[0].forget_losses()  # as between the first half's number and the next one's
+    assert count_losses(bridge.ports) == (LossState.UNKNOWN, 0)
+    bridge.close()
 
 
 # --- a region that replaces another ----------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ causes on the way.
 
     each ring       published = taken out, nothing in flight
     each ring       done by its sender <= offered <= intended by its sender; equal while no sender was killed
-    chain           delivered by the ring in = offered to the ring out, summed over queues: a forwarder's kill loses
-                    nothing that is not counted as `restart` there
+    chain           owed by the ring in = paid to the ring out (delivered and replicated, offered and not originated),
+                    summed over queues: a forwarder's kill loses nothing that is not counted as `restart` there
     to application  offered to the first ring = logged by the receiver + D + unlogged. Unlogged is 0, or after kills of
                     the receiver, up to 256 frames for each: those it had taken out and not yet logged, which only it
                     could have counted
@@ -31,6 +31,7 @@ from tools.soak.ledger import Received, Sent
 from tools.soak.pace import BURST_MAX
 
 _RWAY_BURST = 64
+_WORD = 1 << 64
 _CHAIN = ("inside", "outside")
 
 # By direction: who sends and who receives, and the way, as links with the side that produces.
@@ -67,10 +68,27 @@ class Totals:
     offered: int
     delivered: int
     drops: dict[str, int]
+    originated: int = 0  # by a forwarder that sends here
+    replicated: int = 0  # by one that takes frames out, modulo 2 to the 64
 
     def __sub__(self, before: Totals) -> Totals:
         drops = {cause: count - before.drops.get(cause, 0) for cause, count in self.drops.items()}
-        return Totals(self.offered - before.offered, self.delivered - before.delivered, drops)
+        return Totals(
+            self.offered - before.offered,
+            self.delivered - before.delivered,
+            drops,
+            self.originated - before.originated,
+            self.replicated - before.replicated,
+        )
+
+    @property
+    def owed(self) -> int:
+        """To the links that a forwarder sends to."""
+        return (self.delivered + self.replicated) % _WORD
+
+    @property
+    def paid(self) -> int:
+        return (self.offered - self.originated) % _WORD
 
     @property
     def dropped(self) -> int:
@@ -83,7 +101,13 @@ def _totals(rings: list[RingReading]) -> Totals:
         for half in (ring.produced.drops, ring.consumed.drops):
             for cause, count in half.items():
                 drops[cause] = drops.get(cause, 0) + count
-    return Totals(sum(ring.offered for ring in rings), sum(ring.delivered for ring in rings), drops)
+    return Totals(
+        sum(ring.offered for ring in rings),
+        sum(ring.delivered for ring in rings),
+        drops,
+        sum(ring.originated for ring in rings),
+        sum(ring.replicated for ring in rings),
+    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +168,7 @@ def held_between(regions: Mapping[str, RegionReading]) -> Iterator[int]:
     for (link_in, side_in), (link_out, side_out) in (WAYS[CHAIN_OUT], WAYS[CHAIN_BACK]):
         taken = _totals([ring for ring in regions[link_in].rings if ring.producing_side == side_in])
         given = _totals([ring for ring in regions[link_out].rings if ring.producing_side == side_out])
-        yield taken.delivered - given.offered
+        yield taken.owed - given.paid
 
 
 def discrepancies(setup: Setup, before: Statement, now: Statement, kills: Mapping[str, int]) -> Iterator[str]:
@@ -196,8 +220,8 @@ def _of_receiver(direction: int, way: list[Totals], received: int, kills: int) -
 
 def _of_firewall(way: list[Totals], account: Account) -> Iterator[str]:
     into, out = way
-    if into.delivered != out.offered:
-        yield f"{into.delivered} went into the junction, and {out.offered} came out of it"
+    if into.owed != out.paid:
+        yield f"the forwarder owed {into.owed} of what came in, and {out.paid} went out"
     policy = into.drops.get("policy", 0)
     least = account.denied_done - (into.dropped - policy) - out.dropped
     if not least <= policy <= account.denied_intended:
