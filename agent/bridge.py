@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ringway.agent.losses import Losses
 from ringway.agent.port import Port
 from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
 from ringway.agent.wire import way_out
@@ -17,10 +20,17 @@ class BridgeRunner:
     """Joins those of a bridge's ports that are there. Loop i of n serves the queues i, i + n, … of all of them."""
 
     def __init__(
-        self, ports: tuple[Port, ...], packet_filter: Filter, bridge: Bridge, spin_us: int, most_loops: int
+        self,
+        ports: tuple[Port, ...],
+        packet_filter: Filter,
+        bridge: Bridge,
+        spin_us: int,
+        most_loops: int,
+        log: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.ports = ports
         self.loops: list[Loop] = []
+        self._losses: Losses | None = None
         self._bridge = bridge
         self._numbers = {port: packet_filter.number_of(port.name) for port in ports}
         count = min(most_loops, *(port.region.geometry.queues for port in ports))
@@ -28,6 +38,7 @@ class BridgeRunner:
             port.run_by_agent(True)
             serve(port, count)
         with closed_on_error(self):
+            self._losses = Losses(ports, [(ports, ports)], log)
             for index in range(count):
                 loop = new_loop(self.loops, f"bridge/{index}", spin_us)
                 self._run_in(loop, packet_filter, index, count)
@@ -59,4 +70,6 @@ class BridgeRunner:
 
     def close(self) -> None:
         close_loops(self.loops)
+        if self._losses is not None:
+            self._losses.close()
         give_back(self.ports)

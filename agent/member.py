@@ -468,7 +468,7 @@ class Member:
     def _forward(self, ports: tuple[Port, ...], judge: Filter, bridge: Bridge | None) -> StackRunner:
         runner: StackRunner
         if bridge is not None:
-            runner = BridgeRunner(ports, judge, bridge, self._terms.spin_us, self._terms.most_loops)
+            runner = BridgeRunner(ports, judge, bridge, self._terms.spin_us, self._terms.most_loops, self._log)
             self._log(f"bridging {', '.join(port.name for port in ports)}")
             return runner
         first, second = ports

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ringway.agent.losses import Losses
 from ringway.agent.port import Port
 from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
 from ringway.control.messages import WhenFull
 from ringway.engine.loop import Loop
-from ringway.shm import LossState, Producer, count_losses, watch_losses
+from ringway.shm import Producer
 from ringway.shm._native import lib
 from ringway.stack.filter import Filter
 from ringway.stack.pipeline import Pipeline
@@ -39,14 +40,14 @@ class WireRunner:
     ) -> None:
         self.ports: tuple[Port, ...] = (first, second)
         self.loops: list[Loop] = []
-        self._watched = False
+        self._losses: Losses | None = None
         self._can_wait: list[tuple[Port, Any]] = []  # jobs that can, with the port that they send to
         count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
         for port in self.ports:
             port.run_by_agent(True)
             serve(port, count)
         with closed_on_error(self):
-            self._account(log)
+            self._losses = Losses(self.ports, [((first,), (second,)), ((second,), (first,))], log)
             for index in range(count):
                 loop = new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
                 pipeline = Pipeline(loop)
@@ -58,19 +59,6 @@ class WireRunner:
                     self._join_by_wire(pipeline, source, target, numbers, index, count)
             self.follow_settings()
             start_loops(self.loops)
-
-    def _account(self, log: Callable[[str], None]) -> None:
-        """Count what forwarders before this one held when they were killed, and say so; and be missed likewise."""
-        regions = [port.region for port in self.ports]
-        state, frames = count_losses(regions)
-        way = f"between {' and '.join(port.name for port in self.ports)}"
-        if state is LossState.IMPLAUSIBLE:
-            log(f"what the last restart lost {way} is not known: {frames} frames cannot be, so none are counted")
-        elif frames:
-            log(f"{frames} frames {way} were lost by the last restart")
-        for source, target in (regions, reversed(regions)):
-            watch_losses([source], [target])
-        self._watched = True
 
     def _join_by_wire(
         self,
@@ -109,10 +97,8 @@ class WireRunner:
     def close(self) -> None:
         self._can_wait.clear()
         close_loops(self.loops)
-        if self._watched:
-            for port in self.ports:
-                port.region.forget_losses()
-        self._watched = False
+        if self._losses is not None:
+            self._losses.close()
         give_back(self.ports)
 
 

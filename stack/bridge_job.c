@@ -37,6 +37,7 @@ static void flood(struct bridge_job *bridge_job, struct rway_packet *packet, con
     }
     rway_bridge_count(&counts->flooded, 1);
     rway_bridge_count(&counts->copies, (uint64_t)__builtin_popcountll(others) - 1);
+    rway_consumer_replicated(inlet->in, (uint64_t)__builtin_popcountll(others) - 1);
     pipeline->touched |= others;
     for (; others != 0; others &= others - 1)
         rway_outlet_add(pipeline->outlets[__builtin_ctzll(others)], packet);

@@ -240,20 +240,23 @@ class Fabric:
         return {rule.name: rule.frames for rule in self.broker.vm(vm).rules}
 
     def memory(self, link: str) -> bytes:
-        """All bytes of the link's region, read through the broker's own descriptor."""
+        """All bytes of the link's region."""
+        fd = self.region_fd(link)
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+
+    def region_fd(self, link: str) -> int:
+        """A descriptor of the link's region, open until the end of the test: the broker's own, opened again."""
         wanted = self.broker.link(link).link_id
         folder = Path(f"/proc/{self.broker.process.pid}/fd")
         for entry in folder.iterdir():
             if not str(entry.readlink()).startswith("/memfd:"):
                 continue
             fd = os.open(entry, os.O_RDONLY)
-            try:
+            with contextlib.suppress(RegionError):
                 if read_region(fd).link_id == wanted:
-                    return os.pread(fd, os.fstat(fd).st_size, 0)
-            except RegionError:
-                continue
-            finally:
-                os.close(fd)
+                    self._ends.callback(os.close, fd)
+                    return fd
+            os.close(fd)
         raise AssertionError(f"the broker holds no region of {link}")
 
 
