@@ -21,6 +21,7 @@
 enum { STEPS_MAX = 400000, STEPS_FEW = 3000, LEFTS_MAX = 500, SINK_MAX = 64 };
 
 static bool kill_each;         /* also in the operations of many steps */
+static uint64_t drawn;         /* the last number of a group (shm/losses.c) */
 static bool repeatable = true; /* false: a clock is read, which takes another number of instructions each time */
 
 static const struct rway_geometry GEOMETRY = {.queues = 1, .slot_count = 64, .slot_payload = 256, .headroom = 64};
@@ -427,6 +428,21 @@ static bool step(const struct operation *operation, pid_t child)
     return WSTOPSIG(status) == SIGTRAP;
 }
 
+/* In the place of the kernel's: an operation that is run again draws the same numbers, and another one others. */
+ssize_t getrandom(void *buffer, size_t size, unsigned int flags)
+{
+    (void)flags;
+    CHECK(size == sizeof drawn, "%zu random bytes", size);
+    drawn += 2; /* losses.c makes it odd */
+    memcpy(buffer, &drawn, size);
+    return (ssize_t)size;
+}
+
+static void draw_other_numbers(void)
+{
+    drawn += 1000;
+}
+
 /* What a kill leaves: of the shared memory, and of what has left it. */
 struct left {
     uint32_t steps;
@@ -467,6 +483,7 @@ static void put_back(const struct left *left)
 /* Go through once. What a kill can leave are the states in which memory or sink changed with the last instruction. */
 static struct lefts *step_through(const struct operation *operation)
 {
+    draw_other_numbers();
     struct lefts *lefts = calloc(1, sizeof *lefts);
     CHECK(lefts != NULL, "memory");
     pid_t child = start(operation);
@@ -544,6 +561,7 @@ static void kill_recovery(const struct operation *first, const struct operation 
     uint32_t killed = 0;
     for (uint32_t i = 0; i < lefts->count; i++) {
         put_back(&lefts->each[i]);
+        draw_other_numbers();
         if (!has_work(recovery, &lefts->each[i]))
             continue;
         struct lefts *again = step_through(recovery);
