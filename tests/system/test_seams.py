@@ -64,8 +64,11 @@ class DummyRunner:
     def follow_peer(self, _now):
         return None
 
-    def told(self):
+    def told(self, _port):
         return "a dummy"
+
+    def when_full(self, _port):
+        return "drop"
 
     def failed(self):
         return False
@@ -214,7 +217,8 @@ def test_a_port_kind_is_its_type_and_a_file_of_the_agent(copy: Copy) -> None:
     awaited(agent, "dummy is blue")
     awaited(agent, "ready")
     shown = copy.show()
-    assert shown["vms"][0]["ports"] == [{"port": "p", "link": "wire", "state": "attached", "cause": "a dummy"}]
+    told = {"port": "p", "link": "wire", "state": "attached", "cause": "a dummy", "full": "drop"}
+    assert shown["vms"][0]["ports"] == [told]
     (link,) = shown["links"]
     ends = link["ends"]
     assert isinstance(ends, list)
