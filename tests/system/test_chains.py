@@ -108,7 +108,7 @@ def test_before_a_receiver_that_stands_still_only_the_last_firewall_drops(fabric
     assert dropped(fabric, hops) == [*[{}] * hops, {"full": FRAMES - SLOTS}], "it waits again"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.full)])
 def test_before_a_firewall_that_is_killed_or_stopped_only_the_one_before_it_drops(
     fabric: Fabric, number: signal.Signals
 ) -> None:

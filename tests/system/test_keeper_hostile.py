@@ -128,6 +128,7 @@ def test_random_bytes_with_random_gifts_change_nothing(runtime: Path, keeper: in
     assert settled(runtime) == before
 
 
+@pytest.mark.full
 def test_a_client_that_does_not_read_what_it_asks_for_is_over_when_it_leaves(runtime: Path, keeper: int) -> None:
     with memories(*[b"region"] * 9) as fds, reached(runtime) as filler:
         for number in range(500):
