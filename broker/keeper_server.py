@@ -259,6 +259,19 @@ def _begin(runtime: str, lent_fd: int | None) -> tuple[int, int, socket.socket]:
     """The directory, the lock that says whose it is, and the listener in it. Leaves / as working directory. `lent_fd`:
     the lock of a keeper in whose place this one is to come. Both have it, so that it is free at no moment."""
     directory_fd = os.open(runtime, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    beginning_fd = os.open(runtime, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Whoever finds the keeper's lock taken may then count on its listener, for it had to wait for that here.
+        fcntl.flock(beginning_fd, fcntl.LOCK_EX)
+        lock_fd, listener = _listen(directory_fd, lent_fd)
+    finally:
+        os.close(beginning_fd)
+    os.chdir("/")
+    return directory_fd, lock_fd, listener
+
+
+def _listen(directory_fd: int, lent_fd: int | None) -> tuple[int, socket.socket]:
+    """The lock and the listener. The working directory is then that directory."""
     if lent_fd is None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         lock_fd, name = os.open(LOCK_NAME, flags, 0o600, dir_fd=directory_fd), SOCKET_NAME
@@ -275,8 +288,7 @@ def _begin(runtime: str, lent_fd: int | None) -> tuple[int, int, socket.socket]:
     os.fchdir(directory_fd)
     listener.bind(name)  # by a relative name, which is never too long
     listener.listen(BACKLOG)
-    os.chdir("/")
-    return directory_fd, lock_fd, listener
+    return lock_fd, listener
 
 
 def _detach() -> None:

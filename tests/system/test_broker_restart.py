@@ -206,9 +206,9 @@ def test_agents_whose_broker_is_killed_over_their_handovers_are_attached_by_the_
         broker.apply(ports + links)
         until(lambda: [link.state for link in broker.show().links] == ["up"] * 16, "all links are up")
         for n in range(16):
-            send_through((left.port(f"p{n}"), right.port(f"p{n}")), b"a frame of each of them")
-            assert left.port(f"p{n}").peer_attached
-            assert right.port(f"p{n}").peer_attached
+            ends = left.port(f"p{n}"), right.port(f"p{n}")
+            send_through(ends, b"a frame of each of them")
+            until(lambda ends=ends: all(end.peer_attached for end in ends), "both ends were told of each other")
         broker.apply(ports)
 
 
