@@ -124,6 +124,10 @@ def come_to(broker: BrokerProcess, keeper: int, of_broker: int) -> None:
     )
 
 
+def await_peer(port: Port, there: bool) -> None:
+    until(lambda: port.peer_attached is there, f"the other end of {port.offer.link} is {'there' if there else 'gone'}")
+
+
 def send_through(ports: Sequence[Port], frame: bytes) -> None:
     """One frame from the first to the second, waited for."""
     source, target = ports

@@ -29,6 +29,7 @@ from tests.system.restarts import (
     CHAIN,
     Chain,
     Descriptors,
+    await_peer,
     come_to,
     ends_of,
     link_ids,
@@ -208,7 +209,8 @@ def test_agents_whose_broker_is_killed_over_their_handovers_are_attached_by_the_
         for n in range(16):
             ends = left.port(f"p{n}"), right.port(f"p{n}")
             send_through(ends, b"a frame of each of them")
-            until(lambda ends=ends: all(end.peer_attached for end in ends), "both ends were told of each other")
+            for end in ends:
+                await_peer(end, there=True)
         broker.apply(ports)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ringway.agent import Agent, Port
+from ringway.agent import Agent
 from tests.system.broker_process import FABRIC, BrokerProcess, own_descriptors
 from tests.system.fabric_fixtures import Fabric, until
 from tests.system.keeper_process import settled_descriptors
-from tests.system.restarts import Chain, send_through
+from tests.system.restarts import Chain, await_peer, send_through
 
 ROUNDS = 50
 KILLS, KILLS_FULL = 3, 50
@@ -25,10 +25,6 @@ def logging_agent(vm: str, runtime: Path) -> Iterator[tuple[Agent, list[str]]]:
     lines: list[str] = []
     with Agent(vm, runtime, log=lines.append) as agent:
         yield agent, lines
-
-
-def await_peer(port: Port, there: bool) -> None:
-    until(lambda: port.peer_attached is there, f"the other end of {port.offer.link} is {'there' if there else 'gone'}")
 
 
 def test_an_end_that_dies_without_a_broker_is_missed_by_the_other_and_greeted_when_both_are_back(
