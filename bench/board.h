@@ -13,7 +13,8 @@ struct bench_board {
     uint64_t flows; /* a power of two: of so many flows, scattered */
     uint64_t gap_us; /* between two pings; 0: none */
     uint64_t touched; /* bytes of each frame that a hop's ends write and compare, at least 64; 0: all */
-    uint64_t pad1[3];
+    uint64_t under_way; /* frames that a hop's ends leave under way at the most; 0: so few that no ring is ever full */
+    uint64_t pad1[2];
 };
 
 enum { BENCH_SAMPLES = 1 << 18 };

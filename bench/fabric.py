@@ -16,6 +16,8 @@ from typing import Self
 from bench.board import Board
 from bench.form import BenchError, Reading, go_on, stop
 from bench.native import ROOT, lib
+from ringway.control.client import Client
+from ringway.control.messages import Show, Shown
 
 RINGWAY = str(Path(sys.executable).with_name("ringway"))
 
@@ -128,6 +130,10 @@ class Fabric:
         process = start(name, [RINGWAY, *arguments, "--runtime", str(self.runtime)], ready)
         self._stack.callback(_end, process)
         return process
+
+    def show(self) -> Shown:
+        with Client(self.runtime) as client:
+            return client.call(Show(), Shown)
 
     def agent(self, vm: str, cpu: int, *options: str) -> subprocess.Popen[str]:
         """`ringway agent`, as a user starts it, on one core."""

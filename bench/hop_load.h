@@ -10,7 +10,7 @@
 #include "bench.h"
 #include "touch.h"
 
-/* So many frames are under way at most that no ring on the way can be full: one that does not come back is lost. */
+/* Unless the board says otherwise, so few frames are under way that no ring on the way can be full. */
 enum { HOP_BURST = 64, HOP_UNDER_WAY = 512, HOP_PATTERN_AT = 48, HOP_UDP_PORT = 9000 };
 
 /* Ethernet, IPv4 and UDP (RFC 768: checksum 0 is none), then six bytes up to the pattern. */
@@ -23,6 +23,7 @@ struct hop_load {
     uint32_t len;
     uint32_t touched; /* bytes of each frame that are written and compared */
     uint64_t flows;
+    uint64_t under_way; /* at the most */
     uint64_t sent;
     uint64_t expected; /* number of the next frame to come */
 };
@@ -66,7 +67,9 @@ BENCH_INLINE bool hop_load_follow(struct hop_load *load, const struct bench_boar
     uint32_t len = (uint32_t)__atomic_load_n(&board->len, __ATOMIC_RELAXED);
     uint64_t flows = __atomic_load_n(&board->flows, __ATOMIC_RELAXED);
     uint64_t asked = __atomic_load_n(&board->touched, __ATOMIC_RELAXED);
+    uint64_t under_way = __atomic_load_n(&board->under_way, __ATOMIC_RELAXED);
     uint32_t touched = asked == 0 || asked > len ? len : (uint32_t)asked;
+    load->under_way = under_way == 0 ? HOP_UNDER_WAY : under_way;
     if (len == load->len && flows == load->flows && touched == load->touched)
         return true;
     if (load->sent != load->expected)
@@ -81,7 +84,7 @@ BENCH_INLINE bool hop_load_follow(struct hop_load *load, const struct bench_boar
 /* Frames that may be sent now, of a burst. */
 BENCH_INLINE uint32_t hop_load_room(const struct hop_load *load)
 {
-    uint64_t free = HOP_UNDER_WAY - (load->sent - load->expected);
+    uint64_t free = load->under_way - (load->sent - load->expected);
     return free < HOP_BURST ? (uint32_t)free : HOP_BURST;
 }
 

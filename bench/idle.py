@@ -20,7 +20,7 @@ WAKE_LIMIT_US = 1000.0
 GAP_US = 5000
 
 
-def _cpu_ns(pid: int) -> int:
+def cpu_ns(pid: int) -> int:
     """Time on a processor of all threads, to the nanosecond: the first number of schedstat."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks)
@@ -40,10 +40,10 @@ def _idle_percent(queues: int, windows: int, seconds: float, settle: float) -> l
 
 
 def _used_percent(pid: int, seconds: float) -> float:
-    before, since = _cpu_ns(pid), time.monotonic_ns()
+    before, since = cpu_ns(pid), time.monotonic_ns()
     time.sleep(seconds)
-    await_result(lambda: _cpu_ns(pid) > before, 10)
-    return (_cpu_ns(pid) - before) / (time.monotonic_ns() - since) * 100
+    await_result(lambda: cpu_ns(pid) > before, 10)
+    return (cpu_ns(pid) - before) / (time.monotonic_ns() - since) * 100
 
 
 def _wake_up_us(windows: int, seconds: float) -> list[list[float]]:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from chain import VMS
+from chain import VMS, Chain
 from namespaces import enter_private_namespaces
 
 from bench.form import BenchError, Report, Round, Row, duel, rate_rows, stop, window
-from bench.race.chains import KERNEL_SERVER, OUR_SERVER, SPIN_US, make_kernels, make_ours, steer
+from bench.race.chains import KERNEL_SERVER, OUR_SERVER, SPIN_US, add_fast_firewall, make_kernels, make_ours, steer
 from bench.race.fabric import FAST
 from bench.race.racer import End, Racer, pin
 
+TOOLS = ("ping", "nft")
 _FAST, _SOCKETS, _KERNEL = "ringway, fast ends", "ringway, sockets", "kernel chain"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A way from end to end: by whom, with what, from and to which place (see bench.race.end)."""
+
+    name: str
+    kind: str
+    source: str
+    target: str
+    counts: str = "delivered"  # which of the books is raced for
+
+
+DATAGRAMS = (
+    Entry(_FAST, "ring", FAST["client"], FAST["server"]),
+    Entry(_SOCKETS, "socket", OUR_SERVER, OUR_SERVER),
+    Entry(_KERNEL, "socket", KERNEL_SERVER, KERNEL_SERVER),
+)
+STREAMS = (
+    Entry(_SOCKETS, "stream", OUR_SERVER, OUR_SERVER, "bytes"),
+    Entry(_KERNEL, "stream", KERNEL_SERVER, KERNEL_SERVER, "bytes"),
+)
 _NOTES = (
     "Small UDP: 18 bytes of payload, a frame of 64 with Ethernet's checksum; each says its number; all is checked.",
     "Sockets are connected; sendmmsg and recvmmsg, 64 a call.",
@@ -25,27 +49,41 @@ _NOTES = (
 
 def run(quick: bool) -> Report:
     """Both chains in namespaces of the bench's own. BenchError where they cannot be made, or nothing arrives."""
-    enter_private_namespaces("bench", ("ping", "nft"))
-    carriers = _make_chains()
-    (fast, sockets, kernel), (stream, kernel_stream) = _start_ends(carriers)
-    rounds, seconds = (2, 0.25) if quick else (12, 0.3)
+    enter_private_namespaces("bench", TOOLS)
+    chain = make_chains()
+    add_fast_firewall(chain)
+    firewall = chain.agents[FAST["firewall"]].pid
+    pin(firewall, 1)
+    racers = start_racers((*DATAGRAMS, *STREAMS), {**carriers(chain), _FAST: [firewall]})
+    datagrams, streams = racers[: len(DATAGRAMS)], racers[len(DATAGRAMS) :]
+    rounds, seconds = _length(quick)
     notes = [*_NOTES]
     if not quick:
-        notes.append(f"Small UDP: {_sweep(kernel, seconds)}")
-    datagrams = duel((fast, sockets, kernel), rounds, seconds)
-    if not quick:
-        notes.append(f"Bulk TCP: {_sweep(kernel_stream, seconds)}")
-    bulk = duel((stream, kernel_stream), rounds, seconds)
+        notes.append(f"Small UDP: {_sweep(datagrams[-1], seconds)}")
+    played = duel(datagrams, rounds, seconds)
+    bulk, said = race_streams(streams, quick)
     rows = [
-        *_rows("small UDP, fast ends", "Mpps", 1e6, datagrams, _FAST),
-        *_rows("small UDP, kernel sockets", "Mpps", 1e6, datagrams, _SOCKETS),
-        *_rows("bulk TCP", "Gbit/s", 1e9 / 8, bulk, _SOCKETS),
+        *_rows("small UDP, fast ends", "Mpps", 1e6, played, _FAST),
+        *_rows("small UDP, kernel sockets", "Mpps", 1e6, played, _SOCKETS),
+        *bulk,
     ]
-    return Report("race", rows, notes)
+    return Report("race", rows, notes + said)
 
 
-def _make_chains() -> dict[str, list[int]]:
-    """The agents of ours, by contestant."""
+def _length(quick: bool) -> tuple[int, float]:
+    """Rounds, and seconds of a window."""
+    return (2, 0.25) if quick else (12, 0.3)
+
+
+def race_streams(racers: Sequence[Racer], quick: bool) -> tuple[list[Row], list[str]]:
+    """Bulk TCP: rows, and what is to be said of them. `racers`: those of STREAMS."""
+    rounds, seconds = _length(quick)
+    notes = [] if quick else [f"Bulk TCP: {_sweep(racers[-1], seconds)}"]
+    return _rows("bulk TCP", "Gbit/s", 1e9 / 8, duel(racers, rounds, seconds), _SOCKETS), notes
+
+
+def make_chains() -> Chain:
+    """Ours and the kernel's, between the same two namespaces; returns ours. BenchError where one cannot be made."""
     try:
         chain = make_ours()
     except RuntimeError as error:
@@ -54,32 +92,32 @@ def _make_chains() -> dict[str, list[int]]:
         make_kernels()
     except RuntimeError as error:
         raise BenchError(f"the kernel's chain cannot be made here: {error}") from None
-    firewall = chain.agents[FAST["firewall"]].pid
-    pin(firewall, 1)
-    return {_FAST: [firewall], _SOCKETS: [chain.agents[vm].pid for vm in VMS], _KERNEL: []}
+    return chain
 
 
-def _start_ends(carriers: dict[str, list[int]]) -> tuple[list[Racer], list[Racer]]:
-    """Those who race with datagrams, and those with bulk TCP. All are paused."""
-    kinds = [("ring", FAST["client"], FAST["server"]), ("socket", OUR_SERVER, OUR_SERVER)]
-    kinds += [("socket", KERNEL_SERVER, KERNEL_SERVER)]
-    kinds += [("stream", OUR_SERVER, OUR_SERVER), ("stream", KERNEL_SERVER, KERNEL_SERVER)]
-    sinks = [End(f"{kind}_receive", place, "server") for kind, _, place in kinds]
+def carriers(chain: Chain) -> dict[str, list[int]]:
+    """The processes between and beside the ends, by contestant."""
+    return {_SOCKETS: [chain.agents[vm].pid for vm in VMS], _KERNEL: []}
+
+
+def start_racers(entries: Sequence[Entry], carriers: Mapping[str, list[int]]) -> list[Racer]:
+    """All together, because who is paused lets no connection of another through. All are paused then."""
+    sinks = [End(f"{entry.kind}_receive", entry.target, "server") for entry in entries]
     for end in sinks:
         end.await_ready()
-    senders = [End(f"{kind}_send", place, "client") for kind, place, _ in kinds]
+    senders = [End(f"{entry.kind}_send", entry.source, "client") for entry in entries]
     for end in senders:
         end.await_ready()
         stop(end.pid)
-    for end in (senders[0], sinks[0]):
-        pin(end.pid, 0)
-    names = (_FAST, _SOCKETS, _KERNEL, _SOCKETS, _KERNEL)
-    counts = ("delivered", "delivered", "delivered", "bytes", "bytes")
-    made = zip(names, senders, sinks, counts, strict=True)
-    racers = [Racer(name, sender, sink, carriers[name], count) for name, sender, sink, count in made]
+    racers = []
+    for entry, sender, sink in zip(entries, senders, sinks, strict=True):
+        if entry.kind == "ring":
+            pin(sender.pid, 0)
+            pin(sink.pid, 0)
+        racers.append(Racer(entry.name, sender, sink, carriers[entry.name], entry.counts))
     for racer in racers:
         racer.pause()
-    return racers[:3], racers[3:]
+    return racers
 
 
 def _sweep(kernel: Racer, seconds: float) -> str:

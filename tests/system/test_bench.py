@@ -102,6 +102,17 @@ def test_bench_hop_compares_lengths_with_memif_and_a_bare_hop() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.needs_root
+def test_bench_chain_holds_long_chains_against_a_short_one_and_the_demos_against_the_kernels() -> None:
+    require_two_cores()
+    require(shutil.which("nft") is not None, "needs nft")
+    rows = well_formed("chain")
+    forwarders = {row["case"] for row in rows if row["against"] == "2 forwarders"}
+    assert forwarders == {f"{len_} B, {hops} forwarders" for len_ in (64, 1500) for hops in (4, 8)}
+    assert {row["case"].partition(",")[0] for row in rows if row["against"] == "kernel chain"} == {"bulk TCP"}
+
+
+@pytest.mark.full
 def test_bench_latency_compares_percentiles_with_iceoryx2_pipes_and_datagrams() -> None:
     require_two_cores()
     require(importlib.util.find_spec("iceoryx2") is not None, "needs iceoryx2: ./run test --full installs it")
