@@ -24,7 +24,7 @@ SIZE_MAX: Final = 4 << 20  # bytes; a fabric's text has at most one message
 
 
 class Journal(Struct, frozen=True, forbid_unknown_fields=True):
-    fabric_id: Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]  # names the fabric's directory on this host
+    fabric_id: Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]  # names the fabric's entry in the host's registry
     version: int = VERSION
     name: str = ""  # of the file that was applied, for messages
     text: str = ""

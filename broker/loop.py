@@ -24,7 +24,6 @@ from ringway.broker.agents import ANSWER_TIME, Agent, Agents
 from ringway.broker.answers import Answers
 from ringway.broker.chatter import Chatter
 from ringway.broker.checks import parse_config
-from ringway.broker.directory import Directory, remove_leftovers
 from ringway.broker.effects import Resources, raise_descriptor_limit
 from ringway.broker.ends import Ends, Recreate
 from ringway.broker.fabric import ChangedPort, Fabric
@@ -33,6 +32,7 @@ from ringway.broker.fabric_file import FabricError
 from ringway.broker.journal import Journal, new_journal, read_journal, write_journal
 from ringway.broker.keeper_entries import KeeperEntries
 from ringway.broker.limits import connections_size
+from ringway.broker.registry import Registration, remove_leftovers
 from ringway.broker.router import Router, check_zmq
 from ringway.broker.runtime import claim
 from ringway.broker.verdicts import VERDICT_TIME, Answer, Verdicts
@@ -134,9 +134,9 @@ class Loop:
             self._say(f"adopted {len(self._fabric.links) - len(lost)} of {len(self._fabric.links)} links")
         for name in lost:
             self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
-        self._directory = self._open_directory()
-        begun.callback(self._close_directory)
-        self._directory_said = ""
+        self._registration = self._register()
+        begun.callback(self._close_registration)
+        self._registration_said = ""
         self._list_links()
         self._router.await_ready()
         self._mend_keeper(time.monotonic())
@@ -160,9 +160,9 @@ class Loop:
     def _close_keeping(self) -> None:
         self._keeping.close(end=self._is_last)
 
-    def _close_directory(self) -> None:
-        if self._directory is not None:
-            self._directory.close(unlink=self._is_last)
+    def _close_registration(self) -> None:
+        if self._registration is not None:
+            self._registration.close(unlink=self._is_last)
 
     def _close_router(self, ours: tuple[int, int] | None) -> None:
         self._router.close()
@@ -462,39 +462,39 @@ class Loop:
         """For what an agent may cause as often as it likes."""
         self._chatter.say(vm, line, time.monotonic())
 
-    # -- keeper and directory
+    # -- keeper and registry
 
     def _mend_keeper(self, now: float) -> None:
         if self._keeping.mend(now):
             self._events.register(self._keeping.fileno(), select.EPOLLIN)
 
-    def _open_directory(self) -> Directory | None:
+    def _register(self) -> Registration | None:
         """None where there can be none: links do not need it."""
         try:
-            directory = Directory(self._journal.fabric_id, self._runtime)
+            registration = Registration(self._journal.fabric_id, self._runtime)
         except ControlError as error:
             self._say(str(error))
             return None
         try:
             for name in remove_leftovers():
-                self._say(f"removed {name}, the directory of a fabric that is gone")
+                self._say(f"removed {name}, which a broker that is dead left")
         except ControlError as error:
             self._say(str(error))
-        return directory
+        return registration
 
     def _list_links(self) -> None:
-        """Say in the fabric's directory what has changed; again at the next occasion when it could not be said."""
-        if not self._ends.changed or self._directory is None:
+        """Say in the fabric's entry what has changed; again at the next occasion when it could not be said."""
+        if not self._ends.changed or self._registration is None:
             return
         said = ""
         try:
-            self._directory.write([watch.listed(link) for link in self._fabric.links.values()])
+            self._registration.write([watch.link_entry(link) for link in self._fabric.links.values()])
             self._ends.changed = False
         except ControlError as error:
             said = str(error)
-        if said and said != self._directory_said:
+        if said and said != self._registration_said:
             self._say(said)
-        self._directory_said = said
+        self._registration_said = said
 
     # -- sending
 

@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 from ringway.broker.effects import Held
 from ringway.broker.fabric import LinkState, geometry_message
-from ringway.control.directory import ListedEnd, ListedLink
 from ringway.control.messages import EndShown, LinkShown, RingShown
+from ringway.control.registry import EndEntry, LinkEntry
 from ringway.shm import Counts, RegionError, RingReading, SideReading, SideState, check_region, read_region, read_sides
 
 END_STATES: Final[dict[SideState, Literal["detached", "attached", "broken"]]] = {
@@ -74,13 +74,13 @@ def show_link(link: LinkState, held: Held | None) -> LinkShown:
     )
 
 
-def listed(link: LinkState) -> ListedLink:
-    """What the fabric's directory says of a link."""
+def link_entry(link: LinkState) -> LinkEntry:
+    """What the fabric's entry in the registry says of a link."""
     first, second = (
-        ListedEnd(end.vm, end.port.name, end.holder.pid if end.holder is not None else 0, end.incarnation)
+        EndEntry(end.vm, end.port.name, end.holder.pid if end.holder is not None else 0, end.incarnation)
         for end in link.ends
     )
-    return ListedLink(link.config.name, link.link_id, (first, second))
+    return LinkEntry(link.config.name, link.link_id, (first, second))
 
 
 def _state(ends: list[EndShown], readable: bool) -> Literal["up", "half", "down", "broken"]:

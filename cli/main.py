@@ -195,14 +195,14 @@ def list_all(as_json: bool) -> None:
     """List the fabrics of this host and their links, without asking any broker."""
     import msgspec
 
-    from ringway.cli.listed import print_listing
-    from ringway.control.listing import list_fabrics
+    from ringway.cli.registry import print_registry
+    from ringway.control.registry import read_registry
 
-    listing = list_fabrics()
+    registry = read_registry()
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(listing), indent=2))
+        click.echo(msgspec.json.format(msgspec.json.encode(registry), indent=2))
     else:
-        print_listing(listing)
+        print_registry(registry)
 
 
 @commands.command()

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from ringway.broker.directory import remove_leftovers
+from ringway.broker.registry import remove_leftovers
 from ringway.control.client import AgentSession, Client
 from ringway.control.handover import Handover, take
 from ringway.control.messages import Applied, Apply, LinkShown, Offer, Show, Shown, Take, VmShown, Welcome

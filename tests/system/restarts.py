@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ringway.agent import Port
-from ringway.control.listing import ListedFabric, list_fabrics
 from ringway.control.messages import Shown
+from ringway.control.registry import ListedFabric, read_registry
 from tests.system.broker_process import BrokerProcess, descriptors_of, own_descriptors
 from tests.system.fabric_fixtures import AgentProcess, Fabric, until
 from tests.system.keeper_process import await_end, settled_descriptors, watching
@@ -102,7 +102,7 @@ def link_ids(shown: Shown) -> dict[str, int]:
 
 def listed(runtime: Path) -> ListedFabric:
     """What `ringway list` has of this fabric."""
-    (found,) = [fabric for fabric in list_fabrics().fabrics if fabric.runtime == str(runtime)]
+    (found,) = [fabric for fabric in read_registry().fabrics if fabric.runtime == str(runtime)]
     return found
 
 

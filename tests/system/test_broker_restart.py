@@ -95,7 +95,7 @@ def test_a_new_broker_adds_replaces_and_removes_links_of_the_old_one(fabric: Fab
     assert broker.show().links == []
 
 
-def test_the_directory_names_the_new_broker_and_the_old_holders(fabric: Fabric) -> None:
+def test_the_registry_names_the_new_broker_and_the_old_holders(fabric: Fabric) -> None:
     chain = Chain(fabric)
     before = listed(fabric.runtime)
     assert before.broker_pid == chain.broker.process.pid

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ringway.broker.directory import remove_leftovers
+from ringway.broker.registry import remove_leftovers
 from tests.conftest import require
 from tests.system.fabric_fixtures import until
 

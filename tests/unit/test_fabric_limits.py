@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from ringway.broker.checks import parse_config
@@ -9,7 +10,19 @@ from ringway.broker.fabric_file import LINKS_MAX, MARKS_MAX, FabricCause, Fabric
 from ringway.control import wire
 from ringway.control.handover import QUEUES_MAX
 from ringway.control.kinds import Tap
-from ringway.control.messages import Applied, EndShown, Geometry, LinkShown, Planned, Replacement, RingShown, Shown
+from ringway.control.messages import (
+    PID_MAX,
+    Applied,
+    EndShown,
+    Geometry,
+    LinkShown,
+    Planned,
+    Replacement,
+    RingShown,
+    Shown,
+)
+from ringway.control.registry import SIZE_MAX, EndEntry, FabricEntry, LinkEntry, decode
+from ringway.control.runtime import SOCKET_PATH_MAX
 from ringway.shm import DropCause
 from ringway.shm._native import lib
 
@@ -119,6 +132,15 @@ def test_answers_about_as_many_links_as_there_may_be_fit_a_message() -> None:
     )
     for message in (applied, planned):
         assert len(wire.encode(wire.new_id(), message, wire.REPLY_SIZE)) < wire.REPLY_SIZE // 8
+
+
+def test_as_many_links_as_there_may_be_fit_an_entry_of_the_registry() -> None:
+    end = EndEntry(LONG, LONG, PID_MAX, 2**32 - 1)
+    links = [LinkEntry(f"{n:063}", 2**63 - 1 - n, (end, end)) for n in range(LINKS_MAX)]
+    entry = FabricEntry("f" * 16, PID_MAX, "/" + "x" * (SOCKET_PATH_MAX - 1), MOST, MOST, links)
+    content = msgspec.json.encode(entry)
+    assert len(content) < SIZE_MAX
+    assert decode(content) == entry
 
 
 def test_a_handover_has_room_for_as_many_queues_as_a_link_may_have() -> None:

@@ -50,7 +50,7 @@ def test_a_message_comes_back_as_it_was() -> None:
 
 
 def test_an_agent_cannot_say_a_pid_that_no_process_has() -> None:
-    """It is listed for others, by a directory whose readers refuse what no broker writes."""
+    """It is listed for others, in a registry whose readers refuse what no broker writes."""
     hello = {"vm": "client", "version": "1"}
     assert cause_of(packed({**hello, "pid": PID_MAX + 1})) is WireCause.BODY
     assert isinstance(decode(packed({**hello, "pid": PID_MAX}), TO_BROKER).message, Hello)

@@ -75,8 +75,8 @@ def descriptors(pid: int) -> list[str]:
     return sorted(found)
 
 
-def fabrics_of(runtime: Path) -> list[str]:
-    """Names in /dev/shm of brokers that ran in that directory; of another's that is just leaving, nobody is told."""
+def entries_of(runtime: Path) -> list[str]:
+    """What brokers that ran in that directory left in /dev/shm; of another's that is just leaving, nobody is told."""
     found = []
     for path in Path("/dev/shm").glob("ringway-*"):
         with contextlib.suppress(OSError):

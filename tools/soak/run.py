@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ringway.control.errors import ControlError
+from ringway.control.registry import read_registry
 from ringway.shm import RegionError, RegionReading
 from tools.soak.application import received_path, sent_path
 from tools.soak.books import RECEIVERS, SENDERS, WAYS, Statement, discrepancies, held_between, nothing, state
-from tools.soak.census import Possessions, descriptors, fabrics_of, is_stopped
+from tools.soak.census import Possessions, descriptors, entries_of, is_stopped
 from tools.soak.draw import Step, draw_setup, draw_steps
 from tools.soak.ledger import Received, Sent
 from tools.soak.stage import SoakError, Stage, end_by_pid
@@ -62,7 +63,7 @@ class Soak:
 
     def _check_nothing_left(self) -> None:
         """What a fabric has outside its processes: a name in shared memory, sockets, and the tap."""
-        left = [*fabrics_of(self._stage.runtime), *(path.name for path in self._stage.runtime.glob("*.sock"))]
+        left = [*entries_of(self._stage.runtime), *(path.name for path in self._stage.runtime.glob("*.sock"))]
         if Path(f"/sys/class/net/{INTERFACE}").exists() and self._setup.tap:
             left.append(INTERFACE)
         if left:
@@ -76,8 +77,9 @@ class Soak:
         stage.show()
         stage.apply()
         stage.open_regions()
-        if len(names := fabrics_of(stage.runtime)) != 1:
-            raise SoakError(f"the fabric has these names in /dev/shm, and one was expected: {names}")
+        fabrics = [fabric.fabric_id for fabric in read_registry().fabrics if fabric.runtime == str(stage.runtime)]
+        if len(fabrics) != 1:
+            raise SoakError(f"the host's registry has these fabrics of the soak's, and one was expected: {fabrics}")
         self._link_ids = {link.name: link.link_id for link in stage.show().links}
         stage.pace = "fast"
         started = time.monotonic()

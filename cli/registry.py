@@ -6,25 +6,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ringway.control.directory import ListedEnd
-from ringway.control.listing import ListedFabric, Listing
 from ringway.control.names import printable
+from ringway.control.registry import EndEntry, ListedFabric, Registry
 
 
-def print_listing(listing: Listing) -> None:
+def print_registry(registry: Registry) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a file or pipe has no width; wrapped cells would be hard to search
-    if not listing.fabrics:
+    if not registry.fabrics:
         console.print("no fabric on this host that you may see: `ringway broker`")
-    for fabric in listing.fabrics:
+    for fabric in registry.fabrics:
         console.print(escape(_heading(fabric)), soft_wrap=True)
         if fabric.links:
             console.print(_links(fabric))
         else:
             console.print("no links")
         console.print()
-    for note in listing.notes:
+    for note in registry.notes:
         console.print(f"note: {escape(printable(note))}", soft_wrap=True)
 
 
@@ -46,7 +45,7 @@ def _links(fabric: ListedFabric) -> Table:
     return table
 
 
-def _end(end: ListedEnd) -> str:
+def _end(end: EndEntry) -> str:
     """An end that was never taken has had no incarnation."""
     holder = f"pid {end.holder_pid}" if end.holder_pid else "free"
     return f"{end.vm}.{end.port} {holder}{f', incarnation {end.incarnation}' if end.incarnation else ''}"
