@@ -11,7 +11,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from ringway.broker import watch
 from ringway.broker.adoption import adopt_desk, adopt_ends, adopt_fabric, adopt_links
 from ringway.broker.agents import ANSWER_TIME, Agent, Agents
-from ringway.broker.answers import Answers
 from ringway.broker.chatter import Chatter
 from ringway.broker.checks import parse_config
 from ringway.broker.effects import Resources, raise_descriptor_limit
@@ -79,7 +78,7 @@ class Loop:
         self._runtime = runtime
         self._stopped = False
         self._agents = Agents()
-        self._answers = Answers()
+        self._asked_by: dict[str, bytes] = {}  # identities by the ids of requests that are being carried out
         self._fabric = Fabric(runtime)
         # By type of message: requests, each answered once; and what only agents say.
         self.requests: dict[type[Message], Callable[[bytes, str, Any], None]] = {
@@ -240,22 +239,15 @@ class Loop:
             self._on_decoded(identity, request_id, message)
         except Exception as error:  # noqa: BLE001 - as above
             self._say(f"a {type(message).__name__} failed: {error!r}")
-            self._fail(request_id, error, self._answers.give_up(request_id) or [identity])
-
-    def _fail(self, request_id: str, error: Exception, asked_by: Iterable[bytes]) -> None:
-        reply = ControlError(Cause.FAILED, f"the broker could not do it: {printable(repr(error))}").reply()
-        for identity in asked_by:
-            self._router.send(identity, request_id, reply)
+            self._asked_by.pop(request_id, None)
+            self._router.send(identity, request_id, _failed(error))
 
     def _on_decoded(self, identity: bytes, request_id: str, message: Message) -> None:
         if type(message) in self.words:
             self._on_told(identity, request_id, message)
             return
-        answer = self._answers.repeated(request_id)
-        if answer is not None:
-            self._router.send_bytes(identity, answer)
-        elif self._answers.open(request_id, identity):
-            self._on_request(identity, request_id, message)
+        self._asked_by[request_id] = identity
+        self._on_request(identity, request_id, message)
 
     def apply(self, text: str, name: str, verdicts: Verdicts | None = None) -> Applied:
         """Make the fabric as the text says, or FabricError or ControlError and nothing changed. Tells the agents.
@@ -516,7 +508,7 @@ class Loop:
             step()
         except Exception as error:  # noqa: BLE001 - as in on_message
             self._say(f"what an agent was asked for failed: {error!r}")
-            self._fail(on_behalf_of, error, self._answers.give_up(on_behalf_of))
+            self._answer(on_behalf_of, _failed(error))
 
     def _set_port(self, changed: ChangedPort, message: SetPort, verdicts: Verdicts | None) -> str:
         """Tell its agent, if there is one; who comes later is offered the port as it is then. A note for the user."""
@@ -551,9 +543,11 @@ class Loop:
             self._agents.lose(agent)
 
     def _answer(self, request_id: str, message: Message) -> None:
-        answer = wire.encode(request_id, message, wire.REPLY_SIZE)
-        for identity in self._answers.give(request_id, answer):
-            self._router.send_bytes(identity, answer)
+        """Once: what comes after an answer, or for a request that was given up, has nowhere to go."""
+        identity = self._asked_by.get(request_id)
+        if identity is not None:
+            self._router.send(identity, request_id, message)
+            del self._asked_by[request_id]
 
     def _patience(self) -> float | None:
         """Seconds until something expires; none while there are messages that were read and not yet heard."""
@@ -563,6 +557,10 @@ class Loop:
         expiries = [each.deadline() for each in waiting]
         deadlines = [at for at in expiries if at is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+
+def _failed(error: Exception) -> ErrorReply:
+    return ControlError(Cause.FAILED, f"the broker could not do it: {printable(repr(error))}").reply()
 
 
 def _cannot_start(error: OSError) -> ControlError:

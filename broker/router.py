@@ -146,9 +146,7 @@ class Router:
 
     def send(self, identity: bytes, request_id: str, message: Message) -> None:
         """In the order of the calls; `lost` tells when it did not arrive."""
-        self.send_bytes(identity, wire.encode(request_id, message, wire.REPLY_SIZE))
-
-    def send_bytes(self, identity: bytes, payload: bytes) -> None:
+        payload = wire.encode(request_id, message, wire.REPLY_SIZE)
         if self._stream.over or self._stream.unsent() + len(payload) > UNSENT_MAX:
             self._lost.append(identity)
             return

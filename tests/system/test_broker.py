@@ -21,8 +21,6 @@ from ringway.control.client import AgentSession, Client
 from ringway.control.errors import ControlError
 from ringway.control.handover import Handover
 from ringway.control.messages import (
-    Applied,
-    Apply,
     Ask,
     Cause,
     ErrorReply,
@@ -319,20 +317,6 @@ def test_an_agent_that_reads_nothing_holds_nobody_up(broker: BrokerProcess, runt
         for round_ in range(60):
             broker.apply(FABRIC + f"queues = {1 + round_ % 2}\n")
         assert len(broker.show().links) == 1
-
-
-def test_B5_a_repeated_request_is_carried_out_once_and_answered_alike(broker: BrokerProcess, runtime: Path) -> None:
-    apply = Apply(name="fabric.toml", text=FABRIC)
-    answers = []
-    with Client(runtime) as client:
-        for _ in range(2):
-            client._send("d" * 32, apply, 5)
-            received = client._receive(10)
-            assert received is not None
-            answers.append(received.message)
-    assert isinstance(answers[0], Applied)
-    assert answers[0].made == ["one"]
-    assert answers[1] == answers[0]
 
 
 def test_F28_a_second_broker_is_refused_and_the_first_goes_on(broker: BrokerProcess, runtime: Path) -> None:

@@ -10,7 +10,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ringway.broker.answers import KEPT_MAX, Answers
 from ringway.broker.checks import parse_config
 from ringway.broker.config import FabricConfig
 from ringway.broker.end import Holder
@@ -253,30 +252,6 @@ def test_tickets_are_128_bits_of_chance() -> None:
     tickets = {fabric.offer("first", 0, 0.0, AGENT).ticket for _ in range(100)}
     assert len(tickets) == 100
     assert all(len(ticket) == 32 for ticket in tickets)
-
-
-def test_B5_answers_are_kept_up_to_a_bound() -> None:
-    answers = Answers()
-    for number in range(KEPT_MAX + 1):
-        answers.open(str(number), b"me")
-        assert answers.give(str(number), b"x") == [b"me"]
-    assert answers.repeated("0") is None
-    assert answers.repeated("1") == b"x"
-
-
-def test_B5_a_request_repeated_while_it_is_carried_out_is_answered_to_both() -> None:
-    answers = Answers()
-    assert answers.open("id", b"one")
-    assert not answers.open("id", b"two")
-    assert answers.give("id", b"x") == [b"one", b"two"]
-
-
-def test_B5_a_request_that_was_given_up_is_carried_out_when_it_comes_again() -> None:
-    answers = Answers()
-    assert answers.open("id", b"one")
-    answers.give_up("id")
-    assert answers.open("id", b"one")
-    assert answers.give("id", b"x") == [b"one"]
 
 
 class Holding(RuleBasedStateMachine):
