@@ -16,6 +16,7 @@ import zmq
 
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.fork import let_go_when_forked
+from ringway.agent.functions import FunctionDirectory
 from ringway.agent.interface import Owner
 from ringway.agent.member import Log, Member
 from ringway.agent.port import Port
@@ -70,11 +71,13 @@ class Agent:
         timeout: float | None = 5.0,
         spin_us: int = 0,
         loops: int | None = None,
+        functions: Path | str | None = None,
         log: Log = lambda _: None,
     ) -> None:
         """`timeout`: seconds to wait for broker and fabric; `spin_us`: how long a loop without work stays awake.
 
         `loops`: threads for each tap and each forward pair, at the most; None: one for each queue of their links.
+        `functions`: the directory of the packet functions that the VM's stack may name.
         """
         if not is_plain_name(vm):
             raise AgentError(AgentCause.NAME, f"{vm!r} is not the name of a VM: use {PLAIN_NAME_RULE}")
@@ -83,7 +86,9 @@ class Agent:
         self._runtime = Path(runtime)
         self._say = log
         owner = Owner.of(self._runtime, vm)
-        self._member = Member(vm, owner, spin_us, loops or lib.RWAY_QUEUES_MAX, self._log, self._wake)
+        directory = FunctionDirectory(None if functions is None else Path(functions))
+        most_loops = loops or int(lib.RWAY_QUEUES_MAX)
+        self._member = Member(vm, owner, spin_us, most_loops, directory, self._log, self._wake)
         self._session: AgentSession | None = None
         self._waits_for = ""  # as it was last said
         self._hello_due = False  # the broker is another one than we said hello to

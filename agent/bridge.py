@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ringway.agent.losses import Losses
 from ringway.agent.port import Port
 from ringway.agent.runner import close_loops, closed_on_error, give_back, new_loop, serve, start_loops
-from ringway.agent.wire import way_out
+from ringway.agent.wire import new_pipeline, way_out
 from ringway.control.messages import WhenFull
 from ringway.engine.loop import Loop
 from ringway.shm import Consumer
 from ringway.stack.bridge import Bridge
 from ringway.stack.filter import Filter
-from ringway.stack.pipeline import Pipeline
+from ringway.stack.function import Function
 
 
 class BridgeRunner:
@@ -24,6 +24,7 @@ class BridgeRunner:
         ports: tuple[Port, ...],
         packet_filter: Filter,
         bridge: Bridge,
+        functions: Sequence[Function],
         spin_us: int,
         most_loops: int,
         log: Callable[[str], None] = lambda _: None,
@@ -33,20 +34,30 @@ class BridgeRunner:
         self._losses: Losses | None = None
         self._bridge = bridge
         self._numbers = {port: packet_filter.number_of(port.name) for port in ports}
-        count = min(most_loops, *(port.region.geometry.queues for port in ports))
+        self._filter = packet_filter
+        self._spin_us = spin_us
+        self._count = min(most_loops, *(port.region.geometry.queues for port in ports))
         for port in ports:
             port.run_by_agent(True)
-            serve(port, count)
+            serve(port, self._count)
         with closed_on_error(self):
             self._losses = Losses(ports, [(ports, ports)], log)
-            for index in range(count):
-                loop = new_loop(self.loops, f"bridge/{index}", spin_us)
-                self._run_in(loop, packet_filter, index, count)
-            start_loops(self.loops)
+            self.use(functions)
 
-    def _run_in(self, loop: Loop, packet_filter: Filter, index: int, count: int) -> None:
-        pipeline = Pipeline(loop)
-        pipeline.filter(packet_filter.native)
+    def use(self, functions: Sequence[Function]) -> None:
+        close_loops(self.loops)
+        try:
+            for index in range(self._count):
+                self._run_loop(index, functions)
+            start_loops(self.loops)
+        except BaseException:
+            close_loops(self.loops)
+            raise
+
+    def _run_loop(self, index: int, functions: Sequence[Function]) -> None:
+        loop = new_loop(self.loops, f"bridge/{index}", self._spin_us)
+        pipeline = new_pipeline(loop, self._filter, functions)
+        count = self._count
         sources: list[tuple[Consumer, int]] = []
         for port, number in self._numbers.items():
             pipeline.out(number, way_out(port, index, count))

@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from ringway.agent.functions import FunctionDirectory
 from ringway.agent.port import Port
 from ringway.agent.runner import StackRunner
 from ringway.control.rules import Stack
 from ringway.stack.bridge import Bridge
 from ringway.stack.filter import Filter
+from ringway.stack.function import Function
 
-Start = Callable[[tuple[Port, ...], Filter, Bridge | None], StackRunner]
+Start = Callable[[tuple[Port, ...], Filter, Bridge | None, Sequence[Function]], StackRunner]
 
 
 class Forwarder:
     """Made whole or not at all: an exception leaves nothing behind. One thread at a time."""
 
-    def __init__(self, stack: Stack, start: Start) -> None:
+    def __init__(self, stack: Stack, directory: FunctionDirectory, start: Start) -> None:
         """`start` makes the runner of a pair, or of a bridge's ports. Nothing is forwarded before `run`."""
         self._start = start
         self._stack = stack
+        self._directory = directory
         self.runners: list[StackRunner] = []
-        self.filter = Filter(stack.port_names(), stack.connections, stack.timeouts)
         self.bridge: Bridge | None = None
-        try:
+        with contextlib.ExitStack() as begun:
+            self.functions = self._load(stack, [], begun)
+            self.filter = Filter(stack.port_names(), stack.connections, stack.timeouts)
+            begun.callback(self.filter.close)
             self.filter.replace(stack.rules, stack.default, stack.unparsed)
             if (wanted := stack.bridge) is not None:
                 self.bridge = Bridge(len(wanted.ports), wanted.addresses, wanted.ageing, wanted.flood_rate)
-        except BaseException:
-            self.filter.close()
-            raise
+            begun.pop_all()
+
+    def _load(self, stack: Stack, running: Sequence[Function], begun: contextlib.ExitStack) -> list[Function]:
+        """The functions of a stack, those among `running` that are still the same; others are closed with `begun`."""
+        functions = []
+        for use in stack.functions:
+            function = self._directory.load(use, running)
+            if function not in running:
+                begun.callback(function.close)
+            functions.append(function)
+        return functions
 
     def fits(self, stack: Stack) -> bool:
-        """Rules change under way, and connections outlive that. Other ports, or room for others, make a new filter."""
+        """Rules and functions change under way, and connections outlive that. Other ports, or room for others, make a
+        new filter."""
 
         def lasting(of: Stack) -> object:
             return of.forward, of.bridge, of.connections, of.timeouts
@@ -46,6 +60,40 @@ class Forwarder:
             self.filter.replace(stack.rules, stack.default, stack.unparsed)
             self._stack = stack
 
+    def reload(self, stack: Stack) -> bool:
+        """Go on with the functions of a stack that fits, as the directory has them now. Was any another one?
+
+        Those of before go on when one of them does not load or start. What is not another one counts on.
+        """
+        before = self.functions
+        with contextlib.ExitStack() as begun:
+            fresh = self._load(stack, before, begun)
+            if fresh == before:
+                return False
+            for function in fresh:
+                function.carry_on_from(before)
+            self._use(fresh)
+            begun.pop_all()
+        for function in before:
+            if function not in fresh:
+                function.close()
+        return True
+
+    def _use(self, functions: list[Function]) -> None:
+        before, self.functions = self.functions, functions
+        try:
+            for runner in self.runners:
+                runner.use(functions)
+        except BaseException:
+            self.functions = before
+            for runner in list(self.runners):
+                try:
+                    runner.use(before)
+                except BaseException:
+                    self._end([runner])  # `run` makes it anew
+                    raise
+            raise
+
     def run(self, ports: Mapping[str, Port]) -> None:
         """Join all ports that are there. Raises the first error when all have been tried."""
         if self._stack.bridge is not None:
@@ -56,7 +104,7 @@ class Forwarder:
             ends = tuple(ports[name] for name in pair if name in ports)
             if len(ends) == 2 and not any(runner.ports == ends for runner in self.runners):
                 try:
-                    self.runners.append(self._start(ends, self.filter, None))
+                    self.runners.append(self._start(ends, self.filter, None, self.functions))
                 except Exception as error:  # noqa: BLE001 - whatever it is, the other pairs are to run
                     errors.append(error)
         if errors:
@@ -74,11 +122,12 @@ class Forwarder:
             return
         self.pause()
         if ends:
-            self.runners.append(self._start(ends, self.filter, self.bridge))
+            self.runners.append(self._start(ends, self.filter, self.bridge, self.functions))
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Of packet functions, by name."""
-        return {"bridge": self.bridge.counts()} if self.bridge is not None else {}
+        counted = {function.name: function.counts() for function in self.functions}
+        return counted | ({"bridge": self.bridge.counts()} if self.bridge is not None else {})
 
     def let_go(self, port: Port) -> None:
         """End what uses the port."""
@@ -99,6 +148,8 @@ class Forwarder:
     def close(self) -> None:
         self.pause()
         self.filter.close()
+        while self.functions:
+            self.functions.pop().close()
         if self.bridge is not None:
             self.bridge.close()
             self.bridge = None

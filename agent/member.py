@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -14,6 +15,7 @@ from ringway.agent import kinds
 from ringway.agent.bridge import BridgeRunner
 from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.forwarder import Forwarder
+from ringway.agent.functions import FunctionDirectory
 from ringway.agent.interface import Owner
 from ringway.agent.lifeline import PeerEvent
 from ringway.agent.port import Port
@@ -37,6 +39,7 @@ from ringway.control.rules import Stack
 from ringway.shm import BreakCause, RegionHeldError
 from ringway.stack.bridge import Bridge
 from ringway.stack.filter import Filter
+from ringway.stack.function import Function
 
 Log = Callable[[str], None]
 Problem = tuple[Literal["broken", "failed", "attached"], str]  # attached: it works, but for what the cause says
@@ -61,6 +64,7 @@ class Member:
         owner: Owner,
         spin_us: int,
         most_loops: int,
+        functions: FunctionDirectory,
         log: Log,
         on_lack: Callable[[], None] = lambda: None,
     ) -> None:
@@ -69,7 +73,7 @@ class Member:
         `on_lack` is called when a port has to be offered once more, for `lacks_ports`.
         """
         self.vm = vm
-        self._terms = Terms(owner, spin_us, most_loops, log)
+        self._terms = Terms(owner, spin_us, most_loops, functions, log)
         self._log = log
         self._on_lack = on_lack
         self._changed = threading.Condition()  # guards all below; notified when ports come or go
@@ -78,6 +82,8 @@ class Member:
         self._stack: Stack | None = None
         self._awaited: dict[str, Kind] = {}  # settings of ports that are to be attached, by port
         self._forwarder: Forwarder | None = None
+        self._next_functions_at = math.inf  # when the files of functions are looked at again
+        self._functions_error: Exception | None = None  # as of the last look
         self._next_stack_at = 0.0  # when a stack that could not be made is tried again (monotonic)
         self._stack_error: Exception | None = None
         self._lacking: dict[str, tuple[Offer, str]] = {}  # what was offered and could not be attached, and why
@@ -171,8 +177,10 @@ class Member:
                 self._remove_orphans()
 
     def set_stack(self, stack: Stack | None) -> None:
+        """Run this stack, with its packet functions as their files are now."""
         with self._changed:
             self._want(stack)
+            self._next_stack_at = self._next_functions_at = 0.0
             self._run([])
 
     def tend(self) -> list[Notice]:
@@ -389,7 +397,11 @@ class Member:
     def _stack_problem(self) -> str:
         if self._stack_error is None:
             return ""
-        kept = self._forwarder is not None and self._stack is not None and not self._forwarder.fits(self._stack)
+        kept = (
+            self._forwarder is not None
+            and self._stack is not None
+            and (self._functions_error is not None or not self._forwarder.fits(self._stack))
+        )
         what = "the new stack does not run, and the one before goes on" if kept else "the stack does not run"
         return f"{what}: {self._stack_error}"
 
@@ -439,10 +451,12 @@ class Member:
         if given_back:
             self._on_lack()
         if self._forwarder is None:
-            self._forwarder = Forwarder(stack, self._forward)
+            self._forwarder = Forwarder(stack, self._terms.functions, self._forward)
+            self._note_functions(None)
         errors: list[Exception | None] = []
         if self._forwarder.fits(stack):
             errors.append(self._try(self._forwarder.judge_by, stack))
+            errors.append(self._try(self._reload_functions, self._forwarder, stack))
         elif time.monotonic() >= self._next_stack_at:
             errors.append(self._try(self._replace_forwarder, stack))
         else:
@@ -455,7 +469,7 @@ class Member:
         old = self._forwarder
         assert old is not None
         self._next_stack_at = time.monotonic() + _NEXT_STACK_S
-        fresh = Forwarder(stack, self._forward)
+        fresh = Forwarder(stack, self._terms.functions, self._forward)
         old.pause()
         try:
             fresh.run(self._ports)
@@ -463,20 +477,46 @@ class Member:
             fresh.close()
             raise
         self._forwarder = fresh
+        self._note_functions(None)
         old.close()
 
-    def _forward(self, ports: tuple[Port, ...], judge: Filter, bridge: Bridge | None) -> StackRunner:
+    def _reload_functions(self, forwarder: Forwarder, stack: Stack) -> None:
+        """When they are to be looked at. What fails is raised again until the next attempt."""
+        if time.monotonic() < self._next_functions_at:
+            if self._functions_error is not None:
+                raise self._functions_error
+            return
+        try:
+            reloaded = forwarder.reload(stack)
+        except Exception as error:
+            self._note_functions(error)
+            raise
+        self._note_functions(None)
+        if reloaded:
+            names = [function.name for function in forwarder.functions]
+            self._log(f"packet functions from here on: {', '.join(names) or 'none'}")
+
+    def _note_functions(self, error: Exception | None) -> None:
+        """Those of a stack that runs all run, or some do not, and are tried again."""
+        self._functions_error = error
+        self._next_functions_at = math.inf if error is None else time.monotonic() + _NEXT_STACK_S
+
+    def _forward(
+        self, ports: tuple[Port, ...], judge: Filter, bridge: Bridge | None, functions: Sequence[Function]
+    ) -> StackRunner:
         runner: StackRunner
+        spin_us, most_loops = self._terms.spin_us, self._terms.most_loops
         if bridge is not None:
-            runner = BridgeRunner(ports, judge, bridge, self._terms.spin_us, self._terms.most_loops, self._log)
+            runner = BridgeRunner(ports, judge, bridge, functions, spin_us, most_loops, self._log)
             self._log(f"bridging {', '.join(port.name for port in ports)}")
             return runner
         first, second = ports
-        runner = WireRunner(first, second, judge, self._terms.spin_us, self._terms.most_loops, self._log)
+        runner = WireRunner(first, second, judge, functions, spin_us, most_loops, self._log)
         self._log(f"forwarding between {first.name} and {second.name}")
         return runner
 
     def _close_forwarder(self) -> None:
+        self._note_functions(None)
         if self._forwarder is not None:
             self._forwarder.close()
             self._forwarder = None

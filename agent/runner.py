@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from ringway.agent.functions import FunctionDirectory
 from ringway.agent.interface import Owner
 from ringway.agent.port import Port
 from ringway.control.messages import Offer, WhenFull
 from ringway.engine.loop import Loop
+from ringway.stack.function import Function
 
 
 class Runner(Protocol):
@@ -36,6 +38,10 @@ class StackRunner(Runner, Protocol):
     def follow_settings(self) -> None:
         """Settings of a port have changed, such as what a full ring means for it."""
 
+    def use(self, functions: Sequence[Function]) -> None:
+        """Go on with these, in order: what runs is stopped between two bursts, and what comes meanwhile stays in the
+        rings. When that fails nothing runs, until it is called again."""
+
 
 class PortRunner(Runner, Protocol):
     """Runs one port, as its kind wants it."""
@@ -58,6 +64,7 @@ class Terms(NamedTuple):
     owner: Owner  # of the interfaces that the VM's agents leave to each other
     spin_us: int
     most_loops: int
+    functions: FunctionDirectory
     log: Callable[[str], None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ringway.agent.losses import Losses
@@ -13,6 +13,7 @@ from ringway.engine.loop import Loop
 from ringway.shm import Producer
 from ringway.shm._native import lib
 from ringway.stack.filter import Filter
+from ringway.stack.function import Function
 from ringway.stack.pipeline import Pipeline
 from ringway.stack.spread import Spread
 
@@ -34,6 +35,7 @@ class WireRunner:
         first: Port,
         second: Port,
         packet_filter: Filter,
+        functions: Sequence[Function],
         spin_us: int,
         most_loops: int,
         log: Callable[[str], None] = lambda _: None,
@@ -42,34 +44,40 @@ class WireRunner:
         self.loops: list[Loop] = []
         self._losses: Losses | None = None
         self._can_wait: list[tuple[Port, Any]] = []  # jobs that can, with the port that they send to
-        count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
+        self._filter = packet_filter
+        self._spin_us = spin_us
+        self._count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
         for port in self.ports:
             port.run_by_agent(True)
-            serve(port, count)
+            serve(port, self._count)
         with closed_on_error(self):
             self._losses = Losses(self.ports, [((first,), (second,)), ((second,), (first,))], log)
-            for index in range(count):
-                loop = new_loop(self.loops, f"{first.name}-{second.name}/{index}", spin_us)
-                pipeline = Pipeline(loop)
-                pipeline.filter(packet_filter.native)
-                for port in self.ports:
-                    pipeline.out(packet_filter.number_of(port.name), way_out(port, index, count))
-                for source, target in ((first, second), (second, first)):
-                    numbers = packet_filter.number_of(source.name), packet_filter.number_of(target.name)
-                    self._join_by_wire(pipeline, source, target, numbers, index, count)
+            self.use(functions)
+
+    def use(self, functions: Sequence[Function]) -> None:
+        self._end_loops()
+        try:
+            for index in range(self._count):
+                self._run_loop(index, functions)
             self.follow_settings()
             start_loops(self.loops)
+        except BaseException:
+            self._end_loops()
+            raise
 
-    def _join_by_wire(
-        self,
-        pipeline: Pipeline,
-        source: Port,
-        target: Port,
-        numbers: tuple[int, int],
-        index: int,
-        count: int,
-    ) -> None:
-        """One loop's part of one direction; `numbers` are what the stack calls the two ports."""
+    def _run_loop(self, index: int, functions: Sequence[Function]) -> None:
+        first, second = self.ports
+        loop = new_loop(self.loops, f"{first.name}-{second.name}/{index}", self._spin_us)
+        pipeline = new_pipeline(loop, self._filter, functions)
+        for port in self.ports:
+            pipeline.out(self._filter.number_of(port.name), way_out(port, index, self._count))
+        for source, target in ((first, second), (second, first)):
+            self._join_by_wire(pipeline, source, target, index)
+
+    def _join_by_wire(self, pipeline: Pipeline, source: Port, target: Port, index: int) -> None:
+        """One loop's part of one direction."""
+        numbers = self._filter.number_of(source.name), self._filter.number_of(target.name)
+        count = self._count
         queues = range(index, source.region.geometry.queues, count)
         outputs = range(index, target.region.geometry.queues, count)
         for queue in queues:
@@ -94,12 +102,24 @@ class WireRunner:
     def failed(self) -> bool:
         return False
 
-    def close(self) -> None:
+    def _end_loops(self) -> None:
         self._can_wait.clear()
         close_loops(self.loops)
+
+    def close(self) -> None:
+        self._end_loops()
         if self._losses is not None:
             self._losses.close()
         give_back(self.ports)
+
+
+def new_pipeline(loop: Loop, packet_filter: Filter, functions: Sequence[Function]) -> Pipeline:
+    """With the filter first: what functions change is not what its rules are about."""
+    pipeline = Pipeline(loop)
+    pipeline.filter(packet_filter.native)
+    for function in functions:
+        pipeline.function(function, packet_filter.port_names)
+    return pipeline
 
 
 def way_out(port: Port, index: int, count: int) -> Producer | Spread:

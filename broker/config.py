@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ringway.broker.fabric_file import LINKS_MAX, FabricCause, FabricError, FabricFile, Key
-from ringway.broker.limits import CONNECTIONS_MAX, CONNECTIONS_MIN
+from ringway.broker.limits import CONNECTIONS_MAX, CONNECTIONS_MIN, FUNCTIONS_MAX
 from ringway.control.carriers import CARRIERS
 from ringway.control.kinds import KINDS, Kind, SettingError, Settings, kind_of
 from ringway.control.messages import WhenFull
@@ -23,6 +23,7 @@ from ringway.control.rules import (
     FLOOD_RATE_MAX,
     TIMEOUT_MAX,
     Bridge,
+    FunctionUse,
     RuleError,
     RuleText,
     Stack,
@@ -35,6 +36,8 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 MILLISECONDS: Final = "_ms"  # what a setting's name ends in that a fabric file has in seconds, without that
+BUILT_IN: Final = ("filter", "conntrack", "bridge")
+OPTION_TEXT_MAX: Final = 1024  # bytes, for a packet function
 LATER_KINDS: Final = ("ivshmem", "vhost")
 
 
@@ -114,6 +117,7 @@ class StackTable(Struct, forbid_unknown_fields=True):
     forward: list[list[str]] = []
     bridge: dict[str, Any] = {}
     rule: list[dict[str, Any]] = []
+    function: list[dict[str, Any]] = []
     connections: int = 0
     timeouts: dict[str, Any] = {}
     unparsed: str = "deny"
@@ -137,6 +141,8 @@ EXAMPLES: Final = {
     "ends": '["client.net", "firewall.inside"]',
     "address": '["10.77.0.1/24"]',
     "rule": "[[vm.NAME.stack.rule]], with two brackets",
+    "function": "[[vm.NAME.stack.function]], with two brackets",
+    "options": "options = { most = 1500 }, of whole numbers, strings, true and false",
     "timeouts": "[vm.NAME.stack.timeouts], with seconds in it",
 }
 
@@ -358,8 +364,36 @@ def _stack(file: FabricFile, vm: str, value: object, ports: dict[str, PortConfig
                 connections=connections,
                 timeouts=timeouts,
                 unparsed=_unparsed(file, key, table),
+                functions=_functions(file, key, table),
             )
     raise file.error(FabricCause.VALUE, (*key, "default"), f'{table.default!r} is not an action: use "allow" or "deny"')
+
+
+def _functions(file: FabricFile, key: Key, table: StackTable) -> list[FunctionUse]:
+    """By name alone: which there are, and what options they take, the agent knows."""
+    if len(table.function) > FUNCTIONS_MAX:
+        message = f"{len(table.function)} functions cannot run in one stack: use {FUNCTIONS_MAX} at the most"
+        raise file.error(FabricCause.LIMIT, (*key, "function", FUNCTIONS_MAX), message)
+    uses: dict[str, FunctionUse] = {}
+    for index, value in enumerate(table.function):
+        at = (*key, "function", index)
+        use = convert(file, at, value, FunctionUse)
+        if not is_plain_name(use.name):
+            message = f"{use.name!r} is not a function's name, and never a path: use {PLAIN_NAME_RULE}"
+            raise file.error(FabricCause.NAME, (*at, "name"), message)
+        if use.name in BUILT_IN:
+            message = f"{use.name!r} is a function that ringway has: give yours another name"
+            raise file.error(FabricCause.NAME, (*at, "name"), message)
+        if use.name in uses:
+            raise file.error(
+                FabricCause.DUPLICATE, (*at, "name"), f"function {use.name!r} is there twice; name it once"
+            )
+        for option, given in use.options.items():
+            if isinstance(given, str) and (len(given.encode()) > OPTION_TEXT_MAX or "\0" in given):
+                message = f"a text of {len(given.encode())} bytes: use {OPTION_TEXT_MAX} at the most, and no NUL"
+                raise file.error(FabricCause.VALUE, (*at, "options", option), message)
+        uses[use.name] = use
+    return list(uses.values())
 
 
 def _unparsed(file: FabricFile, key: Key, table: StackTable) -> Literal["allow", "deny"]:

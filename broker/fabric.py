@@ -200,6 +200,11 @@ class Fabric:
     def stack(self, vm: str) -> Stack | None:
         return self.config.vms[vm].stack if self.config and vm in self.config.vms else None
 
+    def stacks_with_functions(self) -> dict[str, Stack | None]:
+        """Of VMs whose agents load packet functions."""
+        vms = self.config.vms.values() if self.config else ()
+        return {vm.name: vm.stack for vm in vms if vm.stack is not None and vm.stack.functions}
+
     def ends_of(self, vm: str) -> Iterator[tuple[str, int]]:
         for name, link in self.links.items():
             for side, end in enumerate(link.ends):

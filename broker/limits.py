@@ -8,6 +8,7 @@ from ringway.shm._native import lib
 
 CONNECTIONS_MIN: Final = int(lib.RWAY_CONNECTIONS_MIN)
 CONNECTIONS_MAX: Final = int(lib.RWAY_CONNECTIONS_MAX)
+FUNCTIONS_MAX: Final = int(lib.RWAY_FUNCTIONS_MAX) - 1  # of the user's own, behind the filter
 LOOPS_MAX: Final = int(lib.RWAY_READERS_MAX)  # that judge by one VM's filter
 
 

@@ -315,8 +315,11 @@ class Loop:
         for vm, withdrawn in changes.withdrawn:
             self._push(vm, withdrawn, verdicts)
         notes += [self._set_port(changed, message, verdicts) for changed, message in changes.ports]
+        stacks = dict(changes.stacks)
+        if verdicts is not None:  # an apply also asks for packet functions whose files have changed
+            stacks |= self._fabric.stacks_with_functions()
         # Rules before links: no frame of a new link is to be judged by the old ones.
-        for vm, stack in changes.stacks:
+        for vm, stack in stacks.items():
             self._push(vm, SetStack(stack=stack), verdicts)
         now = time.monotonic()
         for vm, link, side in changes.offered:

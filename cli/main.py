@@ -221,15 +221,29 @@ def list_all(as_json: bool) -> None:
     metavar="N",
     help="Threads for each tap and each forward pair, at the most; else one for each queue of their links.",
 )
-def agent(vm: str, runtime: Path | None, spin_us: int, loops: int | None) -> None:
+@click.option(
+    "--functions",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="DIR",
+    help="Where the packet functions are that the VM's stack may name; none but root and you may write there.",
+)
+def agent(vm: str, runtime: Path | None, spin_us: int, loops: int | None, functions: Path | None) -> None:
     """Run an agent: attach a VM's ports and carry their frames."""
     from ringway.agent.errors import AgentError
     from ringway.agent.run import main as run_agent
 
     try:
-        run_agent(vm=vm, runtime=runtime_directory(runtime), spin_us=spin_us, loops=loops)
+        run_agent(vm=vm, runtime=runtime_directory(runtime), spin_us=spin_us, loops=loops, functions=functions)
     except AgentError as error:
         _fail(error)
+
+
+@commands.command()
+def headers() -> None:
+    """Print where the C headers are, for `cc -I`: to build a packet function against."""
+    import ringway.shm
+
+    click.echo(Path(ringway.shm.__file__).resolve().parent.parent)
 
 
 def _fail(error: Exception) -> NoReturn:

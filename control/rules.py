@@ -142,6 +142,13 @@ class Bridge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     flood_rate: int = 20000  # frames a second that come in by one port and go out by several
 
 
+class FunctionUse(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A packet function of the user's own, from the directory that the agent was given."""
+
+    name: str
+    options: dict[str, int | bool | str] = {}  # which it takes, the function itself says
+
+
 class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What an agent runs over its local ports: joined by wires, in pairs, or by a bridge."""
 
@@ -152,6 +159,7 @@ class Stack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     connections: int = 0  # that the filter remembers; 0: it judges each frame alone
     timeouts: Timeouts = Timeouts()
     unparsed: Literal["allow", "deny"] = "deny"  # frames whose headers cannot be judged; no rule sees them
+    functions: list[FunctionUse] = []  # in this order, behind the filter
 
     def port_names(self) -> list[str]:
         """In the order of the numbers by which packet functions know them."""

@@ -305,15 +305,15 @@ void rway_filter_flow_counts(const struct rway_filter *filter, struct rway_flow_
 /* ---- stacks ---- */
 
 /*
- * A stack as one loop runs it: functions in order (stack/function.h), and the ports that it sends by. It is a hook of
- * the loop (rway_loop_hook), and freed with it: add functions and ports first, then jobs. NULL without memory.
+ * A stack as one loop runs it: functions in order (stack/function_api.h), and the ports that it sends by. It is a hook
+ * of the loop (rway_loop_hook), and freed with it: add functions and ports first, then jobs. NULL without memory.
  */
 struct rway_pipeline;
 struct rway_pipeline *rway_pipeline_new(void);
 struct rway_hook *rway_pipeline_hook(struct rway_pipeline *pipeline);
 
 /*
- * Add the filter behind the functions that are there, as connection tracking where it remembers connections. It
+ * Add the filter as the first function, as connection tracking where it remembers connections. It
  * outlives the pipeline. 0 or -1: all its readers are taken, or there is no memory.
  */
 int rway_pipeline_filter(struct rway_pipeline *pipeline, struct rway_filter *filter);

@@ -62,6 +62,7 @@ static uint32_t run_inlet(struct bridge_job *bridge_job, const struct inlet *inl
     struct rway_pipeline *pipeline = bridge_job->pipeline;
     struct rway_burst *burst = &bridge_job->burst;
     uint32_t taken = rway_ring_peek(inlet->in, burst->taken, RWAY_BURST);
+    rway_pipeline_begin(pipeline, inlet->in, burst->taken, taken);
     rway_burst_open(burst, inlet->in, taken, inlet->port, RWAY_PORT_FLOOD);
     rway_bridge_find(pipeline->bridge, burst, inlet->port);
     rway_pipeline_run(pipeline, burst);

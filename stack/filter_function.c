@@ -3,7 +3,7 @@
  * loops share; the second asks them only over what no known connection decides.
  */
 #define _GNU_SOURCE
-#include "function.h"
+#include "pipeline.h"
 
 #include <stdlib.h>
 
@@ -124,7 +124,6 @@ static void conntrack_burst(void *state, struct rway_packet *const *packets, uin
 static const struct rway_function FILTER = {
     .version = RWAY_FUNCTION_VERSION,
     .flags = RWAY_FUNCTION_UNPARSED,
-    .name = "filter",
     .start = judge_start,
     .stop = judge_stop,
     .turn = filter_turn,
@@ -135,7 +134,6 @@ static const struct rway_function FILTER = {
 static const struct rway_function CONNTRACK = {
     .version = RWAY_FUNCTION_VERSION,
     .flags = RWAY_FUNCTION_UNPARSED,
-    .name = "conntrack",
     .start = judge_start,
     .stop = judge_stop,
     .turn = conntrack_turn,

@@ -68,7 +68,6 @@ void rway_packet_open(struct rway_packet *packet, const struct rway_consumer *in
     packet->in = frame;
     packet->bytes = packet->room + RWAY_PUSH_MAX;
     packet->len = frame->len;
-    packet->out_queue = RWAY_QUEUE_ANY;
     packet->tagged = (frame->flags & RWAY_FLAG_VLAN) != 0;
     packet->vlan = packet->tagged ? frame->vlan : 0;
     packet->verdict = RWAY_VERDICT_NEXT;

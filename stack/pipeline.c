@@ -37,8 +37,6 @@ static void step_free(struct rway_step *step)
 {
     if (step->function->stop != NULL)
         step->function->stop(step->state);
-    free(step->options);
-    free(step->counters);
 }
 
 static void pipeline_free(struct rway_hook *hook)
@@ -64,35 +62,31 @@ struct rway_hook *rway_pipeline_hook(struct rway_pipeline *pipeline)
     return &pipeline->hook;
 }
 
-int rway_pipeline_add(struct rway_pipeline *pipeline, const struct rway_function *function,
-                      const union rway_option_value *options, void *owner)
+static int step_add(struct rway_pipeline *pipeline, const struct rway_function *function,
+                    const struct rway_function_start *start)
 {
-    if (pipeline->step_count == RWAY_FUNCTIONS_MAX || function->version != RWAY_FUNCTION_VERSION ||
-        function->burst == NULL || function->counter_count > RWAY_FUNCTION_COUNTERS_MAX)
+    struct rway_step step = {.function = function};
+    if (pipeline->step_count == RWAY_FUNCTIONS_MAX)
         return -1;
-    struct rway_step step = {.function = function,
-                             .options = calloc(function->option_count + 1, sizeof *step.options),
-                             .counters = calloc(function->counter_count + 1, sizeof *step.counters)};
-    bool made = step.options != NULL && step.counters != NULL;
-    if (made && function->option_count != 0)
-        memcpy(step.options, options, function->option_count * sizeof *step.options);
-    if (made && function->start != NULL) {
-        step.state = function->start(&(struct rway_function_start){
-            .options = step.options, .counters = step.counters, .ports = RWAY_PORTS_MAX, .owner = owner});
-        made = step.state != NULL;
-    }
-    if (!made) {
-        free(step.options);
-        free(step.counters);
+    if (function->start != NULL && (step.state = function->start(start)) == NULL)
         return -1;
-    }
     pipeline->steps[pipeline->step_count++] = step;
     return 0;
 }
 
+int rway_pipeline_add(struct rway_pipeline *pipeline, const struct rway_function *function,
+                      const union rway_option_value *options, uint64_t *counters, const char *const *ports,
+                      uint32_t port_count)
+{
+    pipeline->runs_others = true;
+    return step_add(pipeline, function,
+                    &(struct rway_function_start){
+                        .options = options, .counters = counters, .ports = ports, .port_count = port_count});
+}
+
 int rway_pipeline_filter(struct rway_pipeline *pipeline, struct rway_filter *filter)
 {
-    return rway_pipeline_add(pipeline, rway_filter_function(filter), NULL, filter);
+    return step_add(pipeline, rway_filter_function(filter), &(struct rway_function_start){.owner = filter});
 }
 
 static int outlet_set(struct rway_pipeline *pipeline, uint32_t port, struct rway_outlet *outlet)
@@ -161,8 +155,6 @@ static uint32_t port_of(const struct rway_pipeline *pipeline, struct rway_packet
         port = packet->out_port;
     else if (packet->verdict == RWAY_VERDICT_UNPARSED)
         rway_packet_drop(packet, RWAY_DROP_MALFORMED);
-    else if (packet->verdict == RWAY_VERDICT_KERNEL)
-        rway_packet_drop(packet, RWAY_DROP_DOWN);
     if (packet->verdict == RWAY_VERDICT_DROP)
         return RWAY_PORTS_MAX;
     if (port < RWAY_PORTS_MAX && pipeline->outlets[port] != NULL)

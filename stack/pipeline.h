@@ -11,8 +11,6 @@
 struct rway_step {
     const struct rway_function *function;
     void *state;
-    union rway_option_value *options;
-    uint64_t *counters;
 };
 
 struct rway_pipeline {
@@ -21,6 +19,7 @@ struct rway_pipeline {
     uint32_t step_count;
     struct rway_step steps[RWAY_FUNCTIONS_MAX];
     struct rway_outlet *outlets[RWAY_PORTS_MAX]; /* by port; NULL: it is away */
+    bool runs_others;                            /* functions that are not our own */
     uint64_t touched;                            /* ports that packets of this burst leave by */
     struct rway_bridge *bridge;                  /* NULL, unless that is the stack's mode */
 };
@@ -32,9 +31,19 @@ struct rway_burst {
     struct rway_packet packets[RWAY_BURST];
 };
 
-/* Add a function behind those that are there. options are as many as its table has, copied. 0 or -1. */
-int rway_pipeline_add(struct rway_pipeline *pipeline, const struct rway_function *function,
-                      const union rway_option_value *options, void *owner);
+/* The filter as a function, or, where it remembers connections, connection tracking; the filter is its owner. */
+const struct rway_function *rway_filter_function(struct rway_filter *filter);
+
+/*
+ * Before functions see frames that were peeked from in: those of others may crash over one of them, and the next
+ * incarnation is not to be given it again. What a kill leaves of them is counted as restart.
+ */
+static inline void rway_pipeline_begin(const struct rway_pipeline *pipeline, struct rway_consumer *in,
+                                       const struct rway_frame *taken, uint32_t count)
+{
+    if (pipeline->runs_others && count != 0)
+        rway_consumer_begin(in, &taken[count - 1]);
+}
 
 /* Copy and parse the headers of frames that were peeked from in; marks are left out. */
 void rway_burst_open(struct rway_burst *burst, struct rway_consumer *in, uint32_t taken, uint32_t in_port,

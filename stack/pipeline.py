@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ringway.engine.loop import Loop
 from ringway.shm import Consumer, Producer
 from ringway.shm._native import ffi, lib
 from ringway.stack.bridge import Bridge
+from ringway.stack.function import Counters, Function, FunctionCause, FunctionError
 from ringway.stack.spread import Spread
 
 
@@ -26,6 +27,17 @@ class Pipeline:
         """Judge by this filter; by the connections that it remembers, too, if it does."""
         if lib.rway_pipeline_filter(self._native, native_filter) != 0:
             raise RuntimeError("no memory for a reader of the filter, or all its places are taken")
+
+    def function(self, function: Function, port_names: Sequence[str]) -> None:
+        """Have this function decide next; ports are named in the order of their numbers. FunctionError."""
+        counters = Counters(function)
+        self._loop.use(counters)
+        texts = [ffi.new("char[]", name.encode()) for name in port_names]
+        names = ffi.new("const char *[]", texts)
+        native, options = function.native, function.options
+        if lib.rway_pipeline_add(self._native, native, options, counters.native, names, len(texts)) != 0:
+            message = "it does not start: its start returned NULL, or its stack has too many functions"
+            raise FunctionError(FunctionCause.START, function.name, message)
 
     def out(self, port: int, target: Producer | Spread) -> None:
         """What leaves by port number `port` goes into this queue, or each flow into one of several."""

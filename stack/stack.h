@@ -12,6 +12,7 @@
 
 #pragma GCC visibility push(default)
 #include "api.h"
+#include "function_api.h"
 #pragma GCC visibility pop
 
 /* Ethernet types, as the IEEE registry numbers them. */

@@ -55,6 +55,7 @@ static uint32_t wire_run(struct rway_job *job)
     struct wire *wire = (struct wire *)job;
     struct rway_pipeline *pipeline = wire->pipeline;
     uint32_t taken = wire_take(wire);
+    rway_pipeline_begin(pipeline, wire->in, wire->burst.taken, taken);
     rway_burst_open(&wire->burst, wire->in, taken, wire->in_port, wire->out_port);
     rway_pipeline_run(pipeline, &wire->burst);
     for (uint32_t i = 0; i < wire->burst.count; i++)

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from ringway.agent import Agent, AgentCause, AgentError, Port
+from ringway.agent.functions import FunctionDirectory
 from ringway.agent.interface import Owner
 from ringway.agent.member import Member
 from ringway.control.errors import ControlError
@@ -152,7 +153,7 @@ def test_a_replaced_link_that_somebody_will_not_let_go_of_keeps_no_port_from_its
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ringway.shm.region._HELD_S", 0.05)
-    member = Member("client", Owner.of(fabric.runtime, "client"), 0, 1, lambda _: None)
+    member = Member("client", Owner.of(fabric.runtime, "client"), 0, 1, FunctionDirectory(None), lambda _: None)
     fabric.broker.apply(TWO_LINKS)
     with session_of(fabric.runtime, "client") as session:
         member.take_up(session.hello().offers, None)
