@@ -34,19 +34,36 @@ struct wire {
     struct rway_burst burst;
 };
 
+/* Those for which there is room, or which are not waited for; and how much the first of the others needs. */
+static uint32_t wire_admit(struct wire *wire, const struct rway_frame *frames, uint32_t count)
+{
+    uint32_t admitted = rway_patience_admit(&wire->patience, wire->out, frames, count);
+    wire->wanted = admitted != count ? rway_producer_slots(wire->out, frames[admitted].len, 0) : 0;
+    return admitted;
+}
+
+/* The same where functions may put headers in front: room for them, so that none is dropped that was to wait. */
+static __attribute__((noinline)) uint32_t wire_admit_longer(struct wire *wire, uint32_t count)
+{
+    struct rway_frame longer[RWAY_BURST];
+    for (uint32_t i = 0; i < count; i++) {
+        longer[i] = wire->burst.taken[i];
+        longer[i].len += RWAY_PUSH_MAX;
+    }
+    return wire_admit(wire, longer, count);
+}
+
 /* Frames to deal with in this turn; the others stay where they are. */
 static uint32_t wire_take(struct wire *wire)
 {
     struct rway_frame *taken = wire->burst.taken;
     uint32_t peeked = rway_ring_peek(wire->in, taken, RWAY_BURST);
-    wire->wanted = 0;
     if (wire->out == NULL)
         return peeked;
-    uint32_t admitted = rway_patience_admit(&wire->patience, wire->out, taken, peeked);
-    if (__builtin_expect(admitted != peeked, 0)) {
-        wire->wanted = rway_producer_slots(wire->out, taken[admitted].len, 0);
+    uint32_t admitted =
+        wire->pipeline->runs_others ? wire_admit_longer(wire, peeked) : wire_admit(wire, taken, peeked);
+    if (__builtin_expect(admitted != peeked, 0))
         rway_consumer_put_back(wire->in, &taken[admitted], peeked - admitted);
-    }
     return admitted;
 }
 

@@ -77,7 +77,7 @@ struct stage {
     uint64_t counters[2];
 };
 
-static void open_stage(struct stage *stage, const int64_t *changes, uint32_t count)
+static void open_stage(struct stage *stage, const int64_t *changes, uint32_t count, uint64_t patience_us)
 {
     *stage = (struct stage){.pipeline = rway_pipeline_new()};
     for (uint32_t i = 0; i < count; i++) {
@@ -92,7 +92,7 @@ static void open_stage(struct stage *stage, const int64_t *changes, uint32_t cou
         if (i != 0)
             CHECK(rway_pipeline_out(stage->pipeline, i, rway_region_producer(stage->inner[i], 0)) == 0, "port");
     }
-    stage->job = rway_wire_new(stage->pipeline, rway_region_consumer(stage->inner[0], 0), 0, 1, 0);
+    stage->job = rway_wire_new(stage->pipeline, rway_region_consumer(stage->inner[0], 0), 0, 1, patience_us);
     CHECK(stage->job != NULL, "job");
 }
 
@@ -140,7 +140,7 @@ static void what_is_pushed_and_pulled_leaves_so_whatever_slots_it_takes(void)
     struct stage stage;
     uint8_t sent[4096], got[4096];
     for (uint32_t count = 1; count <= 2; count++) {
-        open_stage(&stage, count == 1 ? push : both, count);
+        open_stage(&stage, count == 1 ? push : both, count, 0);
         for (uint64_t number = 0; number < FRAMES; number++) {
             uint32_t tag = count == 1 ? TAG_LEN : 0, len = len_of(number);
             send_one(&stage, number);
@@ -161,10 +161,34 @@ static void a_function_sends_where_it_likes(void)
     const int64_t aside[] = {ASIDE};
     struct stage stage;
     uint8_t got[4096];
-    open_stage(&stage, aside, 1);
+    open_stage(&stage, aside, 1, 0);
     send_one(&stage, 0);
     stage.job->run(stage.job);
     CHECK(receive_one(&stage, 1, got) == 0 && receive_one(&stage, 2, got) == len_of(0), "it came by the wrong port");
+    close_stage(&stage);
+}
+
+static void frames_that_grow_over_the_end_of_a_slot_wait_for_room_too(void)
+{
+    enum { COUNT = 60, LEN = 256 };
+    const int64_t push[] = {PUSH};
+    struct stage stage;
+    uint8_t frames[COUNT * LEN] = {0}, got[4096];
+    uint32_t lens[COUNT], arrived = 0;
+    open_stage(&stage, push, 1, 1000 * 1000);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        fill_frame(&frames[i * LEN], 0);
+        lens[i] = LEN;
+    }
+    CHECK(rway_frames_copy_in(rway_region_producer(stage.outer[0], 0), frames, lens, COUNT) == COUNT, "send");
+    for (int turn = 0; turn < 8; turn++)
+        stage.job->run(stage.job);
+    CHECK(rway_region_producer(stage.inner[1], 0)->counts.drops[RWAY_DROP_FULL] == 0, "dropped");
+    for (int turn = 0; turn < COUNT; turn++) {
+        arrived += receive_one(&stage, 1, got) == LEN + TAG_LEN;
+        stage.job->run(stage.job);
+    }
+    CHECK(arrived == COUNT, "%u arrived", arrived);
     close_stage(&stage);
 }
 
@@ -175,7 +199,7 @@ static void what_nobody_judges_is_dropped_as_malformed(void)
     uint8_t bytes[60] = {0}, got[4096];
     uint32_t len = sizeof bytes;
     bytes[12] = 8; /* IPv4, of version 0 */
-    open_stage(&stage, push, 1);
+    open_stage(&stage, push, 1, 0);
     CHECK(rway_frames_copy_in(rway_region_producer(stage.outer[0], 0), bytes, &len, 1) == 1, "send");
     stage.job->run(stage.job);
     CHECK(receive_one(&stage, 1, got) == 0, "it passed");
@@ -199,6 +223,7 @@ int main(void)
 {
     what_is_pushed_and_pulled_leaves_so_whatever_slots_it_takes();
     a_function_sends_where_it_likes();
+    frames_that_grow_over_the_end_of_a_slot_wait_for_room_too();
     what_nobody_judges_is_dropped_as_malformed();
     offload_data_moves_with_what_is_pushed();
     return 0;
