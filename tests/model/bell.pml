@@ -14,6 +14,9 @@
  *                   sleep for both at once (a tap's loop)
  *      FORWARDER    two rings in a row, and between them a process that sleeps for frames of the first, or, while it has
  *                   one and no room for it, for room in the second
+ *      JOBS         two jobs in one loop: that forwarder, and one that takes the frames of a third ring and has room
+ *                   for them. The loop sleeps for what each of them waits for: so for room in the second ring and for
+ *                   frames of the third at once. Its neighbour fills the first and the third, and takes from the second.
  *      RESTARTS     one ring, and each end is killed once, after any store of its counter, and attaches anew
  *
  * A bell is a word that the ringer sets behind the counter it rings for (the lock of a pipe sees to that), and that who
@@ -33,7 +36,9 @@
 #define WAKE_PRODUCER(ring) (6 * (ring) + 3)
 #define CONSUMERS_BELL(ring) (6 * (ring) + 4)
 #define PRODUCERS_BELL(ring) (6 * (ring) + 5)
-#if defined(DUPLEX) || defined(FORWARDER)
+#if defined(JOBS)
+#define RINGS 3
+#elif defined(DUPLEX) || defined(FORWARDER)
 #define RINGS 2
 #else
 #define RINGS 1
@@ -201,7 +206,7 @@ inline release(me, ring)
 #define HAS_ROOM(ring) (word[TAIL(ring)] >= WANTED(ring))
 #define HAS_FRAMES(ring) (word[HEAD(ring)] != consumer[ring].at)
 
-#ifndef DUPLEX
+#if !defined(DUPLEX) && !defined(JOBS)
 
 proctype Producer()
 {
@@ -239,70 +244,9 @@ end:        d_step { word[CONSUMERS_BELL(ring)] == 1 -> word[CONSUMERS_BELL(ring
     od
 }
 
-#ifndef FORWARDER
-
-#define AT_REST (stopped[0] && consumer[0].at == producer[0].at)
-
-#else
-
-/* One frame after the other: released in the first ring, then published in the second. */
-inline forward(me)
-{
-    atomic {
-        consumer[0].at++;
-        store(me, TAIL(0), consumer[0].at, RELEASE)
-    }
-    if
-    :: settle_consumer(me, 0)
-    :: atomic { look(me, consumer[0], WAKE_PRODUCER(0), PRODUCERS_BELL(0)) }
-    fi;
-    atomic {
-        producer[1].at++;
-        store(me, HEAD(1), producer[1].at, RELEASE)
-    }
-    if
-    :: settle_producer(me, 1)
-    :: atomic { look(me, producer[1], WAKE_CONSUMER(1), CONSUMERS_BELL(1)) }
-    fi
-}
-
-inline settle_both(me)
-{
-    settle_consumer(me, 0);
-    settle_producer(me, 1)
-}
-
-proctype Forwarder()
-{
-    byte wake;
-    do
-    :: READY(0) > 0 && ROOM(1) > 0 -> forward(1)
-    :: d_step { READY(0) == 0 && word[HEAD(0)] != consumer[0].peer -> consumer[0].peer = word[HEAD(0)] }
-    :: d_step { ROOM(1) == 0 && word[TAIL(1)] != producer[1].peer -> producer[1].peer = word[TAIL(1)] }
-    :: READY(0) == 0 && word[HEAD(0)] == consumer[0].peer ->
-        BEFORE_SLEEPING(settle_both(1));
-        store(1, WAKE_CONSUMER(0), consumer[0].at + 1, RELAXED);
-        if
-        :: SLEEPER_MAY_LOOK(1) && WORK(HAS_FRAMES(0))
-        :: SLEEPER_MAY_LOOK(1) && !WORK(HAS_FRAMES(0)) ->
-end:        d_step { word[CONSUMERS_BELL(0)] == 1 -> word[CONSUMERS_BELL(0)] = 0 }
-        fi
-    :: READY(0) > 0 && ROOM(1) == 0 && word[TAIL(1)] == producer[1].peer ->
-        BEFORE_SLEEPING(settle_both(1));
-        store(1, WAKE_PRODUCER(1), WANTED(1), RELAXED);
-        if
-        :: SLEEPER_MAY_LOOK(1) && WORK(HAS_ROOM(1))
-        :: SLEEPER_MAY_LOOK(1) && !WORK(HAS_ROOM(1)) ->
-            d_step { word[PRODUCERS_BELL(1)] == 1 -> word[PRODUCERS_BELL(1)] = 0 }
-        fi
-    od
-}
-
-#define AT_REST (stopped[0] && consumer[0].at == producer[0].at && consumer[1].at == producer[0].at)
-
 #endif
 
-#else
+#ifdef DUPLEX
 
 /* One turn: all that is there is consumed, then some is published; without work, sleep. */
 proctype End(bit self)
@@ -338,8 +282,169 @@ end:        do
     od
 }
 
-#define AT_REST (stopped[0] && stopped[1] && consumer[0].at == producer[0].at && consumer[1].at == producer[1].at)
+#endif
 
+#if defined(FORWARDER) || defined(JOBS)
+
+/* One frame after the other: released in the first ring, then published in the second. */
+inline forward(me)
+{
+    atomic {
+        consumer[0].at++;
+        store(me, TAIL(0), consumer[0].at, RELEASE)
+    }
+    if
+    :: settle_consumer(me, 0)
+    :: atomic { look(me, consumer[0], WAKE_PRODUCER(0), PRODUCERS_BELL(0)) }
+    fi;
+    atomic {
+        producer[1].at++;
+        store(me, HEAD(1), producer[1].at, RELEASE)
+    }
+    if
+    :: settle_producer(me, 1)
+    :: atomic { look(me, producer[1], WAKE_CONSUMER(1), CONSUMERS_BELL(1)) }
+    fi
+}
+
+inline settle_both(me)
+{
+    settle_consumer(me, 0);
+    settle_producer(me, 1)
+}
+
+#endif
+
+#ifdef FORWARDER
+
+proctype Forwarder()
+{
+    byte wake;
+    do
+    :: READY(0) > 0 && ROOM(1) > 0 -> forward(1)
+    :: d_step { READY(0) == 0 && word[HEAD(0)] != consumer[0].peer -> consumer[0].peer = word[HEAD(0)] }
+    :: d_step { ROOM(1) == 0 && word[TAIL(1)] != producer[1].peer -> producer[1].peer = word[TAIL(1)] }
+    :: READY(0) == 0 && word[HEAD(0)] == consumer[0].peer ->
+        BEFORE_SLEEPING(settle_both(1));
+        store(1, WAKE_CONSUMER(0), consumer[0].at + 1, RELAXED);
+        if
+        :: SLEEPER_MAY_LOOK(1) && WORK(HAS_FRAMES(0))
+        :: SLEEPER_MAY_LOOK(1) && !WORK(HAS_FRAMES(0)) ->
+end:        d_step { word[CONSUMERS_BELL(0)] == 1 -> word[CONSUMERS_BELL(0)] = 0 }
+        fi
+    :: READY(0) > 0 && ROOM(1) == 0 && word[TAIL(1)] == producer[1].peer ->
+        BEFORE_SLEEPING(settle_both(1));
+        store(1, WAKE_PRODUCER(1), WANTED(1), RELAXED);
+        if
+        :: SLEEPER_MAY_LOOK(1) && WORK(HAS_ROOM(1))
+        :: SLEEPER_MAY_LOOK(1) && !WORK(HAS_ROOM(1)) ->
+            d_step { word[PRODUCERS_BELL(1)] == 1 -> word[PRODUCERS_BELL(1)] = 0 }
+        fi
+    od
+}
+
+#endif
+
+#ifdef JOBS
+
+/*
+ * The third ring has room for all that is sent there, one slot, at any moment or never: producers whose ring is full are
+ * searched with the first one, and in the other variants.
+ */
+proctype Neighbour()
+{
+    byte wake;
+    bool held; /* no room in the first ring */
+    do
+    :: READY(1) > 0 -> release(0, 1)
+    :: d_step { READY(1) == 0 && word[HEAD(1)] != consumer[1].peer -> consumer[1].peer = word[HEAD(1)] }
+    :: d_step { ROOM(0) == 0 && word[TAIL(0)] != producer[0].peer -> producer[0].peer = word[TAIL(0)] }
+    :: ROOM(0) > 0 && LEFT(0) > 0 && !stopped[0] -> publish(0, 0)
+    :: d_step { ROOM(0) > 0 && !stopped[0] -> stopped[0] = true }
+    :: producer[2].at == 0 -> publish(0, 2)
+    :: READY(1) == 0 && word[HEAD(1)] == consumer[1].peer &&
+        (stopped[0] || (ROOM(0) == 0 && word[TAIL(0)] == producer[0].peer)) ->
+        held = !stopped[0];
+        settle_producer(0, 0);
+        settle_producer(0, 2);
+        settle_consumer(0, 1);
+        store(0, WAKE_CONSUMER(1), consumer[1].at + 1, RELAXED);
+        if
+        :: held -> store(0, WAKE_PRODUCER(0), WANTED(0), RELAXED)
+        :: else
+        fi;
+        if
+        :: SLEEPER_MAY_LOOK(0) && WORK(HAS_FRAMES(1) || (held && HAS_ROOM(0)))
+        :: SLEEPER_MAY_LOOK(0) && !WORK(HAS_FRAMES(1) || (held && HAS_ROOM(0))) ->
+end:        do
+            :: d_step { word[CONSUMERS_BELL(1)] == 1 -> word[CONSUMERS_BELL(1)] = 0 }; break
+            :: d_step { held && word[PRODUCERS_BELL(0)] == 1 -> word[PRODUCERS_BELL(0)] = 0 }; break
+            od
+        fi;
+        held = false
+    od
+}
+
+#ifdef ONE_JOB_IS_ARMED
+#define ARM_SECOND skip
+#else
+#define ARM_SECOND store(1, WAKE_CONSUMER(2), consumer[2].at + 1, RELAXED)
+#endif
+#ifdef ONE_JOB_IS_LOOKED_AT_AGAIN
+#define SECOND_HAS_WORK false
+#else
+#define SECOND_HAS_WORK HAS_FRAMES(2)
+#endif
+#define FIRST_WAITS_FOR_FRAMES (READY(0) == 0 && word[HEAD(0)] == consumer[0].peer)
+#define FIRST_WAITS_FOR_ROOM (READY(0) > 0 && ROOM(1) == 0 && word[TAIL(1)] == producer[1].peer)
+#define SECOND_WAITS (READY(2) == 0 && word[HEAD(2)] == consumer[2].peer)
+#define LOOP_HAS_WORK ((held -> HAS_ROOM(1) : HAS_FRAMES(0)) || SECOND_HAS_WORK)
+
+/* The jobs come to their turn in any order, and the loop sleeps when neither has work. */
+proctype Loop()
+{
+    byte wake;
+    bool held; /* the first job has a frame, and waits for room */
+    do
+    :: READY(0) > 0 && ROOM(1) > 0 -> forward(1)
+    :: READY(2) > 0 -> release(1, 2)
+    :: d_step { READY(0) == 0 && word[HEAD(0)] != consumer[0].peer -> consumer[0].peer = word[HEAD(0)] }
+    :: d_step { ROOM(1) == 0 && word[TAIL(1)] != producer[1].peer -> producer[1].peer = word[TAIL(1)] }
+    :: d_step { READY(2) == 0 && word[HEAD(2)] != consumer[2].peer -> consumer[2].peer = word[HEAD(2)] }
+    :: (FIRST_WAITS_FOR_FRAMES || FIRST_WAITS_FOR_ROOM) && SECOND_WAITS ->
+        held = READY(0) > 0;
+        BEFORE_SLEEPING(settle_both(1));
+        BEFORE_SLEEPING(settle_consumer(1, 2));
+        if
+        :: held -> store(1, WAKE_PRODUCER(1), WANTED(1), RELAXED)
+        :: else -> store(1, WAKE_CONSUMER(0), consumer[0].at + 1, RELAXED)
+        fi;
+        ARM_SECOND;
+        if
+        :: SLEEPER_MAY_LOOK(1) && WORK(LOOP_HAS_WORK)
+        :: SLEEPER_MAY_LOOK(1) && !WORK(LOOP_HAS_WORK) ->
+end:        do
+            :: d_step { held && word[PRODUCERS_BELL(1)] == 1 -> word[PRODUCERS_BELL(1)] = 0 }; break
+            :: d_step { !held && word[CONSUMERS_BELL(0)] == 1 -> word[CONSUMERS_BELL(0)] = 0 }; break
+            :: d_step { word[CONSUMERS_BELL(2)] == 1 -> word[CONSUMERS_BELL(2)] = 0 }; break
+            od
+        fi;
+        held = false
+    od
+}
+
+#endif
+
+#if defined(DUPLEX)
+#define AT_REST (stopped[0] && stopped[1] && consumer[0].at == producer[0].at && consumer[1].at == producer[1].at)
+#elif defined(FORWARDER)
+#define AT_REST (stopped[0] && consumer[0].at == producer[0].at && consumer[1].at == producer[0].at)
+#elif defined(JOBS)
+#define AT_REST \
+    (stopped[0] && consumer[0].at == producer[0].at && consumer[1].at == producer[0].at && \
+     consumer[2].at == producer[2].at)
+#else
+#define AT_REST (stopped[0] && consumer[0].at == producer[0].at)
 #endif
 
 init
@@ -350,6 +455,9 @@ init
 #ifdef DUPLEX
         run End(0);
         run End(1)
+#elif defined(JOBS)
+        run Neighbour();
+        run Loop()
 #elif defined(FORWARDER)
         run Memory(2);
         run Producer();
