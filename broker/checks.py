@@ -15,7 +15,7 @@ from ringway.control.kinds import SettingError
 from ringway.control.rules import Stack
 from ringway.shm import RegionError
 
-GEOMETRY_KEYS: Final = {"slot_count": "slots", **{key: key for key in ("queues", "slot_payload", "headroom")}}
+GEOMETRY_KEYS: Final = {"slot_count": "slots", "queues": "queues", "slot_payload": "slot_payload"}
 
 
 def read_config(path: Path) -> FabricConfig:

@@ -131,7 +131,6 @@ class LinkTable(Struct, forbid_unknown_fields=True):
     queues: int = DEFAULT.queues
     slots: int = DEFAULT.slot_count
     slot_payload: int = DEFAULT.slot_payload
-    headroom: int = DEFAULT.headroom
     huge_pages: bool = False
     full: str | None = None
 
@@ -473,7 +472,7 @@ def _link(file: FabricFile, name: str, value: object, vms: dict[str, VmConfig]) 
         message = f'a link has 2 ends, and {len(table.ends)} are given: write ends = ["client.net", "firewall.inside"]'
         raise file.error(FabricCause.NOWHERE, (*key, "ends"), message)
     first, second = (_end(file, (*key, "ends"), text) for text in table.ends)
-    geometry = Geometry(table.queues, table.slots, table.slot_payload, table.headroom)
+    geometry = Geometry(table.queues, table.slots, table.slot_payload)
     first_carrier, second_carrier = (vms[end.vm].carrier if end.vm in vms else "fd" for end in (first, second))
     carriers = first_carrier, second_carrier
     full = _full(file, (*key, "full"), table.full)

@@ -97,7 +97,7 @@ class LinkState:
         old, new = self.config.geometry, config.geometry
         changed = [
             f"{key} {getattr(old, key)} → {getattr(new, key)}"
-            for key in ("queues", "slot_count", "slot_payload", "headroom")
+            for key in ("queues", "slot_count", "slot_payload")
             if getattr(old, key) != getattr(new, key)
         ]
         return ", ".join(changed)

@@ -177,7 +177,6 @@ def test_a_link_from_a_port_to_itself_is_refused() -> None:
         *(("queues", value) for value in (0, 17, -1, 2**70)),
         *(("slots", value) for value in (0, 32, 63, 1000, 65536, -64)),
         *(("slot_payload", value) for value in (0, 255, 257, 16448, 2**32 + 2048)),
-        *(("headroom", value) for value in (0, 63, 576)),
     ],
 )
 def test_a_size_out_of_range_is_refused_at_its_key(key: str, value: int) -> None:

@@ -32,7 +32,7 @@ MOST = 2**64 - 1
 
 def fabric_of(links: int) -> str:
     """As a user would write it, with every option of a link."""
-    options = "queues = 1\nslots = 64\nslot_payload = 2048\nheadroom = 64\n"
+    options = "queues = 1\nslots = 64\nslot_payload = 2048\n"
     return "".join(
         f'[vm.a{n}.port.net]\nkind = "local"\n[vm.b{n}.port.net]\nkind = "local"\n'
         f'[link.l{n}]\nends = ["a{n}.net", "b{n}.net"]\n{options}'
