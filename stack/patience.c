@@ -3,7 +3,7 @@
 
 #include <time.h>
 
-static const uint64_t LOOKS_NS = 100 * 1000 * 1000; /* a sleep is shorter: see bound in shm/bell.c */
+static const uint64_t LOOKS_NS = 100 * 1000 * 1000; /* a sleep is shorter: see BOUND_NS in shm/wait.c */
 
 static uint64_t now_ns(void)
 {

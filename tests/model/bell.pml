@@ -1,5 +1,5 @@
 /*
- * Sleeping and waking (shm/bell.c, and settle in shm/producer.c and shm/consumer.c), without the bound that ends each
+ * Sleeping and waking (shm/wait.c, and settle in shm/producer.c and shm/consumer.c), without the bound that ends each
  * sleep: what is shown does not rest on it.
  *
  * Claim: nobody sleeps while what he sleeps for is there and nobody is left to ring. So when no process can go on, all
