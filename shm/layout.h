@@ -386,10 +386,8 @@ struct rway_desc {
 
 /* Which members of an extension line are filled. Unknown bits are left out of account. */
 enum rway_ext_flag {
-    RWAY_EXT_CSUM = 1,     /* a checksum is to be finished: csum_start, csum_offset */
-    RWAY_EXT_GSO = 2,      /* to be cut into segments: gso_type, gso_size, hdr_len; needs RWAY_EXT_CSUM */
-    RWAY_EXT_TUNNEL = 4,   /* inner_l3, inner_l4 */
-    RWAY_EXT_TIMESTAMP = 8 /* timestamp_ns, clock */
+    RWAY_EXT_CSUM = 1, /* a checksum is to be finished: csum_start, csum_offset */
+    RWAY_EXT_GSO = 2   /* to be cut into segments: gso_type, gso_size, hdr_len; needs RWAY_EXT_CSUM */
 };
 
 /* Segmentation types, numbered as in virtio 1.2, 5.1.6 (struct virtio_net_hdr); UFO (3) is not carried. */
@@ -409,9 +407,5 @@ struct rway_extension {
     uint16_t hdr_len;     /* bytes of headers that each segment repeats */
     uint16_t csum_start;  /* bytes from the frame's start to where the checksum begins */
     uint16_t csum_offset; /* bytes from there to where it is stored */
-    uint16_t inner_l3;    /* bytes from the frame's start to the inner network header */
-    uint16_t inner_l4;    /* and to the inner transport header */
-    uint64_t timestamp_ns; /* when the frame was received */
-    uint32_t clock;        /* clockid_t of timestamp_ns */
-    uint8_t reserved[36];
+    uint8_t reserved[52];
 };
