@@ -14,21 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from ringway.agent import Agent, Port
-from tools.soak.frames import Maker, read
+from tools.soak.frames import Maker, Stream, read
 from tools.soak.ledger import Received, Sent
 from tools.soak.pace import BURST_MAX, Pace, Pacer, send_numbered
 
 
 @dataclass(frozen=True)
 class Line:
-    """One port: the direction it sends in and the one that it receives, each with the lengths of its frames."""
+    """One port: what it sends, and what it may receive."""
 
     port: str
-    out: int
-    into: int
-    denied: bool  # past a firewall
-    lengths_out: tuple[int, ...]
-    lengths_into: tuple[int, ...]
+    out: Stream
+    into: tuple[Stream, ...]
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ def sent_path(folder: Path, direction: int) -> Path:
     return folder / f"sent-{direction}"
 
 
-def received_path(folder: Path, direction: int) -> Path:
-    return folder / f"received-{direction}"
+def received_path(folder: Path, direction: int, receiver: str) -> Path:
+    return folder / f"received-{direction}-{receiver}"
 
 
 def enter(log: Path) -> None:
@@ -83,24 +80,25 @@ def in_thread(work: Callable[..., None], *arguments: object) -> None:
 
 
 def _send(task: Task, line: Line, port: Port, pacer: Pacer) -> None:
-    sent = Sent(sent_path(task.ledgers, line.out), task.rows)
-    maker = Maker(line.out, task.incarnation, line.lengths_out, line.denied)
+    sent = Sent(sent_path(task.ledgers, line.out.direction), task.rows)
     send = port.send_or_drop if task.dropping else port.send
-    send_numbered(maker, line.out, task.incarnation, sent, pacer, send)
+    send_numbered(Maker(line.out, task.incarnation), sent, pacer, send)
 
 
 def _receive(task: Task, line: Line, port: Port, pacer: Pacer) -> None:
-    received = Received(received_path(task.ledgers, line.into), task.rows)
+    directions = [stream.direction for stream in line.into]
+    received = {at: Received(received_path(task.ledgers, at, task.vm), task.rows) for at in directions}
+    first = directions[0]  # a death counts all that comes by the port
     while True:
-        frames = port.receive(pacer.most(line.into, BURST_MAX))
-        pacer.moved(line.into, "taken", len(frames))
+        frames = port.receive(pacer.most(first, BURST_MAX))
+        pacer.moved(first, "taken", len(frames))
         for frame in frames:
-            seen = read(frame, line.into, line.lengths_into)
+            seen = read(frame, line.into)
             if seen is None:
-                received.note_foreign()
+                received[first].note_foreign()
             else:
-                received.note(seen)
-        pacer.moved(line.into, "logged", len(frames))
+                received[seen.direction].note(seen)
+        pacer.moved(first, "logged", len(frames))
 
 
 def main(task: Task, commands: Connection[Any, Any], log: Path) -> None:

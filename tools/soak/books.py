@@ -15,8 +15,11 @@ causes on the way.
     from kernel     offered <= sent there: what the interface's queue did not take, or the agent had read and not yet
                     published, is lost, and nobody can count that
     policy          what the rule drops is what the sender made for it, less what other causes took before
+    bridge          owed by the rings in = paid to the rings out, summed over its three ports: each copy that a kill
+                    took along is counted as `restart`, and none that was not made
+    from bridge     offered to the ring out = logged by the receiver, from whomever + D + unlogged, as above
     restart         64 (RWAY_BURST) for each queue of a ring, or of the one that is forwarded to it, and each kill of
-                    one of its ends, at the most
+                    one of its ends, at the most; and two copies of a burst for each queue of a bridge
 """
 
 from __future__ import annotations
@@ -26,13 +29,28 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ringway.shm import RegionReading, RingReading
-from tools.soak.draw import CHAIN_BACK, CHAIN_OUT, DIRECT_BACK, DIRECT_OUT, WIRE_BACK, WIRE_OUT, Link, Setup
+from tools.soak.draw import (
+    CHAIN_BACK,
+    CHAIN_OUT,
+    DIRECT_BACK,
+    DIRECT_OUT,
+    HUB,
+    HUB_CLIENT,
+    HUB_GUEST,
+    HUB_SERVER,
+    WIRE_BACK,
+    WIRE_OUT,
+    Link,
+    Setup,
+)
 from tools.soak.ledger import Received, Sent
 from tools.soak.pace import BURST_MAX
 
 _RWAY_BURST = 64
+_HUB_COPIES = 2  # of a frame that is flooded
 _WORD = 1 << 64
 _CHAIN = ("inside", "outside")
+_HUB_LINKS = {host: f"hub-{host}" for host in HUB}
 
 # By direction: who sends and who receives, and the way, as links with the side that produces.
 SENDERS = {
@@ -42,6 +60,9 @@ SENDERS = {
     DIRECT_BACK: "server",
     WIRE_OUT: "client",
     WIRE_BACK: "wire",
+    HUB_CLIENT: "client",
+    HUB_SERVER: "server",
+    HUB_GUEST: "guest",
 }
 RECEIVERS = {
     CHAIN_OUT: "server",
@@ -50,6 +71,9 @@ RECEIVERS = {
     DIRECT_BACK: "client",
     WIRE_OUT: "wire",
     WIRE_BACK: "client",
+    HUB_CLIENT: "server",
+    HUB_SERVER: "guest",
+    HUB_GUEST: "client",
 }
 WAYS = {
     CHAIN_OUT: (("inside", 0), ("outside", 0)),
@@ -58,7 +82,15 @@ WAYS = {
     DIRECT_BACK: (("direct", 1),),
     WIRE_OUT: (("wire", 0),),
     WIRE_BACK: (("wire", 1),),
+    HUB_CLIENT: (("hub-client", 0), ("hub-server", 1)),
+    HUB_SERVER: (("hub-server", 0), ("hub-guest", 1)),
+    HUB_GUEST: (("hub-guest", 0), ("hub-client", 1)),
 }
+# Who may hear what: a bridge floods.
+HEARD = [
+    *RECEIVERS.items(),
+    *((at, host) for at in HUB.values() for host in HUB if host not in (SENDERS[at], RECEIVERS[at])),
+]
 
 
 @dataclass(frozen=True)
@@ -131,18 +163,21 @@ class Statement:
 
     rings: dict[tuple[str, int], Totals]
     accounts: dict[int, Account]
+    heard: dict[str, int]  # logged by the hosts of the bridge, from whomever
     unbalanced: list[str]
 
 
 def nothing(setup: Setup) -> Statement:
     """Of a fabric that has just been made."""
     rings = {(link.name, side): Totals(0, 0, {}) for link in setup.links for side in (0, 1)}
-    return Statement(rings, {direction: Account(0, 0, 0, 0, 0) for direction in setup.directions}, [])
+    accounts = {direction: Account(0, 0, 0, 0, 0) for direction in setup.directions}
+    return Statement(rings, accounts, dict.fromkeys(HUB, 0), [])
 
 
 def state(
-    regions: Mapping[str, RegionReading], sent: Mapping[int, Sent], received: Mapping[int, Received]
+    regions: Mapping[str, RegionReading], sent: Mapping[int, Sent], received: Mapping[tuple[int, str], Received]
 ) -> Statement:
+    """`received`: by direction and who has logged it."""
     rings: dict[tuple[str, int], Totals] = {}
     unbalanced = []
     for link, region in regions.items():
@@ -156,19 +191,35 @@ def state(
             sent[direction].total_intended,
             sent[direction].denied(done=True),
             sent[direction].denied(done=False),
-            received[direction].total,
+            received[direction, RECEIVERS[direction]].total,
         )
         for direction in sent
     }
-    return Statement(rings, accounts, unbalanced)
+    heard = dict.fromkeys(HUB, 0)
+    for (direction, receiver), ledger in received.items():
+        if direction in HUB.values():
+            heard[receiver] += ledger.total
+    return Statement(rings, accounts, heard, unbalanced)
 
 
-def held_between(regions: Mapping[str, RegionReading]) -> Iterator[int]:
-    """How many frames the forwarder has released and not published, in each direction. Exact while it stands still."""
-    for (link_in, side_in), (link_out, side_out) in (WAYS[CHAIN_OUT], WAYS[CHAIN_BACK]):
-        taken = _totals([ring for ring in regions[link_in].rings if ring.producing_side == side_in])
-        given = _totals([ring for ring in regions[link_out].rings if ring.producing_side == side_out])
-        yield taken.owed - given.paid
+def held_between(forwarder: str, regions: Mapping[str, RegionReading]) -> Iterator[int]:
+    """How many frames a forwarder has released and not published, by direction or in all. Exact while it rests."""
+    rings = {
+        (link, side): _totals([ring for ring in region.rings if ring.producing_side == side])
+        for link, region in regions.items()
+        for side in (0, 1)
+    }
+    if forwarder == "bridge":
+        yield _unpaid(rings)
+        return
+    for into, out in (WAYS[CHAIN_OUT], WAYS[CHAIN_BACK]):
+        yield rings[into].owed - rings[out].paid
+
+
+def _unpaid(rings: Mapping[tuple[str, int], Totals]) -> int:
+    """By the bridge, over all its ports."""
+    owed = sum(rings[link, 0].owed for link in _HUB_LINKS.values()) % _WORD
+    return (owed - sum(rings[link, 1].paid for link in _HUB_LINKS.values())) % _WORD
 
 
 def discrepancies(setup: Setup, before: Statement, now: Statement, kills: Mapping[str, int]) -> Iterator[str]:
@@ -176,7 +227,12 @@ def discrepancies(setup: Setup, before: Statement, now: Statement, kills: Mappin
     for text in now.unbalanced:
         yield f"published and taken out differ: {text}"
     for direction in setup.directions:
-        yield from _of_direction(direction, before, now, kills)
+        if direction in HUB.values():
+            yield from _of_host(SENDERS[direction], before, now, kills)
+        else:
+            yield from _of_direction(direction, before, now, kills)
+    if unpaid := _unpaid(now.rings):
+        yield f"the bridge owes {unpaid} over all its ports (modulo 2 to the 64)"
     for link in setup.links:
         for side in (0, 1):
             ring = now.rings[link.name, side] - before.rings[link.name, side]
@@ -194,6 +250,19 @@ def _of_direction(direction: int, before: Statement, now: Statement, kills: Mapp
     if len(way) == 2:
         wrong += _of_firewall(way, account)
     yield from (f"direction {direction}: {text}" for text in wrong)
+
+
+def _of_host(host: str, before: Statement, now: Statement, kills: Mapping[str, int]) -> Iterator[str]:
+    """One of the bridge's: what it sent there, and what came from there, of whomever."""
+    account = now.accounts[HUB[host]] - before.accounts[HUB[host]]
+    link = _HUB_LINKS[host]
+    into, out = (now.rings[link, side] - before.rings[link, side] for side in (0, 1))
+    killed = kills.get(host, 0)
+    wrong = list(_of_sender(into.offered, account, killed))
+    unlogged = out.offered - (now.heard[host] - before.heard[host]) - out.dropped
+    if unlogged not in (allowed := range(BURST_MAX * killed + 1)):
+        yield f"{link}: {unlogged} are not accounted for, where {allowed} may be, of {out}"
+    yield from (f"{link}: {text}" for text in wrong)
 
 
 def _of_kernel(offered: int, sent: int) -> Iterator[str]:
@@ -232,6 +301,8 @@ def _of_restarts(setup: Setup, link: Link, side: int, ring: Totals, kills: Mappi
     queues = link.queues
     if link.name in _CHAIN:  # what is lost between the two counts with the ring out, by the ring in's queues
         queues += max(each.queues for each in setup.links if each.name in _CHAIN)
+    if link.name in _HUB_LINKS.values():
+        queues += _HUB_COPIES * max(each.queues for each in setup.links if each.name in _HUB_LINKS.values())
     most = sum(kills.get(end.split(".")[0], 0) for end in link.ends) * queues * _RWAY_BURST
     lost = ring.drops.get("restart", 0)
     if lost > most:

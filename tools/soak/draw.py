@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from tools.soak.frames import LEN_MIN
+from tools.soak.frames import LEN_MIN, Stream
 from tools.soak.pace import Death, DeathMoment, Pace
 from tools.soak.wire import INTERFACE
 
@@ -24,7 +24,13 @@ Moment = Literal["time", "death", "frames", "between"]
 _TAP_FRAME_MAX, _IP_FRAME_MAX = 1514, 14 + 65535  # bytes
 _LENGTHS = 64  # how many different ones follow each other
 
-CHAIN_OUT, CHAIN_BACK, DIRECT_OUT, DIRECT_BACK, WIRE_OUT, WIRE_BACK = range(6)
+CHAIN_OUT, CHAIN_BACK, DIRECT_OUT, DIRECT_BACK, WIRE_OUT, WIRE_BACK, HUB_CLIENT, HUB_SERVER, HUB_GUEST = range(9)
+_OVER_TAP = (WIRE_OUT, WIRE_BACK)
+
+# The ports of a bridge. Each sends to the next one, and now and then to everybody; a frame for one whom the bridge does
+# not know yet comes to both others, too.
+HUB = {"client": HUB_CLIENT, "server": HUB_SERVER, "guest": HUB_GUEST}
+_HUB_NEXT = {HUB_CLIENT: HUB_SERVER, HUB_SERVER: HUB_GUEST, HUB_GUEST: HUB_CLIENT}
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Link:
 @dataclass(frozen=True)
 class Setup:
     links: tuple[Link, ...]
-    lengths: tuple[tuple[int, ...], ...]  # by direction
+    lengths: tuple[tuple[int, ...], ...]  # by direction, those over a tap too where there is none
     dropping: dict[str, bool]  # by application
     agent_options: dict[str, tuple[str, ...]]  # by agent
     connections: int  # that the firewall remembers
@@ -52,11 +58,18 @@ class Setup:
 
     @property
     def directions(self) -> tuple[int, ...]:
-        return tuple(range(6 if self.tap else 4))
+        return tuple(at for at in range(9) if self.tap or at not in _OVER_TAP)
+
+    def stream(self, direction: int) -> Stream:
+        lengths = self.lengths[direction]
+        if direction in _HUB_NEXT:
+            return Stream(direction, lengths, 0x10 + direction, 0x10 + _HUB_NEXT[direction], broadcasts=True)
+        return Stream(direction, lengths, denied=direction in (CHAIN_OUT, CHAIN_BACK))
 
     def fabric(self) -> str:
         locals_ = ["client.port.chain", "client.port.direct", "server.port.chain", "server.port.direct"]
         locals_ += ["firewall.port.inside", "firewall.port.outside", *(["client.port.wire"] if self.tap else [])]
+        locals_ += [end for host in HUB for end in (f"{host}.port.hub", f"bridge.port.{host}")]
         parts = [f'[vm.{port}]\nkind = "local"\n' for port in locals_]
         if self.tap:
             parts.append(f'[vm.edge.port.net]\nkind = "tap"\ninterface = "{INTERFACE}"\nmtu = 1500\n')
@@ -65,6 +78,8 @@ class Setup:
             f"connections = {self.connections}\n"
             '[[vm.firewall.stack.rule]]\nname = "known"\naction = "deny"\nprotocol = "udp"\ndestination_port = 81\n'
         )
+        names = ", ".join(f'"{host}"' for host in HUB)
+        parts.append(f'[vm.bridge.stack]\nmode = "bridge"\nbridge.ports = [{names}]\ndefault = "allow"\n')
         return "".join([*parts, *(link.text() for link in self.links)])
 
     def __str__(self) -> str:
@@ -109,20 +124,21 @@ def draw_setup(seed: int, tap: bool) -> Setup:
         slots, payload = drawn.choice(_GEOMETRIES[frame_max])
         return Link(name, (first, second), drawn.choice((1, 2)), slots, payload)
 
-    chain, direct, wire = (drawn.choice(tuple(_GEOMETRIES)) for _ in range(3))
+    chain, direct, wire, hub = (drawn.choice(tuple(_GEOMETRIES)) for _ in range(4))
     links = [
         link("inside", "client.chain", "firewall.inside", chain),
         link("outside", "firewall.outside", "server.chain", chain),
         link("direct", "client.direct", "server.direct", direct),
+        *(link(f"hub-{host}", f"{host}.hub", f"bridge.{host}", hub) for host in HUB),
     ]
     if tap:
         links.append(link("wire", "client.wire", "edge.net", wire))
-    longest = (chain, chain, direct, direct, _TAP_FRAME_MAX, _TAP_FRAME_MAX)
+    longest = (chain, chain, direct, direct, _TAP_FRAME_MAX, _TAP_FRAME_MAX, hub, hub, hub)
     return Setup(
         links=tuple(links),
         lengths=tuple(_lengths(drawn, min(most, _IP_FRAME_MAX)) for most in longest),
-        dropping={vm: drawn.random() < 0.3 for vm in ("client", "server")},
-        agent_options={vm: _options(drawn) for vm in ("firewall", "edge")},
+        dropping={vm: drawn.random() < 0.3 for vm in ("client", "server", "guest")},
+        agent_options={vm: _options(drawn) for vm in ("firewall", "edge", "bridge")},
         connections=drawn.choice((0, 0, 4096)),
         tap=tap,
     )
@@ -140,7 +156,7 @@ def _options(drawn: random.Random) -> tuple[str, ...]:
     return (*spin, "--loops", "1") if drawn.random() < 0.3 else spin
 
 
-_SINGLE = {"client": 5, "firewall": 6, "server": 4, "edge": 4, "broker": 2, "keeper": 1}
+_SINGLE = {"client": 5, "firewall": 6, "bridge": 6, "server": 4, "edge": 4, "guest": 2, "broker": 2, "keeper": 1}
 _PAIRS: tuple[tuple[str, ...], ...] = (
     ("client", "firewall"),
     ("firewall", "server"),
@@ -149,11 +165,27 @@ _PAIRS: tuple[tuple[str, ...], ...] = (
     ("broker", "firewall"),
     ("broker", "client"),
     ("client", "firewall", "server"),
+    ("bridge", "guest"),
+    ("broker", "bridge"),
+    ("client", "bridge", "server"),
 )
 _PACES: tuple[Pace, ...] = ("fast", "fast", "fast", "slow", "slow", "stopped")
-_SENDS = {"client": (CHAIN_OUT, DIRECT_OUT, WIRE_OUT), "server": (CHAIN_BACK, DIRECT_BACK)}
-_TAKES = {"client": (CHAIN_BACK, DIRECT_BACK, WIRE_BACK), "server": (CHAIN_OUT, DIRECT_OUT)}
-_CARRIES = {"firewall": (CHAIN_OUT, CHAIN_BACK), "edge": (WIRE_OUT, WIRE_BACK), "broker": (DIRECT_OUT,)}
+_SENDS = {
+    "client": (CHAIN_OUT, DIRECT_OUT, WIRE_OUT, HUB_CLIENT),
+    "server": (CHAIN_BACK, DIRECT_BACK, HUB_SERVER),
+    "guest": (HUB_GUEST,),
+}
+_TAKES = {
+    "client": (CHAIN_BACK, DIRECT_BACK, WIRE_BACK, HUB_GUEST),
+    "server": (CHAIN_OUT, DIRECT_OUT, HUB_CLIENT),
+    "guest": (HUB_SERVER,),
+}
+_CARRIES = {
+    "firewall": (CHAIN_OUT, CHAIN_BACK),
+    "bridge": (HUB_CLIENT, HUB_SERVER, HUB_GUEST),
+    "edge": _OVER_TAP,
+    "broker": (DIRECT_OUT,),
+}
 
 
 def draw_steps(seed: int, tap: bool) -> Iterator[Step]:
@@ -197,13 +229,13 @@ def _draw_moment(
     kind = drawn.random()
     if kind > 0.6 or pace == "stopped":
         return "time", drawn.uniform(0.0, 0.15), None, 0
-    if fault == "kill" and kind < 0.3 and vm == "firewall":
+    if fault == "kill" and kind < 0.45 and vm in ("firewall", "bridge"):
         return "between", 0.0, None, 0
     if fault == "kill" and len(victims) == 1 and vm in _SENDS:
         moments: tuple[DeathMoment, ...] = ("sent", "taken", "logged")
         moment = drawn.choice(moments)
         among = _SENDS[vm] if moment == "sent" else _TAKES[vm]
-        direction = drawn.choice([at for at in among if tap or at < WIRE_OUT])
+        direction = drawn.choice([at for at in among if tap or at not in _OVER_TAP])
         return "death", 0.0, Death(direction, moment, drawn.randint(1, 2000)), direction
     if vm in _CARRIES:
         return "frames", float(drawn.randint(1, 4000)), None, drawn.choice(_CARRIES[vm])

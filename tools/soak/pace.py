@@ -91,10 +91,9 @@ class Pacer:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def send_numbered(
-    maker: Maker, direction: int, incarnation: int, sent: Sent, pacer: Pacer, send: Callable[[list[bytes]], object]
-) -> None:
+def send_numbered(maker: Maker, sent: Sent, pacer: Pacer, send: Callable[[list[bytes]], object]) -> None:
     """For ever. `send` deals with all frames it is given, in order."""
+    direction, incarnation = maker.stream.direction, maker.incarnation
     drawn = random.Random(incarnation)
     number = 0
     while True:

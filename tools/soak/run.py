@@ -15,7 +15,17 @@ from ringway.control.errors import ControlError
 from ringway.control.registry import read_registry
 from ringway.shm import RegionError, RegionReading
 from tools.soak.application import received_path, sent_path
-from tools.soak.books import RECEIVERS, SENDERS, WAYS, Statement, discrepancies, held_between, nothing, state
+from tools.soak.books import (
+    HEARD,
+    RECEIVERS,
+    SENDERS,
+    WAYS,
+    Statement,
+    discrepancies,
+    held_between,
+    nothing,
+    state,
+)
 from tools.soak.census import Possessions, descriptors, entries_of, is_stopped
 from tools.soak.draw import Step, draw_setup, draw_steps
 from tools.soak.ledger import Received, Sent
@@ -49,7 +59,11 @@ class Soak:
         with _folder() as folder:
             self._stage = Stage(self._setup, folder, self._rows)
             self._sent = {at: Sent(sent_path(folder, at), self._rows) for at in self._setup.directions}
-            self._received = {at: Received(received_path(folder, at), self._rows) for at in self._setup.directions}
+            self._received = {
+                (at, vm): Received(received_path(folder, at, vm), self._rows)
+                for at, vm in HEARD
+                if at in self._setup.directions
+            }
             try:
                 self._start()
                 self._steps(seconds)
@@ -163,7 +177,7 @@ class Soak:
         for _ in range(_CATCHES):
             stage.signal(forwarder, signal.SIGSTOP)
             stage.until(lambda: is_stopped(stage.pid(forwarder)), f"{forwarder} stands still")
-            if any(held_between(stage.regions())):
+            if any(held_between(forwarder, stage.regions())):
                 return
             stage.signal(forwarder, signal.SIGCONT)
             stage.rest(0.001)
@@ -228,7 +242,7 @@ class Soak:
     def _await_direction(self, direction: int) -> None:
         incarnation = self._stage.incarnations[SENDERS[direction]]
         made = self._sent[direction].intended(incarnation)
-        received = self._received[direction]
+        received = self._received[direction, RECEIVERS[direction]]
         self._stage.until(lambda: received.last(incarnation) > made, f"frames of direction {direction} arrive again")
 
     # -- quiet points
@@ -298,7 +312,8 @@ class Soak:
             lines += [line for name, region in self._stage.regions().items() for line in _rings(name, region)]
         for direction in self._setup.directions:
             incarnation = self._stage.incarnations.get(SENDERS[direction], 0)
-            made, last = self._sent[direction].intended(incarnation), self._received[direction].last(incarnation)
+            received = self._received[direction, RECEIVERS[direction]]
+            made, last = self._sent[direction].intended(incarnation), received.last(incarnation)
             lines.append(f"direction {direction}: incarnation {incarnation} has made {made}, {last} has arrived last")
         for name in self._stage.names:
             with contextlib.suppress(OSError):
@@ -319,7 +334,8 @@ def _rings(link: str, region: RegionReading) -> Iterator[str]:
 def needed_by(direction: int) -> set[str]:
     """Who has to be alive for a direction's frames to arrive."""
     links = {link for link, _ in WAYS[direction]}
-    between = {"firewall"} if "inside" in links else {"edge"} if "wire" in links else set()
+    on_the_way = {"inside": "firewall", "wire": "edge", "hub-client": "bridge", "hub-server": "bridge"}
+    between = {on_the_way[link] for link in links if link in on_the_way}
     return {SENDERS[direction], RECEIVERS[direction], *between}
 
 

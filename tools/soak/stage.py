@@ -25,14 +25,15 @@ from ringway.control.messages import Applied, Apply, Show, Shown
 from ringway.shm import RegionError, RegionReading, read_region
 from tools.soak import application, wire
 from tools.soak.application import Line, Task, enter
+from tools.soak.books import RECEIVERS
 from tools.soak.census import Possessions, await_idle, keeper_pid, possessions
-from tools.soak.draw import CHAIN_BACK, CHAIN_OUT, DIRECT_BACK, DIRECT_OUT, WIRE_BACK, WIRE_OUT, Setup
+from tools.soak.draw import CHAIN_BACK, CHAIN_OUT, DIRECT_BACK, DIRECT_OUT, HUB, WIRE_BACK, WIRE_OUT, Setup
 from tools.soak.pace import Death, Pace
 
 PATIENCE = 60.0  # seconds for what takes a second at most: the machine may have other things to do
 _STEP = 0.005
 _PRELOAD = ["tools.soak.stage", "ringway.cli.main", "ringway.broker.loop", "ringway.agent.run"]
-_SPEAKING = ("client", "server", "wire")  # who takes commands
+_SPEAKING = ("client", "server", "guest", "wire")  # who takes commands
 
 
 class SoakError(Exception):
@@ -63,7 +64,8 @@ class Stage:
         self.incarnations = {"wire": 1}
         self._regions: dict[str, int] = {}
         self.pace: Pace = "stopped"
-        self.names = ("broker", "client", "firewall", "server", *(("edge", "wire") if setup.tap else ()))
+        others = ("client", "firewall", "server", "bridge", "guest", *(("edge", "wire") if setup.tap else ()))
+        self.names = ("broker", *others)
 
     # -- starting and ending
 
@@ -86,18 +88,25 @@ class Stage:
     def _entry(self, name: str) -> Callable[..., None]:
         return wire.main if name == "wire" else application.main
 
-    def _task(self, name: str) -> object:
-        lengths = self.setup.lengths
+    def _lines(self, name: str) -> tuple[Line, ...]:
         ports = {
             "client": [("chain", CHAIN_OUT, CHAIN_BACK), ("direct", DIRECT_OUT, DIRECT_BACK)],
             "server": [("chain", CHAIN_BACK, CHAIN_OUT), ("direct", DIRECT_BACK, DIRECT_OUT)],
+            "guest": [],
             "wire": [("net", WIRE_BACK, WIRE_OUT)],
         }
         if self.setup.tap:
             ports["client"].append(("wire", WIRE_OUT, WIRE_BACK))
-        lines = tuple(
-            Line(port, out, into, port == "chain", lengths[out], lengths[into]) for port, out, into in ports[name]
-        )
+        stream = self.setup.stream
+        lines = [Line(port, stream(out), (stream(into),)) for port, out, into in ports[name]]
+        if name in HUB:
+            # Those to the host first, then what it may hear besides.
+            into = sorted((at for at in HUB.values() if at != HUB[name]), key=lambda at: RECEIVERS[at] != name)
+            lines.append(Line("hub", stream(HUB[name]), tuple(map(stream, into))))
+        return tuple(lines)
+
+    def _task(self, name: str) -> object:
+        lines = self._lines(name)
         if name == "wire":
             return wire.WireTask(lines[0], self.folder, self._rows)
         self.incarnations[name] = self.incarnations.get(name, 0) + 1

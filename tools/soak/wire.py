@@ -33,7 +33,7 @@ class WireTask:
 
 
 def _receive(task: WireTask, source: socket.socket) -> None:
-    received = Received(received_path(task.ledgers, task.line.into), task.rows)
+    received = Received(received_path(task.ledgers, task.line.into[0].direction, "wire"), task.rows)
     source.settimeout(_LOOK_S)
     while True:
         try:
@@ -47,7 +47,7 @@ def _receive(task: WireTask, source: socket.socket) -> None:
             if error.errno not in _AWAY:
                 raise
             continue
-        seen = read(frame, task.line.into, task.line.lengths_into)
+        seen = read(frame, task.line.into)
         if seen is not None:
             received.note(seen)
 
@@ -67,8 +67,8 @@ def _send(task: WireTask, pacer: Pacer) -> None:
                 return
         pacer.rest(0.001)  # the interface's queue is short
 
-    sent = Sent(sent_path(task.ledgers, task.line.out), task.rows)
-    send_numbered(Maker(task.line.out, 1, task.line.lengths_out, denied=False), task.line.out, 1, sent, pacer, send)
+    sent = Sent(sent_path(task.ledgers, task.line.out.direction), task.rows)
+    send_numbered(Maker(task.line.out, 1), sent, pacer, send)
 
 
 def main(task: WireTask, commands: Connection[Any, Any], log: Path) -> None:
