@@ -15,7 +15,7 @@ from rich.table import Table
 from bench import machine
 from bench.form import BenchError, Report
 
-NAMES = ("link", "hop", "chain", "latency", "race", "idle", "flow", "control")
+NAMES = ("link", "hop", "chain", "latency", "race", "idle", "flow", "function", "control")
 
 
 def _number(value: float) -> str:

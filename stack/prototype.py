@@ -187,7 +187,9 @@ class Prototype:
         return ffi.cast("void *", id(step))
 
     def _stop(self, state: Any) -> None:
-        del self._running[int(ffi.cast("uintptr_t", state))]
+        step, _ = self._running.pop(int(ffi.cast("uintptr_t", state)))
+        if hasattr(step, "stop"):
+            step.stop()
 
     def _burst(self, state: Any, packets: Any, count: int) -> None:
         """What the function raises is counted, and none of the burst leaves that it has not decided over."""

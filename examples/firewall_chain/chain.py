@@ -15,6 +15,7 @@ from namespaces import make_management, run, start
 HERE = Path(__file__).parent
 RINGWAY = [str(Path(sys.executable).with_name("ringway"))]
 RUNTIME = Path("/run/ringway")  # private: /run is a tmpfs that ends with the demo
+FUNCTIONS = RUNTIME / "functions"  # of the firewall; the demo builds one
 VMS = ("client", "firewall", "server")
 
 
@@ -44,6 +45,8 @@ class Chain:
 
     def start_agent(self, vm: str, *options: str, namespace: str | None = None) -> None:
         """In the namespace of the VM's name, unless another is named."""
+        if vm == "firewall":
+            options = (*options, "--functions", str(FUNCTIONS))
         arguments = ("agent", "--vm", vm, *options)
         self.agents[vm] = self._start_ready(f"agent {vm}: ready", *arguments, namespace=namespace or vm)
         if set(VMS) <= set(self.agents):
@@ -83,6 +86,10 @@ class Chain:
     def rule_frames(self, name: str) -> int:
         firewall = next(vm for vm in self.show()["vms"] if vm["name"] == "firewall")
         return next((int(rule["frames"]) for rule in firewall["rules"] if rule["name"] == name), 0)
+
+    def function_counters(self, name: str) -> dict[str, int]:
+        firewall = next(vm for vm in self.show()["vms"] if vm["name"] == "firewall")
+        return next((dict(function["counters"]) for function in firewall["functions"] if function["name"] == name), {})
 
     def quiet_books(self) -> list[dict[str, Any]]:
         """All rings once they stand still: two readings that are alike."""

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import changes
 import kills
+import own_function
 import race
 import traffic
 from chain import Chain
@@ -28,6 +29,7 @@ STEPS = (
     changes.changed,
     kills.broker_killed,
     kills.firewall_killed,
+    own_function.marked,
     changes.books,
     race.race,
 )

@@ -130,6 +130,14 @@ def test_bench_flow_compares_many_flows_with_few() -> None:
     assert {row["against"] for row in well_formed("flow")} <= {"limit", "1024 flows"}
 
 
+@pytest.mark.full
+def test_bench_function_compares_examples_in_c_and_python_with_none() -> None:
+    require_two_cores()
+    rows = well_formed("function")
+    assert {row["against"] for row in rows} == {"no function"}
+    assert [row["case"] for row in rows] == ["hop of 64 B with mark.c", "hop of 64 B with sizes.py"]
+
+
 def test_bench_idle_holds_cost_and_wake_up_against_their_limits() -> None:
     require_two_cores()
     rows = well_formed("idle")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def test_the_demo_shows_all_it_promises_and_leaves_nothing(traces: Traces) -> No
     shown = run_demo(DEMO, traces)
     assert "all of it worked" in shown
     assert "FAILED" not in shown
+    assert re.search(r"firewall +mark +marked +2", shown), "the function of one's own shows its counter"
     traces.check_none()
 
 

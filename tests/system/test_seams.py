@@ -1,4 +1,4 @@
-"""What it takes to add a port kind, a carrier or a control message: the places that are listed, and no other.
+"""What it takes to add a port kind, a carrier, a packet function or a control message: the places listed, and no other.
 
 Each test adds a dummy to a copy of the package, in those places only, and runs a broker and an agent from the copy.
 """
@@ -96,6 +96,53 @@ from ringway.control.carriers import Fd
 
 def attach(vm, offer):
     return fd.attach(vm, replace(offer, carrier=Fd(offer.carrier.door)))
+"""
+
+FUNCTION = """\
+#include "stack/function.h"
+
+static const struct rway_option OPTIONS[] = {
+    {.name = "by", .type = RWAY_OPTION_NUMBER, .least = 1, .most = 9, .usual = 1}};
+static const char *const COUNTERS[] = {"counted"};
+
+static void *start(const struct rway_function_start *start)
+{
+    rway_counter_add(start->counters, (uint64_t)start->options[0].number);
+    return start->counters;
+}
+
+static void burst(void *state, struct rway_packet *const *packets, uint32_t count)
+{
+    (void)state, (void)packets, (void)count;
+}
+
+const struct rway_function rway_function_entry = {.version = RWAY_FUNCTION_VERSION,
+                                                  .options = OPTIONS,
+                                                  .option_count = 1,
+                                                  .counters = COUNTERS,
+                                                  .counter_count = 1,
+                                                  .start = start,
+                                                  .burst = burst};
+"""
+STACK = """\
+[vm.fw.port.p]
+kind = "local"
+[vm.fw.port.q]
+kind = "local"
+[vm.fw.stack]
+forward = [["p", "q"]]
+default = "allow"
+[[vm.fw.stack.function]]
+name = "dummy"
+options = { by = 7 }
+[vm.a.port.p]
+kind = "local"
+[vm.b.port.p]
+kind = "local"
+[link.one]
+ends = ["a.p", "fw.p"]
+[link.two]
+ends = ["fw.q", "b.p"]
 """
 
 PING = """\
@@ -248,6 +295,22 @@ def test_a_carrier_is_its_type_and_a_file_on_each_side(copy: Copy) -> None:
     (link,) = copy.show()["links"]
     assert link["state"] == "up", "an end by either carrier"
     assert "replaced: wire" in copy.apply(fabric.replace('carrier = "dummy"', ""))
+
+
+def test_a_packet_function_is_a_c_file_of_its_own(copy: Copy) -> None:
+    folder = copy.root.parent / "functions"
+    folder.mkdir(mode=0o755)
+    (folder / "dummy.c").write_text(FUNCTION)
+    includes = f"-I{copy.ringway('headers').strip()}"
+    command = ["cc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", includes, "-o", "dummy.so", "dummy.c"]
+    subprocess.run(command, cwd=folder, check=True)
+    assert copy.changed() == set()
+
+    awaited(copy.start("broker"), "broker ready")
+    copy.apply(STACK)
+    awaited(copy.start("agent", "--vm", "fw", "--functions", str(folder)), "ready")
+    shown = next(vm for vm in copy.show()["vms"] if vm["name"] == "fw")
+    assert shown["functions"] == [{"name": "dummy", "counters": {"counted": 7}}]
 
 
 def test_a_control_message_is_its_type_and_its_handler(copy: Copy) -> None:

@@ -66,6 +66,14 @@ def test_a_wheel_installs_and_imports_away_from_the_source(wheel: Path, tmp_path
     assert origin(venv / "bin" / "python", "ringway.shm._native", tmp_path).is_relative_to(site / "ringway" / "shm")
     assert not {path.name for path in site.iterdir()} & set(TREE)
     assert (venv / "bin" / "ringway").is_file()
+    done = subprocess.run([venv / "bin" / "ringway", "headers"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == f"{site.resolve() / 'ringway'}\n", done.stderr
+    source = ROOT / "examples" / "functions" / "mark.c"
+    strict = ("-Wall", "-Wextra", "-Werror")
+    for standard in ("c11", "gnu17"):
+        command = ["cc", f"-std={standard}", *strict, "-shared", "-fPIC", f"-I{done.stdout.strip()}", "-o", "mark.so"]
+        built = subprocess.run([*command, source], cwd=tmp_path, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr
 
 
 def test_the_editable_install_uses_the_tree(tmp_path: Path) -> None:
