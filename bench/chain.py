@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from bench.fabric import Fabric, Worker, Workers
@@ -58,7 +59,7 @@ def check_lossless(chain: str, links: Sequence[LinkShown]) -> None:
     """BenchError when a ring has dropped a frame."""
     for link in links:
         for ring in link.rings:
-            if drops := ring.drops_produced | ring.drops_consumed:
+            if drops := Counter(ring.drops_produced) + Counter(ring.drops_consumed):
                 said = ", ".join(f"{count} as {cause}" for cause, count in drops.items())
                 raise BenchError(f"{chain}: link {link.name} dropped {said}: nothing may be lost inside a chain")
 
