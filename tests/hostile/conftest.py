@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hostile.carrier import carrier, left_behind
-from tests.hostile.victim import Victim
+from tests.support.carrier import carrier, left_behind
+from tests.support.victim import Victim
 
 
 @pytest.fixture(autouse=True)

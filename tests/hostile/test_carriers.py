@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ringway.shm import RefusalCause, Region, RegionError, read_region
-from tests.hostile.carrier import LINK, SMALL, carrier, left_behind
-from tests.hostile.refusals import check_message, refused
+from tests.support.carrier import LINK, SMALL, carrier, left_behind
+from tests.support.refusals import check_message, refused
 
 MEMORY = SMALL.shape().memory
 REGION = SMALL.shape().region_size

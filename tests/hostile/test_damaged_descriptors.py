@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ringway.shm import BreakCause, RegionBrokenError
 from ringway.shm._native import ffi, lib
-from tests.hostile.carrier import SMALL, WORD, carrier, peek
-from tests.hostile.victim import Victim
+from tests.support.carrier import SMALL, WORD, carrier, peek
+from tests.support.victim import Victim
 
 SLOTS = SMALL.slot_count
 FRAME_MAX = SMALL.shape().frame_max

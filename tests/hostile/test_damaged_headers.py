@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ringway.shm import Geometry, RefusalCause, Region, RegionError, create_region, read_region
-from tests.hostile.carrier import LINK, SMALL, WORD, Carrier, carrier, left_behind, place
-from tests.hostile.refusals import carries_a_frame, check_message, refused, refuses_attach, refuses_both
+from tests.support.carrier import LINK, SMALL, WORD, Carrier, carrier, left_behind, place
+from tests.support.refusals import carries_a_frame, check_message, refused, refuses_attach, refuses_both
 
 MEMORY = SMALL.shape().memory
 REGION = SMALL.shape().region_size

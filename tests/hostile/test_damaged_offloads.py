@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ringway.shm import read_region
 from ringway.shm._native import ffi, lib
-from tests.hostile.carrier import SMALL, carrier, peek
-from tests.hostile.victim import Victim
+from tests.support.carrier import SMALL, carrier, peek
+from tests.support.victim import Victim
 
 CONTINUATION = {"kind": lib.RWAY_DESC_CONTINUATION, "slots": 0, "len": 0}
 CSUM, GSO = lib.RWAY_EXT_CSUM, lib.RWAY_EXT_GSO

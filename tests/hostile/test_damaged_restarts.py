@@ -18,7 +18,7 @@ from ringway.shm import (
     watch_losses,
 )
 from ringway.shm._native import lib
-from tests.hostile.carrier import SMALL, WORD, Carrier, carrier, left_behind, place
+from tests.support.carrier import SMALL, WORD, Carrier, carrier, left_behind, place
 
 SLOTS = SMALL.slot_count
 FRAME = bytes(range(60))

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from ringway.shm import BreakCause, RegionBrokenError, SideState, read_region
-from tests.hostile.carrier import SMALL, WORD, peek
-from tests.hostile.victim import FRAME, Victim, after_ten_frames
+from tests.support.carrier import SMALL, WORD, peek
+from tests.support.victim import FRAME, Victim, after_ten_frames
 
 SLOTS = SMALL.slot_count
 

@@ -8,8 +8,8 @@ import pytest
 
 from ringway.shm import RefusalCause, SideState, read_region
 from ringway.shm._native import lib
-from tests.hostile.carrier import SMALL, WORD, Carrier, carrier
-from tests.hostile.refusals import carries_a_frame, check_message, refused, refuses_both
+from tests.support.carrier import SMALL, WORD, Carrier, carrier
+from tests.support.refusals import carries_a_frame, check_message, refused, refuses_both
 
 SIDE_A, RINGS_A, SIDE_B, RINGS_B = range(4)  # in the order in which the broker writes the sections
 SECTIONS = {"side a": SIDE_A, "rings a": RINGS_A, "side b": SIDE_B, "rings b": RINGS_B}

@@ -31,8 +31,8 @@ from ringway.control.registry import (
     read_registry,
 )
 from tests.conftest import require
-from tests.hostile.forged_entry import GOOD_LINK, changed_link, forged, new_fabric_id, placed
-from tests.system.broker_process import run_ringway, short_directory
+from tests.support.broker_process import run_ringway, short_directory
+from tests.support.forged_entry import GOOD_LINK, changed_link, forged, new_fabric_id, placed
 
 GOOD = forged("0123456789abcdef")
 MEMBERS: list[tuple[RegistryCause, str, object]] = [

@@ -10,8 +10,8 @@ import pytest
 
 from ringway.shm import BreakCause, RegionBrokenError, read_region
 from ringway.shm._native import ffi, lib
-from tests.hostile.carrier import SMALL, carrier
-from tests.hostile.victim import FRAME, Victim, after_ten_frames
+from tests.support.carrier import SMALL, carrier
+from tests.support.victim import FRAME, Victim, after_ten_frames
 
 SLOTS = SMALL.slot_count
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.model.spin import MODELS, replay, search
+from tests.support.spin import MODELS, replay, search
 
 # A model with the switches that choose its variant and bound.
 Variant = tuple[str, ...]

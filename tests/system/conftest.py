@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.broker_process import BrokerProcess, short_directory
-from tests.system.fabric_fixtures import Fabric
+from tests.support.broker_process import BrokerProcess, short_directory
+from tests.support.fabric import Fabric
 
 
 @pytest.fixture

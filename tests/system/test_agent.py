@@ -23,17 +23,11 @@ from ringway.control.messages import Cause
 from ringway.control.runtime import handover_path
 from ringway.shm import BreakCause, RegionBrokenError, RegionHeldError
 from ringway.shm._native import ffi, lib
-from tests.system.broker_process import BrokerProcess, only_offer, run_ringway, session_of, short_directory
-from tests.system.fabric_fixtures import AgentProcess, Fabric, check_books, until
+from tests.support.broker_process import BrokerProcess, only_offer, run_ringway, session_of, short_directory
+from tests.support.fabric import AgentProcess, Fabric, check_books
+from tests.support.fabrics import PAIR
+from tests.support.waiting import until
 
-PAIR = """
-[vm.left.port.p]
-kind = "local"
-[vm.right.port.p]
-kind = "local"
-[link.wire]
-ends = ["left.p", "right.p"]
-"""
 # A second link between the same VMs, to be added and taken away.
 BESIDE = """
 [vm.left.port.q]

@@ -12,8 +12,11 @@ import pytest
 from ringway.agent import Agent, AgentCause, AgentError, Port
 from ringway.control.messages import PortTold
 from ringway.shm import RegionHeldError
-from tests.system.broker_process import run_ringway
-from tests.system.fabric_fixtures import AgentProcess, Fabric, namespaces, run, until
+from tests.support.broker_process import run_ringway
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.fabrics import applications_and_firewall
+from tests.support.network import namespaces, run
+from tests.support.waiting import until
 
 # `west` has a tap and a port for an application; the other ends are applications.
 TAP_AND_LOCAL = """
@@ -31,25 +34,8 @@ ends = ["west.tap", "east.p"]
 [link.b]
 ends = ["west.app", "east.q"]
 """
-STACK = """[vm.fw.stack]
-forward = [["inside", "outside"]]
-default = "allow"
-connections = 1024
-"""
-CHAIN = f"""
-[vm.left.port.p]
-kind = "local"
-[vm.right.port.p]
-kind = "local"
-[vm.fw.port.inside]
-kind = "local"
-[vm.fw.port.outside]
-kind = "local"
-{STACK}[link.one]
-ends = ["left.p", "fw.inside"]
-[link.two]
-ends = ["fw.outside", "right.p"]
-"""
+STACK = 'default = "allow"\nconnections = 1024\n'
+CHAIN = applications_and_firewall(STACK)
 TOO_MANY = CHAIN.replace("connections = 1024", "connections = 16777216")
 FRAME = bytes(12) + b"\x88\xb5" + bytes(46)
 
@@ -138,12 +124,12 @@ def test_what_no_trying_mends_is_said_once_and_shown(fabric: Fabric, without: li
 
 def test_a_stack_that_cannot_be_made_at_start_keeps_no_port_from_being_attached(fabric: Fabric, tmp_path: Path) -> None:
     fabric.apply(TOO_MANY)
-    fw = fabric.start("fw", by=["prlimit", f"--as={1 << 30}"])
+    fw = fabric.start("firewall", by=["prlimit", f"--as={1 << 30}"])
     fw.await_line("ready")
     left, right = fabric.port("left"), fabric.port("right")
-    assert "no memory to remember 16777216 connections" in fabric.broker.vm("fw").problem
+    assert "no memory to remember 16777216 connections" in fabric.broker.vm("firewall").problem
     assert apply(fabric, tmp_path, CHAIN) == (0, "")
-    assert fabric.broker.vm("fw").problem == ""
+    assert fabric.broker.vm("firewall").problem == ""
     assert passes(left, right)
 
 
@@ -151,17 +137,17 @@ def test_an_agent_keeps_its_stack_when_the_new_one_cannot_be_made_and_apply_says
     fabric: Fabric, tmp_path: Path
 ) -> None:
     fabric.apply(CHAIN)
-    fw = fabric.agent("fw")
+    fw = fabric.agent("firewall")
     left, right = fabric.port("left"), fabric.port("right")
     assert passes(left, right)
     limit_memory(fw, 256 << 20)
     code, said = apply(fabric, tmp_path, TOO_MANY)
     assert code == 3
-    assert "VM fw: its agent does not run it: there is no memory to remember 16777216 connections" in said
+    assert "VM firewall: its agent does not run it: there is no memory to remember 16777216 connections" in said
     assert passes(left, right)
-    assert "the one before goes on" in fabric.broker.vm("fw").problem
+    assert "the one before goes on" in fabric.broker.vm("firewall").problem
     assert apply(fabric, tmp_path, CHAIN) == (0, "")
-    assert fabric.broker.vm("fw").problem == ""
+    assert fabric.broker.vm("firewall").problem == ""
     assert passes(right, left)
 
 
@@ -169,7 +155,7 @@ def test_apply_names_the_agents_that_do_not_answer_and_the_broker_answers_others
     fabric: Fabric, tmp_path: Path
 ) -> None:
     fabric.apply(CHAIN)
-    fw = fabric.agent("fw")
+    fw = fabric.agent("firewall")
     fabric.agent("left")
     fw.process.send_signal(signal.SIGSTOP)
     done: list[tuple[int, str]] = []
@@ -181,8 +167,8 @@ def test_apply_names_the_agents_that_do_not_answer_and_the_broker_answers_others
     applying.join()
     assert apply(fabric, tmp_path, CHAIN)[0] == 3, "the next apply knows it, and need not wait"
     fw.process.send_signal(signal.SIGCONT)
-    assert done == [(3, "VM fw: its agent has not answered yet; look at `ringway show`\n")]
-    until(lambda: "default" in fabric.rules("fw"), "the agent goes on")
+    assert done == [(3, "VM firewall: its agent has not answered yet; look at `ringway show`\n")]
+    until(lambda: "default" in fabric.rules("firewall"), "the agent goes on")
     assert apply(fabric, tmp_path, changed) == (0, "")
 
 
@@ -230,9 +216,9 @@ def test_a_port_that_an_application_detached_is_had_again(fabric: Fabric) -> Non
 
 
 def test_a_port_that_an_application_detached_is_run_by_a_stack_that_wants_it(fabric: Fabric) -> None:
-    plain = CHAIN.replace(STACK, "")
+    plain = applications_and_firewall(None)
     fabric.apply(plain)
-    left, right, fw = fabric.port("left"), fabric.port("right"), fabric.local("fw")
+    left, right, fw = fabric.port("left"), fabric.port("right"), fabric.local("firewall")
     fw.port("inside").detach()
     fabric.apply(CHAIN)
     assert passes(left, right)
@@ -246,7 +232,7 @@ def test_a_withdrawn_port_that_is_held_is_reported_and_goes_when_it_can(fabric: 
     left = fabric.local("left")
     port = left.port("p")
     with port.region.hold("an application"):
-        code, said = apply(fabric, tmp_path, CHAIN.replace('"fw.inside"]', '"fw.inside"]\nslots = 512'))
+        code, said = apply(fabric, tmp_path, CHAIN.replace('"firewall.inside"]', '"firewall.inside"]\nslots = 512'))
         assert code == 3
         assert "VM left: its agent does not run it" in said
         assert "an application" in said

@@ -19,7 +19,7 @@ from bench.form import BenchError
 from bench.machine import huge_pages
 from bench.native import lib
 from tests.conftest import require
-from tests.system.fabric_fixtures import until
+from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = Path("/proc/sys/vm/nr_hugepages")

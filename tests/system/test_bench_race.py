@@ -17,7 +17,7 @@ import pytest
 from bench.form import BenchError, Reading, duel
 from bench.race.racer import End
 from tests.conftest import require
-from tests.system.fabric_fixtures import until
+from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL_ONES = (1 << 64) - 1

@@ -12,8 +12,10 @@ import pytest
 
 from ringway.agent import Port
 from ringway.shm import RingReading, read_region
-from tests.system.broker_process import run_ringway
-from tests.system.fabric_fixtures import AgentProcess, Fabric, await_carriers, namespaces, ping, transfer, until
+from tests.support.broker_process import run_ringway
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.network import await_carriers, namespaces, ping, transfer
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs_root
 HOSTS = ("one", "two", "three")

@@ -40,14 +40,8 @@ from ringway.control.release import RELEASE
 from ringway.control.wire import Received
 from ringway.shm import Geometry, QueueBells, Region
 from tests.conftest import require
-from tests.system.broker_process import (
-    FABRIC,
-    BrokerProcess,
-    only_offer,
-    run_ringway,
-    session_of,
-    short_directory,
-)
+from tests.support.broker_process import BrokerProcess, only_offer, run_ringway, session_of, short_directory
+from tests.support.fabrics import FABRIC
 
 STACK = """
 [vm.client.port.other]
@@ -335,18 +329,6 @@ def test_a_broker_stops_cleanly_when_told_to(broker: BrokerProcess, runtime: Pat
     assert sorted(path.name for path in runtime.iterdir()) == ["journal", "keeper.lock", "lock"]
 
 
-def test_a_killed_broker_is_followed_by_one_with_the_same_links(runtime: Path) -> None:
-    with BrokerProcess(runtime) as first:
-        first.apply()
-        first.stop(signal.SIGKILL)
-        assert (runtime / "control.sock").exists()
-        gone = run_ringway("show", "--runtime", str(runtime))
-        assert (gone.returncode, "no broker answers" in gone.stderr) == (1, True)
-    with BrokerProcess(runtime) as second:
-        assert [link.name for link in second.show().links] == ["one"]
-        assert second.apply().kept == ["one"]
-
-
 def test_a_request_over_which_the_broker_dies_is_asked_again(runtime: Path) -> None:
     with BrokerProcess(runtime) as first, ThreadPoolExecutor(1) as thread, Client(runtime) as client:
         first.apply()
@@ -356,22 +338,6 @@ def test_a_request_over_which_the_broker_dies_is_asked_again(runtime: Path) -> N
         first.stop(signal.SIGKILL)
         with BrokerProcess(runtime):
             assert [link.name for link in asked.result().links] == ["one"]
-
-
-def test_an_agent_notices_that_its_broker_came_back(runtime: Path) -> None:
-    with BrokerProcess(runtime) as first:
-        first.apply()
-        session = AgentSession(runtime, "client")
-        session.hello()
-        first.stop(signal.SIGKILL)
-    try:
-        with BrokerProcess(runtime) as second:
-            second.apply()
-            while not session.rejoined():
-                assert session.monitor.poll(20_000)
-            assert only_offer(session.hello()).incarnation == 1
-    finally:
-        session.close()
 
 
 def test_huge_pages_that_are_not_there_become_ordinary_ones_and_it_says_so(broker: BrokerProcess) -> None:

@@ -19,7 +19,7 @@ from ringway.control.errors import ControlError
 from ringway.control.handover import TAKE_SIZE, take
 from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, ErrorReply, Notice, Offer, Show, Take, Told
 from ringway.control.runtime import control_path, handover_path
-from tests.system.broker_process import (
+from tests.support.broker_process import (
     BrokerProcess,
     only_offer,
     own_descriptors,

@@ -17,15 +17,11 @@ from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Cause
 from ringway.control.runtime import handover_path
-from tests.system.broker_process import (
-    FABRIC,
-    BrokerProcess,
-    session_of,
-    short_directory,
-)
-from tests.system.fabric_fixtures import Fabric, until
-from tests.system.keeper_process import await_end, keeper_by_hand, settled_descriptors, watching
-from tests.system.restarts import (
+from tests.support.broker_process import BrokerProcess, session_of, short_directory
+from tests.support.fabric import Fabric
+from tests.support.fabrics import FABRIC
+from tests.support.keeper_process import await_end, keeper_by_hand, settled_descriptors, watching
+from tests.support.restarts import (
     CHAIN,
     Chain,
     Descriptors,
@@ -36,6 +32,7 @@ from tests.system.restarts import (
     listed,
     send_through,
 )
+from tests.support.waiting import until
 from tools.soak.census import keeper_pid
 
 SEED = 20

@@ -11,44 +11,16 @@ from dataclasses import dataclass
 import pytest
 
 from tests.conftest import require
-from tests.system.fabric_fixtures import (
-    AgentProcess,
-    Fabric,
-    await_carriers,
-    link_counters,
-    namespaces,
-    ping,
-    run,
-    socket_in,
-    transfer,
-)
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.fabrics import CLIENT, SERVER, kernels_and_firewall
+from tests.support.network import await_carriers, link_counters, namespaces, ping, run, socket_in, transfer
 
 pytestmark = pytest.mark.needs_root
-CLIENT, SERVER, SERVER_MANAGEMENT = "10.77.0.1", "10.77.0.2", "192.0.2.3"
+SERVER_MANAGEMENT = "192.0.2.3"
 LINKS = ("one", "two")
 VMS = ("client", "firewall", "server")
-CHAIN = f"""
-[vm.client.port.net]
-kind = "tap"
-interface = "fast0"
-address = ["{CLIENT}/24"]
-[vm.firewall.port.inside]
-kind = "local"
-[vm.firewall.port.outside]
-kind = "local"
-[vm.firewall.stack]
-forward = [["inside", "outside"]]
-default = "allow"
-[vm.server.port.net]
-kind = "tap"
-interface = "fast0"
-address = ["{SERVER}/24"]
-[link.one]
-ends = ["client.net", "firewall.inside"]
-[link.two]
-ends = ["firewall.outside", "server.net"]
-"""
-FOUR_QUEUES = CHAIN.replace("[link.two]", "queues = 4\n[link.two]") + "queues = 4\n"
+CHAIN = kernels_and_firewall()
+FOUR_QUEUES = kernels_and_firewall(one="queues = 4\n", two="queues = 4\n")
 
 
 @dataclass

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.fabric_fixtures import AgentProcess, Fabric, await_carriers, namespaces, ping, socket_in, until
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.fabrics import CLIENT, SERVER, kernels_and_firewall
+from tests.support.network import await_carriers, namespaces, ping, socket_in
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs_root
 VMS = ("client", "firewall", "server")
-CLIENT, SERVER = "10.77.0.1", "10.77.0.2"
 
 
 def allow(name: str, says: str) -> str:
@@ -29,29 +31,7 @@ REST = '[[vm.firewall.stack.rule]]\nname = "rest"\naction = "deny"\n'
 
 
 def fabric_text(*rules: str, connections: int = 4096) -> str:
-    return f"""
-[vm.client.port.net]
-kind = "tap"
-interface = "fast0"
-address = ["{CLIENT}/24"]
-[vm.firewall.port.inside]
-kind = "local"
-[vm.firewall.port.outside]
-kind = "local"
-[vm.firewall.stack]
-forward = [["inside", "outside"]]
-default = "deny"
-connections = {connections}
-{"".join(rules)}
-[vm.server.port.net]
-kind = "tap"
-interface = "fast0"
-address = ["{SERVER}/24"]
-[link.one]
-ends = ["client.net", "firewall.inside"]
-[link.two]
-ends = ["firewall.outside", "server.net"]
-"""
+    return kernels_and_firewall(f'default = "deny"\nconnections = {connections}\n{"".join(rules)}')
 
 
 @pytest.fixture

@@ -17,8 +17,10 @@ from scapy.packet import Packet, Raw
 
 from ringway.agent import Port
 from ringway.shm._native import ffi, lib
-from tests.system.broker_process import run_ringway
-from tests.system.fabric_fixtures import Fabric, until
+from tests.support.broker_process import run_ringway
+from tests.support.fabric import Fabric
+from tests.support.fabrics import applications_and_firewall
+from tests.support.waiting import until
 
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 CONTENT = Raw(bytes(range(40)))
@@ -69,24 +71,7 @@ def frame(layer: Packet) -> bytes:
 
 
 def fabric_text(rules: str = "", default: str = "allow") -> str:
-    return f"""
-[vm.left.port.p]
-kind = "local"
-[vm.right.port.p]
-kind = "local"
-[vm.firewall.port.inside]
-kind = "local"
-[vm.firewall.port.outside]
-kind = "local"
-[vm.firewall.stack]
-forward = [["inside", "outside"]]
-default = "{default}"
-{rules}
-[link.one]
-ends = ["left.p", "firewall.inside"]
-[link.two]
-ends = ["firewall.outside", "right.p"]
-"""
+    return applications_and_firewall(f'default = "{default}"\n{rules}\n')
 
 
 def rule(name: str, action: str, says: str) -> str:

@@ -9,7 +9,9 @@ import pytest
 
 from ringway.agent import Port
 from ringway.control.messages import RingShown
-from tests.system.fabric_fixtures import Fabric, until
+from tests.support.fabric import Fabric
+from tests.support.fabrics import applications_and_firewall
+from tests.support.waiting import until
 
 SLOTS = 64
 FRAMES = 20 * SLOTS
@@ -17,27 +19,8 @@ FRAMES = 20 * SLOTS
 
 def fabric_text(queues: tuple[int, int], second: str = "") -> str:
     """`second`: more keys of the second link."""
-    links = [f"slots = {SLOTS}\nqueues = {count}" for count in queues]
-    return f"""
-[vm.left.port.p]
-kind = "local"
-[vm.right.port.p]
-kind = "local"
-[vm.firewall.port.inside]
-kind = "local"
-[vm.firewall.port.outside]
-kind = "local"
-[vm.firewall.stack]
-forward = [["inside", "outside"]]
-default = "allow"
-[link.one]
-ends = ["left.p", "firewall.inside"]
-{links[0]}
-[link.two]
-ends = ["firewall.outside", "right.p"]
-{links[1]}
-{second}
-"""
+    one, two = (f"slots = {SLOTS}\nqueues = {count}\n" for count in queues)
+    return applications_and_firewall(one=one, two=two + second)
 
 
 def numbered(count: int) -> list[bytes]:

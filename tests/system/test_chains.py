@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ringway.agent import Port
-from tests.system.fabric_fixtures import AgentProcess, Fabric, check_books, until
+from tests.support.fabric import AgentProcess, Fabric, check_books
+from tests.support.waiting import until
 
 SLOTS = 64
 FRAMES = 20_000

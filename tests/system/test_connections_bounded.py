@@ -19,7 +19,7 @@ from ringway.control.errors import ControlError
 from ringway.control.messages import FROM_BROKER, Cause, Hello, Welcome
 from ringway.control.release import RELEASE
 from ringway.control.runtime import control_path
-from tests.system.broker_process import BrokerProcess, only_offer, session_of, short_directory
+from tests.support.broker_process import BrokerProcess, only_offer, session_of, short_directory
 
 LIMIT = 700  # the hard limit on descriptors of the broker and of what it starts
 PATIENCE = 20  # seconds

@@ -15,7 +15,7 @@ import pytest
 
 from ringway.broker.registry import remove_leftovers
 from tests.conftest import require
-from tests.system.fabric_fixtures import until
+from tests.support.waiting import until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DEMO = [sys.executable, "-u", str(EXAMPLES / "firewall_chain" / "demo.py")]

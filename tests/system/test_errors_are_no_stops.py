@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from ringway.broker.loop import Loop
-from tests.system.broker_process import FABRIC, RINGWAY, BrokerProcess, run_ringway, short_directory
-from tests.system.fabric_fixtures import Fabric, run
+from tests.support.broker_process import RINGWAY, BrokerProcess, run_ringway, short_directory
+from tests.support.fabric import Fabric
+from tests.support.fabrics import FABRIC
+from tests.support.network import run
 from tools.soak.census import keeper_pid
 
 CHANGED = FABRIC.replace("slots = 64", "slots = 128")

@@ -15,17 +15,12 @@ from typing import Any
 import pytest
 
 from ringway.agent import Agent, Port
-from tests.system.fabric_fixtures import Fabric, namespaces, run, until
+from tests.support.fabric import Fabric
+from tests.support.fabrics import PAIR
+from tests.support.network import namespaces, run
+from tests.support.waiting import until
 
-PAIR = """
-[vm.left.port.p]
-kind = "local"
-[vm.right.port.p]
-kind = "local"
-[link.wire]
-ends = ["left.p", "right.p"]
-queues = 2
-"""
+TWO_QUEUES = PAIR + "queues = 2\n"
 TAP = """
 [vm.left.port.p]
 kind = "tap"
@@ -72,7 +67,7 @@ def in_child(work: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.needs_root
-@pytest.mark.parametrize("text", [PAIR, TAP], ids=["local", "tap"])
+@pytest.mark.parametrize("text", [TWO_QUEUES, TAP], ids=["local", "tap"])
 def test_a_child_that_lives_on_does_not_keep_its_dead_parents_end(fabric: Fabric, text: str) -> None:
     with namespaces("left"):
         fabric.apply(text)
@@ -99,7 +94,7 @@ def test_a_child_that_lives_on_does_not_keep_its_dead_parents_end(fabric: Fabric
 
 @pytest.mark.parametrize("use", ["send", "receive", "port", "detach", "stop"])
 def test_what_a_child_does_with_its_parents_port_is_refused_and_disturbs_nobody(fabric: Fabric, use: str) -> None:
-    fabric.apply(PAIR)
+    fabric.apply(TWO_QUEUES)
     left, right = fabric.local("left"), fabric.port("right")
     port: Port = left.port("p")
     works: dict[str, Callable[[], Any]] = {
@@ -128,7 +123,7 @@ def test_what_a_child_does_with_its_parents_port_is_refused_and_disturbs_nobody(
 
 
 def test_a_child_can_start_an_agent_of_its_own(fabric: Fabric) -> None:
-    fabric.apply(PAIR)
+    fabric.apply(TWO_QUEUES)
     port = fabric.port("left")
 
     def other_end() -> list[bytes]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.broker_process import RINGWAY, run_ringway
-from tests.system.fabric_fixtures import Fabric, until
-from tests.system.numbered_stream import streaming
+from tests.support.broker_process import RINGWAY, run_ringway
+from tests.support.fabric import Fabric
+from tests.support.numbered_stream import streaming
+from tests.support.waiting import until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "functions"
 CHAIN = """

@@ -23,16 +23,11 @@ from ringway.control.errors import ControlError
 from ringway.control.handover import Handover, LaterWord, hear, take
 from ringway.control.messages import Cause, Granted, Offer, Peer, Take
 from ringway.control.runtime import handover_path
-from tests.system.broker_process import (
-    FABRIC,
-    BrokerProcess,
-    only_offer,
-    session_of,
-    short_directory,
-)
-from tests.system.fabric_fixtures import until
-from tests.system.keeper_process import PATIENCE_MS
-from tests.system.restarts import HeldEnd, ends_of, listed
+from tests.support.broker_process import BrokerProcess, only_offer, session_of, short_directory
+from tests.support.fabrics import FABRIC
+from tests.support.keeper_process import PATIENCE_MS
+from tests.support.restarts import HeldEnd, ends_of, listed
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -15,10 +15,12 @@ import pytest
 from ringway.broker.journal import SIZE_MAX
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
-from tests.system.broker_process import FABRIC, BrokerProcess, run_ringway, short_directory
-from tests.system.fabric_fixtures import Fabric, run
-from tests.system.keeper_process import settled_descriptors
-from tests.system.restarts import CHAIN, Chain, come_to, ends_of
+from tests.support.broker_process import BrokerProcess, run_ringway, short_directory
+from tests.support.fabric import Fabric
+from tests.support.fabrics import FABRIC
+from tests.support.keeper_process import settled_descriptors
+from tests.support.network import run
+from tests.support.restarts import CHAIN, Chain, come_to, ends_of
 from tools.soak.census import keeper_pid
 
 

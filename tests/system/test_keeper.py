@@ -22,14 +22,14 @@ from ringway.broker.keeper_client import Keeper, KeeperGone
 from ringway.broker.keeper_server import DESCRIPTORS_PER_ENTRY, DROP, ENTRY, LIST, PUT, SELF, VALUE_SIZE
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
-from tests.system.broker_process import (
+from tests.support.broker_process import (
     RINGWAY,
     own_descriptors,
     room_for_descriptors,
     run_ringway,
     short_directory,
 )
-from tests.system.keeper_process import (
+from tests.support.keeper_process import (
     await_end,
     keys,
     killed_client,

@@ -28,8 +28,8 @@ from ringway.broker.keeper_server import (
     VALUE_SIZE,
 )
 from tests.conftest import require
-from tests.system.broker_process import RINGWAY, own_descriptors, short_directory
-from tests.system.keeper_process import (
+from tests.support.broker_process import RINGWAY, own_descriptors, short_directory
+from tests.support.keeper_process import (
     Stranger,
     keys,
     knocking,

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.broker_process import BrokerProcess, run_ringway, short_directory
-from tests.system.fabric_fixtures import Fabric, until
-from tests.system.keeper_process import keys, reached, settled_descriptors
-from tests.system.restarts import CHAIN, Chain, ends_of, kill_keeper, link_ids
+from tests.support.broker_process import BrokerProcess, run_ringway, short_directory
+from tests.support.fabric import Fabric
+from tests.support.fabrics import parallel_links
+from tests.support.keeper_process import keys, reached, settled_descriptors
+from tests.support.restarts import CHAIN, Chain, ends_of, kill_keeper, link_ids
+from tests.support.waiting import until
 from tools.soak.census import keeper_pid
 
 MENDED = "has everything again"
@@ -109,16 +111,9 @@ def test_a_plan_says_which_links_were_lost_and_an_apply_makes_them_anew(fabric: 
             stream.pass_on(1000)
 
 
-def links(count: int, prefix: str) -> str:
-    ports = "".join(f'[vm.{vm}.port.{prefix}{n}]\nkind = "local"\n' for vm in ("left", "right") for n in range(count))
-    return ports + "".join(
-        f'[link.{prefix}{n}]\nends = ["left.{prefix}{n}", "right.{prefix}{n}"]\nslots = 64\n' for n in range(count)
-    )
-
-
 def test_a_keeper_that_was_stopped_has_what_was_made_and_not_what_was_removed_meanwhile(runtime: Path) -> None:
     with BrokerProcess(runtime) as broker:
-        texts = (links(100, "a"), links(100, "b"))
+        texts = (parallel_links(100, "a"), parallel_links(100, "b"))
         for text in texts:
             broker.apply(text)
         kept = settled_descriptors(runtime)

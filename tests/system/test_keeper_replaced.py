@@ -15,9 +15,9 @@ from ringway.broker import keeper_entries
 from ringway.broker.keeper_client import Keeper
 from ringway.broker.keeper_entries import KeeperEntries, close_all
 from ringway.control.errors import ControlError
-from tests.system.broker_process import BrokerProcess, run_ringway, short_directory
-from tests.system.fabric_fixtures import until
-from tests.system.keeper_process import (
+from tests.support.broker_process import BrokerProcess, run_ringway, short_directory
+from tests.support.fabrics import parallel_links
+from tests.support.keeper_process import (
     await_end,
     keeper_by_hand,
     keys,
@@ -29,8 +29,8 @@ from tests.system.keeper_process import (
     taken,
     watching,
 )
-from tests.system.restarts import kill_keeper, link_ids
-from tests.system.test_keeper_killed import links
+from tests.support.restarts import kill_keeper, link_ids
+from tests.support.waiting import until
 from tools.soak.census import keeper_pid
 
 SMALL = 1024  # open files; a keeper then has room for 739 descriptors, and 40 links have 521
@@ -44,12 +44,12 @@ def runtime() -> Iterator[Path]:
 
 def test_a_keeper_of_a_broker_with_a_low_limit_is_replaced_for_the_one_after_it(runtime: Path) -> None:
     with BrokerProcess(runtime, descriptors_max=SMALL) as first:
-        first.apply(links(10, "a"))
+        first.apply(parallel_links(10, "a"))
         small, before = keeper_pid(runtime), link_ids(first.show())
         assert small is not None
         first.stop(signal.SIGKILL)
     with watching(small) as pid_fd, BrokerProcess(runtime) as broker:
-        broker.apply(links(10, "a") + links(90, "b"))
+        broker.apply(parallel_links(10, "a") + parallel_links(90, "b"))
         await_end(pid_fd)
         assert f"(pid {keeper_pid(runtime)}, with up to" in broker.log()
         assert "refuse" not in broker.log()
@@ -99,11 +99,11 @@ def test_a_broker_killed_at_any_step_of_replacing_a_keeper_leaves_one_that_has_e
 
 def test_a_keeper_run_by_hand_that_has_no_room_for_the_links_makes_apply_refuse_them(runtime: Path) -> None:
     with keeper_by_hand(runtime, "prlimit", "--nofile=500:500") as pid, BrokerProcess(runtime) as broker:
-        broker.apply(links(2, "b"))
+        broker.apply(parallel_links(2, "b"))
         before = link_ids(broker.show())
         message = rf"keeper \(pid {pid}\) may have 500 open files, and needs 806: stop it \(kill {pid}\)"
         with pytest.raises(ControlError, match=message):
-            broker.apply(links(38, "a") + links(2, "b"))
+            broker.apply(parallel_links(38, "a") + parallel_links(2, "b"))
         assert link_ids(broker.show()) == before
         broker.restart()
         assert link_ids(broker.show()) == before
@@ -113,7 +113,7 @@ def test_a_keeper_run_by_hand_that_is_too_small_is_complained_of_once_and_anothe
     runtime: Path,
 ) -> None:
     with BrokerProcess(runtime) as broker:
-        broker.apply(links(40, "a"))
+        broker.apply(parallel_links(40, "a"))
         broker.process.send_signal(signal.SIGSTOP)
         kill_keeper(runtime)
         with keeper_by_hand(runtime, "prlimit", "--nofile=500:500"):

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from ringway.agent import Agent
-from tests.system.broker_process import FABRIC, BrokerProcess, own_descriptors
-from tests.system.fabric_fixtures import Fabric, until
-from tests.system.keeper_process import settled_descriptors
-from tests.system.restarts import Chain, await_peer, send_through
+from tests.support.broker_process import BrokerProcess, own_descriptors
+from tests.support.fabric import Fabric
+from tests.support.fabrics import FABRIC
+from tests.support.keeper_process import settled_descriptors
+from tests.support.restarts import Chain, await_peer, send_through
+from tests.support.waiting import until
 
 ROUNDS = 50
 KILLS, KILLS_FULL = 3, 50

@@ -15,7 +15,8 @@ import pytest
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Cause, Plan, Planned, Show, Shown
-from tests.system.broker_process import FABRIC, BrokerProcess, run_ringway, short_directory
+from tests.support.broker_process import BrokerProcess, run_ringway, short_directory
+from tests.support.fabrics import FABRIC
 
 LARGEST = 16 << 30  # bytes of slots in one link
 REFUSAL = r"need \d+\.\d MiB of memory, and \d+\.\d MiB can be had now: .* are kept back.*; nothing has been changed"

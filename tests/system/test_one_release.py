@@ -21,9 +21,10 @@ from ringway.control.messages import FROM_BROKER, Cause, ErrorReply, Show, Shown
 from ringway.control.release import RELEASE
 from ringway.control.runtime import control_path
 from ringway.shm import RefusalCause, RegionError
-from tests.hostile.carrier import carrier
-from tests.system.broker_process import FABRIC, BrokerProcess, short_directory
-from tests.system.keeper_process import running_keeper
+from tests.support.broker_process import BrokerProcess, short_directory
+from tests.support.carrier import carrier
+from tests.support.fabrics import FABRIC
+from tests.support.keeper_process import running_keeper
 
 OTHER = "0.0.7"
 OTHER_WIRE = wire.VERSION + 1

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.broker_process import FABRIC, RINGWAY, BrokerProcess, run_ringway, short_directory
-from tests.system.fabric_fixtures import until
+from tests.support.broker_process import RINGWAY, BrokerProcess, run_ringway, short_directory
+from tests.support.fabrics import FABRIC
+from tests.support.waiting import until
 from tools.soak.census import keeper_pid
 
 NO_UTF8 = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ringway.control.messages import RingShown
-from tests.system.fabric_fixtures import Fabric, check_books, until
+from tests.support.fabric import Fabric, check_books
+from tests.support.waiting import until
 from tests.system.test_chains import FRAMES, SLOTS, frame, receive_all, send_all
 
 PAIRS = ("dead", "live")

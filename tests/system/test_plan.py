@@ -19,10 +19,11 @@ from ringway.agent import Port
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Cause, LinkShown, Plan, Planned, Shown
-from tests.system.broker_process import BrokerProcess, run_ringway, short_directory
-from tests.system.fabric_fixtures import Fabric, until
-from tests.system.numbered_stream import HEADER
-from tests.system.restarts import ends_of, link_ids
+from tests.support.broker_process import BrokerProcess, run_ringway, short_directory
+from tests.support.fabric import Fabric
+from tests.support.numbered_stream import HEADER
+from tests.support.restarts import ends_of, link_ids
+from tests.support.waiting import until
 
 PORTS = 3  # of each of the VMs a and b; link number n begins at a's port number n
 FLIGHT_MAX = 40  # frames, of rings with 64 slots at least

@@ -12,38 +12,14 @@ from collections import Counter
 import pytest
 
 from ringway.agent import Port
-from tests.system.fabric_fixtures import AgentProcess, Fabric, until
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.fabrics import PAIR, applications_and_firewall
+from tests.support.waiting import until
 
 QUEUES, FLOWS = 4, 100
-PAIR = f"""
-[vm.left.port.p]
-kind = "local"
-[vm.right.port.p]
-kind = "local"
-[link.wire]
-ends = ["left.p", "right.p"]
-queues = {QUEUES}
-slots = 256
-"""
-CHAIN = f"""
-[vm.left.port.p]
-kind = "local"
-[vm.middle.port.inside]
-kind = "local"
-[vm.middle.port.outside]
-kind = "local"
-[vm.middle.stack]
-forward = [["inside", "outside"]]
-default = "allow"
-[vm.right.port.p]
-kind = "local"
-[link.near]
-ends = ["left.p", "middle.inside"]
-queues = {QUEUES}
-[link.far]
-ends = ["middle.outside", "right.p"]
-queues = {QUEUES}
-"""
+ALL_QUEUES = f"queues = {QUEUES}\n"
+WIRE = PAIR + ALL_QUEUES + "slots = 256\n"
+CHAIN = applications_and_firewall(one=ALL_QUEUES, two=ALL_QUEUES)
 
 
 class Flows:
@@ -105,7 +81,7 @@ def stop_sending(sender: subprocess.Popen[str], flows: Flows) -> int:
 
 
 def test_flows_stay_in_order_while_the_receiver_changes_how_many_queues_it_wants(fabric: Fabric) -> None:
-    fabric.apply(PAIR)
+    fabric.apply(WIRE)
     port = fabric.port("right")
     sender = fabric.peer("flows", "left")
     flows = Flows(port, lossless=True)
@@ -141,26 +117,26 @@ def test_a_forwarder_that_starts_again_with_another_number_of_loops_loses_nothin
 ) -> None:
     fabric.apply(CHAIN)
     port = fabric.port("right")
-    middle = start_middle(fabric, 4)
+    firewall = start_firewall(fabric, 4)
     for loops in (1, 3, 2, 4):
-        before = dropped(fabric, "near", "far")
+        before = dropped(fabric, "one", "two")
         sender = fabric.peer("flows", "left")
         flows = Flows(port, lossless=False)
         flows.receive(5000)
         flows.in_order = False  # what is under way when a flow comes to another loop
-        assert middle.stop() == 0
-        middle = start_middle(fabric, loops)
+        assert firewall.stop() == 0
+        firewall = start_firewall(fabric, loops)
         only = set(range(loops))
 
         def all_follow(flows: Flows = flows, only: set[int] = only) -> bool:
-            before = published(fabric, "near")
+            before = published(fabric, "one")
             flows.receive(3000)
-            return used_since(fabric, "near", before) == only
+            return used_since(fabric, "one", before) == only
 
         until(all_follow, f"only queues {only} are used, and all of them")
-        assert len(fabric.broker.vm("middle").loops) == loops
+        assert len(fabric.broker.vm("firewall").loops) == loops
         sent = stop_sending(sender, flows)
-        assert flows.frames == sent - (dropped(fabric, "near", "far") - before)
+        assert flows.frames == sent - (dropped(fabric, "one", "two") - before)
         sender.wait(20)
 
 
@@ -170,63 +146,62 @@ def test_flows_stay_in_order_through_a_forwarder_that_starts_again_with_as_many_
 ) -> None:
     fabric.apply(CHAIN)
     port = fabric.port("right")
-    middle = start_middle(fabric, loops)
+    firewall = start_firewall(fabric, loops)
     sender = fabric.peer("flows", "left")
     flows = Flows(port, lossless=False)
     for _ in range(3):
         flows.receive(5000)
-        assert middle.stop() == 0
-        middle = start_middle(fabric, loops)
+        assert firewall.stop() == 0
+        firewall = start_firewall(fabric, loops)
     flows.receive(5000)
     sent = stop_sending(sender, flows)
-    assert flows.frames == sent - dropped(fabric, "near", "far")
+    assert flows.frames == sent - dropped(fabric, "one", "two")
 
 
-def start_middle(fabric: Fabric, loops: int) -> AgentProcess:
-    return fabric.agent("middle", None, "--loops", str(loops))
+def start_firewall(fabric: Fabric, loops: int) -> AgentProcess:
+    return fabric.agent("firewall", None, "--loops", str(loops))
 
 
 def test_one_loop_forwards_into_all_queues_that_the_next_one_wants(fabric: Fabric) -> None:
     fabric.apply(CHAIN)
     port = fabric.port("right")
-    start_middle(fabric, 1)
+    start_firewall(fabric, 1)
     sender = fabric.peer("flows", "left")
     flows = Flows(port, lossless=False)
     flows.receive(5000)
-    assert {queue for queue, frames in published(fabric, "far").items() if frames} == {0, 1, 2, 3}
+    assert {queue for queue, frames in published(fabric, "two").items() if frames} == {0, 1, 2, 3}
     port.serve(2)
 
     def all_follow() -> bool:
-        before = published(fabric, "far")
+        before = published(fabric, "two")
         flows.receive(3000)
-        return used_since(fabric, "far", before) == {0, 1}
+        return used_since(fabric, "two", before) == {0, 1}
 
     until(all_follow, "the forwarder follows the next one's wish")
     stop_sending(sender, flows)
-    fabric.quiet("far")
+    fabric.quiet("two")
 
 
 def test_flows_follow_a_forwarder_whose_way_out_has_one_queue(fabric: Fabric) -> None:
-    near, far = CHAIN.rsplit("[link.far]", 1)
-    fabric.apply(f"{near}[link.far]{far.replace(f'queues = {QUEUES}', 'queues = 1')}")
+    fabric.apply(applications_and_firewall(one=ALL_QUEUES, two="queues = 1"))
     port = fabric.port("right")
-    start_middle(fabric, 4)  # one loop: it has one queue to send into
+    start_firewall(fabric, 4)  # one loop: it has one queue to send into
     sender = fabric.peer("flows", "left")
     flows = Flows(port, lossless=False)
 
     def all_follow() -> bool:
-        before = published(fabric, "near")
+        before = published(fabric, "one")
         flows.receive(3000)
-        return used_since(fabric, "near", before) == {0}
+        return used_since(fabric, "one", before) == {0}
 
     until(all_follow, "only the queue that the forwarder wants is used")
     stop_sending(sender, flows)
-    fabric.quiet("near")
+    fabric.quiet("one")
 
 
 @pytest.fixture
 def both(fabric: Fabric) -> tuple[Port, Port]:
-    fabric.apply(PAIR)
+    fabric.apply(WIRE)
     return fabric.port("left"), fabric.port("right")
 
 

@@ -22,9 +22,9 @@ from ringway.broker.registry import Registration, remove_leftovers
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.control.registry import LinkEntry, ListedFabric, object_name, object_path, read_registry
-from tests.hostile.forged_entry import forged, new_fabric_id, placed
-from tests.system.broker_process import RINGWAY, run_ringway, short_directory
-from tests.system.registry_writer import number_of, state
+from tests.support.broker_process import RINGWAY, run_ringway, short_directory
+from tests.support.forged_entry import forged, new_fabric_id, placed
+from tests.support.registry_writer import SCRIPT, number_of, state
 
 STATES = 300
 
@@ -48,7 +48,7 @@ def runtime() -> Iterator[Path]:
 @contextlib.contextmanager
 def writer(fabric_id: str, runtime: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """Ends by SIGKILL if it has not before. Without "once" it rewrites its state all the time."""
-    script = str(Path(__file__).with_name("registry_writer.py"))
+    script = str(SCRIPT)
     command = [sys.executable, script, fabric_id, str(runtime), *options]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -27,10 +27,10 @@ from ringway.control.registry import (
     read_entry,
     read_registry,
 )
-from tests.hostile.forged_entry import new_fabric_id
-from tests.system.broker_process import short_directory
-from tests.system.fabric_fixtures import until
-from tests.system.registry_writer import state
+from tests.support.broker_process import short_directory
+from tests.support.forged_entry import new_fabric_id
+from tests.support.registry_writer import state
+from tests.support.waiting import until
 
 real_flock = fcntl.flock
 real_link = os.link

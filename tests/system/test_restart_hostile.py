@@ -20,10 +20,12 @@ from ringway.control.handover import TAKE_SIZE, Handover, hear, take
 from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, Granted, Hello, Peer, Take, Welcome
 from ringway.control.release import RELEASE
 from ringway.control.runtime import control_path, handover_path
-from tests.system.broker_process import FABRIC, BrokerProcess, only_offer, session_of, short_directory
-from tests.system.fabric_fixtures import Fabric, cpu_ticks, until
-from tests.system.keeper_process import settled_descriptors
-from tests.system.restarts import Chain, come_to, ends_of, kill_keeper
+from tests.support.broker_process import BrokerProcess, only_offer, session_of, short_directory
+from tests.support.fabric import Fabric, cpu_ticks
+from tests.support.fabrics import FABRIC
+from tests.support.keeper_process import settled_descriptors
+from tests.support.restarts import Chain, come_to, ends_of, kill_keeper
+from tests.support.waiting import until
 from tools.soak.census import keeper_pid
 
 RESTARTS = 1000

@@ -10,38 +10,15 @@ import pytest
 
 from ringway.agent import Agent, Port
 from ringway.shm._native import ffi
-from tests.system.fabric_fixtures import AgentProcess, Fabric, until
-from tests.system.peer import udp
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.fabrics import applications_and_firewall
+from tests.support.peer import udp
+from tests.support.waiting import until
 
 QUEUES = 2
-CHAIN = f"""
-[vm.left.port.p]
-kind = "local"
-[vm.right.port.p]
-kind = "local"
-[vm.firewall.port.inside]
-kind = "local"
-[vm.firewall.port.outside]
-kind = "local"
-[vm.firewall.stack]
-forward = [["inside", "outside"]]
-default = "allow"
-[link.one]
-ends = ["left.p", "firewall.inside"]
-queues = {QUEUES}
-slots = 256
-[link.two]
-ends = ["firewall.outside", "right.p"]
-queues = {QUEUES}
-slots = 256
-"""
-WITHOUT_STACK = CHAIN.replace(
-    """[vm.firewall.stack]
-forward = [["inside", "outside"]]
-default = "allow"
-""",
-    "",
-)
+KEYS = f"queues = {QUEUES}\nslots = 256\n"
+CHAIN = applications_and_firewall(one=KEYS, two=KEYS)
+WITHOUT_STACK = applications_and_firewall(None, KEYS, KEYS)
 INSIDE, OUTSIDE = ("one", 1), ("two", 0)  # the firewall's ends
 KILLS = 6
 BURSTS = 20  # that have to arrive between two kills

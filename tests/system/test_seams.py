@@ -21,7 +21,7 @@ from ringway.broker.loop import Loop
 from ringway.control.carriers import CARRIERS
 from ringway.control.kinds import KINDS
 from ringway.control.messages import PUSHED, TO_BROKER
-from tests.system.broker_process import short_directory
+from tests.support.broker_process import short_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 FABRIC = """\

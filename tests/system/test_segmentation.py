@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from ringway.agent import AgentError, Port
-from tests.system.fabric_fixtures import Fabric, namespaces, run, socket_in, transfer, until
+from tests.support.fabric import Fabric
+from tests.support.network import namespaces, run, socket_in, transfer
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs_root
 UDP_SEGMENT = 103  # linux/udp.h

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.fabric_fixtures import (
-    AgentProcess,
-    Fabric,
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.network import (
     await_carriers,
     has_carrier,
     link_counters,
@@ -25,8 +24,8 @@ from tests.system.fabric_fixtures import (
     send_and_end,
     socket_in,
     transfer,
-    until,
 )
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs_root
 WEST, EAST = "10.9.0.1", "10.9.0.2"

@@ -16,9 +16,8 @@ import pytest
 from ringway.agent import tap
 from ringway.agent.interface import Owner
 from ringway.control.kinds import Tap
-from tests.system.fabric_fixtures import (
-    AgentProcess,
-    Fabric,
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.network import (
     await_carriers,
     has_carrier,
     in_namespace,
@@ -27,8 +26,8 @@ from tests.system.fabric_fixtures import (
     ping,
     run,
     socket_in,
-    until,
 )
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs_root
 WEST, EAST = "10.9.0.1", "10.9.0.2"

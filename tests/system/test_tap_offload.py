@@ -13,7 +13,9 @@ from scapy.packet import Raw
 
 from ringway.agent import Port
 from ringway.shm._native import ffi, lib
-from tests.system.fabric_fixtures import Fabric, await_carriers, namespaces, run, socket_in, until
+from tests.support.fabric import Fabric
+from tests.support.network import await_carriers, namespaces, run, socket_in
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs_root
 LEFT_MAC, RIGHT_MAC, NEAR_MAC, FAR_MAC = (f"02:00:00:00:00:0{number}" for number in range(1, 5))

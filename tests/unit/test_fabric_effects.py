@@ -15,7 +15,7 @@ from ringway.broker.keeper_entries import KeeperEntries
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.shm import read_region
-from tests.system.broker_process import own_descriptors, room_for_descriptors, short_directory
+from tests.support.broker_process import own_descriptors, room_for_descriptors, short_directory
 
 VMS = "".join(f'[vm.v{n}.port.net]\nkind = "local"\n' for n in range(6))
 

@@ -14,7 +14,7 @@ from ringway.broker.desk import Claim, Closed, Desk, listen
 from ringway.control import wire
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause, Done, ErrorReply, Take
-from tests.system.broker_process import short_directory
+from tests.support.broker_process import short_directory
 
 TAKE = Take(vm="a", link="wire", side=0, ticket="0" * 32)
 

@@ -34,7 +34,7 @@ from ringway.shm._native import ffi, lib
 from ringway.stack.filter import Filter
 from ringway.stack.pipeline import Pipeline
 from ringway.stack.spread import Spread
-from tests.hostile.carrier import LINK, WORD, Carrier, carrier
+from tests.support.carrier import LINK, WORD, Carrier, carrier
 
 GEOMETRY = Geometry(queues=2, slot_count=64, slot_payload=256, headroom=64)
 FRAME = bytes(range(60))

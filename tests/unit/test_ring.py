@@ -7,56 +7,19 @@ import selectors
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringway.shm import DropCause, Geometry, QueueBells, Region, RingReading, create_region, make_bell, read_region
+from ringway.shm import DropCause, Geometry, QueueBells, Region, create_region, make_bell
 from ringway.shm._native import ffi, lib
+from tests.support.open_link import Link, opened
 
 LINK = 5
 SMALL = Geometry(queues=3, slot_count=64, slot_payload=256, headroom=128)
 FRAME = bytes(range(60))
-
-
-class Link:
-    """Both ends of a link in one process."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
-        self.fd = create_region(geometry, LINK)
-        bells = {side: [(make_bell(), make_bell()) for _ in range(geometry.queues)] for side in (0, 1)}
-        self.a = Region.attach(self.fd, geometry, LINK, 0, 1, self._bells(bells, 0))
-        self.b = Region.attach(self.fd, geometry, LINK, 1, 1, self._bells(bells, 1))
-
-    def _bells(self, bells: dict[int, list[Any]], side: int) -> list[QueueBells]:
-        """bells[side][queue]: of the ring that side produces, its producer's bell and its consumer's."""
-        made = []
-        for queue in range(self.geometry.queues):
-            own, peers = bells[side][queue], bells[1 - side][queue]
-            made.append(QueueBells(own[0][0], own[1][1], peers[1][0], peers[0][1]))
-        return made
-
-    def ring(self, side: int = 0, queue: int = 0) -> RingReading:
-        (found,) = [r for r in read_region(self.fd).rings if (r.producing_side, r.queue) == (side, queue)]
-        return found
-
-    def close(self) -> None:
-        self.a.detach()
-        self.b.detach()
-        os.close(self.fd)
-
-
-@contextmanager
-def opened(geometry: Geometry) -> Iterator[Link]:
-    made = Link(geometry)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ringway.agent import Frame, GsoType, Offload
 from ringway.shm import DropCause, Geometry
 from ringway.shm._native import ffi, lib
 from ringway.shm.frame import packed
-from tests.unit.test_ring import Link, opened
+from tests.support.open_link import Link, opened
 
 WIDE = Geometry(queues=2, slot_count=256, slot_payload=2048, headroom=64)
 MAC = {"src": "02:00:00:00:00:01", "dst": "02:00:00:00:00:02"}

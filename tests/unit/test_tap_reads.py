@@ -15,7 +15,7 @@ import pytest
 from ringway.engine.loop import Loop
 from ringway.shm import Geometry
 from ringway.shm._native import lib
-from tests.unit.test_ring import Link, opened
+from tests.support.open_link import Link, opened
 
 FRAME_MAX = 1522
 SLOTS = 64

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ringway.broker import keeper_server
 from ringway.broker.keeper_client import Keeper, Kept
-from tests.system.broker_process import RINGWAY, descriptors_of
+from tests.support.broker_process import RINGWAY, descriptors_of
 from tools.soak.census import await_idle, keeper_pid
 
 PATIENCE_MS = 30_000

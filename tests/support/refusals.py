@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from ringway.shm import RefusalCause, RegionError, read_region
-from tests.hostile.carrier import Carrier, left_behind
+from tests.support.carrier import Carrier, left_behind
 
 
 def refused(call: Callable[[], object]) -> RegionError:

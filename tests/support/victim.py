@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ringway.shm import BreakCause, Region, RegionBrokenError, SideState
-from tests.hostile.carrier import Carrier
+from tests.support.carrier import Carrier
 
 FRAME = bytes(range(60))
 

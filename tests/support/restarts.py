@@ -11,10 +11,11 @@ from typing import NamedTuple
 from ringway.agent import Port
 from ringway.control.messages import Shown
 from ringway.control.registry import ListedFabric, read_registry
-from tests.system.broker_process import BrokerProcess, descriptors_of, own_descriptors
-from tests.system.fabric_fixtures import AgentProcess, Fabric, until
-from tests.system.keeper_process import await_end, settled_descriptors, watching
-from tests.system.numbered_stream import Stream, streaming
+from tests.support.broker_process import BrokerProcess, descriptors_of, own_descriptors
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.keeper_process import await_end, settled_descriptors, watching
+from tests.support.numbered_stream import Stream, streaming
+from tests.support.waiting import until
 from tools.soak.census import keeper_pid
 
 CHAIN = """

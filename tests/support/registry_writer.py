@@ -12,6 +12,8 @@ from pathlib import Path
 from ringway.broker.registry import Registration
 from ringway.control.registry import EndEntry, LinkEntry
 
+SCRIPT = Path(__file__)
+
 
 def state(number: int) -> list[LinkEntry]:
     ends = (EndEntry("client", "net", number, number), EndEntry("server", "net", number, number))

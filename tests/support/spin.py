@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-MODELS = Path(__file__).parent
+MODELS = Path(__file__).resolve().parents[1] / "model"
 DEPTH_MAX = 1_500_000  # steps of one execution
 MEMORY_MAX_MB = 3500
 SEARCH_MAX_S = 120  # of a processor: how busy the machine is does not matter

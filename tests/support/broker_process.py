@@ -20,19 +20,10 @@ from ringway.control.client import AgentSession, Client
 from ringway.control.handover import Handover, take
 from ringway.control.messages import Applied, Apply, LinkShown, Offer, Show, Shown, Take, VmShown, Welcome
 from ringway.control.runtime import control_path, handover_path
+from tests.support.fabrics import FABRIC
 from tools.soak.census import keeper_pid
 
 RINGWAY = [sys.executable, "-c", "from ringway.cli.main import main; main()"]
-
-FABRIC = """
-[vm.client.port.net]
-kind = "local"
-[vm.server.port.net]
-kind = "local"
-[link.one]
-ends = ["client.net", "server.net"]
-slots = 64
-"""
 
 
 @contextlib.contextmanager
