@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ringway.agent.functions import FunctionDirectory
 from ringway.agent.port import Port
 from ringway.agent.runner import StackRunner
+from ringway.control.messages import FunctionTold
 from ringway.control.rules import Stack
 from ringway.stack.bridge import Bridge
 from ringway.stack.filter import Filter
@@ -124,10 +125,10 @@ class Forwarder:
         if ends:
             self.runners.append(self._start(ends, self.filter, self.bridge, self.functions))
 
-    def counters(self) -> dict[str, dict[str, int]]:
-        """Of packet functions, by name."""
-        counted = {function.name: function.counts() for function in self.functions}
-        return counted | ({"bridge": self.bridge.counts()} if self.bridge is not None else {})
+    def functions_told(self) -> list[FunctionTold]:
+        """Which run, and what they have counted."""
+        told = [FunctionTold(function.name, function.counts(), function.digest) for function in self.functions]
+        return told + ([FunctionTold("bridge", self.bridge.counts())] if self.bridge is not None else [])
 
     def let_go(self, port: Port) -> None:
         """End what uses the port."""

@@ -24,7 +24,6 @@ from ringway.agent.wire import WireRunner
 from ringway.control.kinds import Kind
 from ringway.control.messages import (
     Connections,
-    FunctionTold,
     LoopTold,
     Notice,
     Offer,
@@ -264,13 +263,9 @@ class Member:
                 rules=[RuleCount(rule.name, rule.frames, rule.bytes) for rule in rules],
                 connections=Connections(**dataclasses.asdict(connections)) if connections else None,
                 unparsed=[UnparsedCount(*count) for count in judge.unparsed()] if judge is not None else [],
-                functions=self._functions_told(),
+                functions=self._forwarder.functions_told() if self._forwarder is not None else [],
                 problem=printable(self._stack_problem()),
             )
-
-    def _functions_told(self) -> list[FunctionTold]:
-        counters = self._forwarder.counters() if self._forwarder is not None else {}
-        return [FunctionTold(name, counted) for name, counted in counters.items()]
 
     def close(self) -> None:
         """Stop all loops and detach all ports. Safe to call twice.

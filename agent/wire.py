@@ -46,16 +46,17 @@ class WireRunner:
         self._can_wait: list[tuple[Port, Any]] = []  # jobs that can, with the port that they send to
         self._filter = packet_filter
         self._spin_us = spin_us
+        self._log = log
         self._count = min(most_loops, *(port.region.geometry.queues for port in self.ports))
         for port in self.ports:
             port.run_by_agent(True)
             serve(port, self._count)
         with closed_on_error(self):
-            self._losses = Losses(self.ports, [((first,), (second,)), ((second,), (first,))], log)
             self.use(functions)
 
     def use(self, functions: Sequence[Function]) -> None:
         self._end_loops()
+        self._watch_losses(sends_back=bool(functions))
         try:
             for index in range(self._count):
                 self._run_loop(index, functions)
@@ -64,6 +65,14 @@ class WireRunner:
         except BaseException:
             self._end_loops()
             raise
+
+    def _watch_losses(self, sends_back: bool) -> None:
+        """Each direction by itself, unless functions may send by the port that a frame came in by."""
+        if self._losses is not None:
+            self._losses.close()
+        first, second = ((port,) for port in self.ports)
+        ways = [(self.ports, self.ports)] if sends_back else [(first, second), (second, first)]
+        self._losses = Losses(self.ports, ways, self._log)
 
     def _run_loop(self, index: int, functions: Sequence[Function]) -> None:
         first, second = self.ports

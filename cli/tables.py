@@ -115,11 +115,12 @@ def _connections(vms: Sequence[VmShown]) -> Table:
 
 
 def _functions(vms: Sequence[VmShown]) -> Table:
-    table = _table("packet functions", "vm", "function", "counter", "#value")
+    table = _table("packet functions", "vm", "function", "file (sha256)", "counter", "#value")
     for vm in vms:
         for function in vm.functions:
-            for name, value in function.counters.items():
-                _row(table, vm.name, function.name, name, value)
+            counted: dict[str, int | str] = {**function.counters} or {"-": "-"}
+            for name, value in counted.items():
+                _row(table, vm.name, function.name, function.sha256[:12] or "built in", name, value)
     return table
 
 

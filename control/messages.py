@@ -118,6 +118,7 @@ class FunctionTold(Part):
 
     name: Word
     counters: Counters = {}
+    sha256: Word = ""  # of the file that it was loaded from; a built-in one has none
 
 
 class RuleCount(Part):

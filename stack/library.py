@@ -29,8 +29,9 @@ def load_library(name: str, content: bytes, options: Mapping[str, Value], digest
 
     def unload() -> None:
         dlclose(library._handle)
-        # Not before: the linker knows an object by its path, and would take another under the same number for this one.
-        os.close(fd)
+        # The linker knows an object by its path: while it is loaded no other may come to stand there.
+        if not _is_loaded(fd):  # as one stays that was linked with -z nodelete
+            os.close(fd)
 
     try:
         entry = ctypes.addressof(ctypes.c_uint32.in_dll(library, _ENTRY))
@@ -59,9 +60,22 @@ def _sealed(name: str, content: bytes) -> int:
     return fd
 
 
+def _path(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def _is_loaded(fd: int) -> bool:
+    try:
+        library = ctypes.CDLL(_path(fd), os.RTLD_NOW | os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    dlclose(library._handle)
+    return True
+
+
 def _opened(name: str, fd: int) -> ctypes.CDLL:
     """All its symbols are found now, not while it runs."""
-    path = f"/proc/self/fd/{fd}"
+    path = _path(fd)
     try:
         return ctypes.CDLL(path, os.RTLD_NOW | os.RTLD_LOCAL)
     except OSError as error:

@@ -155,8 +155,11 @@ static uint32_t port_of(const struct rway_pipeline *pipeline, struct rway_packet
         port = packet->out_port;
     else if (packet->verdict == RWAY_VERDICT_UNPARSED)
         rway_packet_drop(packet, RWAY_DROP_MALFORMED);
-    if (packet->verdict == RWAY_VERDICT_DROP)
+    if (packet->verdict == RWAY_VERDICT_DROP) {
+        if (packet->cause >= RWAY_DROPS) /* counted under no cause it would be in nobody's books */
+            packet->cause = RWAY_DROP_POLICY;
         return RWAY_PORTS_MAX;
+    }
     if (port < RWAY_PORTS_MAX && pipeline->outlets[port] != NULL)
         return port;
     rway_packet_drop(packet, RWAY_DROP_DOWN);

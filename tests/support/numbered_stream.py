@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ringway.agent import Port
 
-HEADER = bytes(12) + b"\x88\xb5"  # an EtherType for experiments
+HEADER = bytes.fromhex("020000000002 020000000001 88b5")  # from one station to another; a type for experiments
 PATIENCE = 20.0  # seconds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import struct
@@ -130,28 +131,73 @@ def template(burst: str = "", other: str = "other", start: str = "counters = sta
     return TEMPLATE.replace("@burst", burst).replace("@other", other).replace("@start", start)
 
 
+WIRE = 'forward = [["inside", "outside"]]'
+BRIDGE = 'mode = "bridge"\nbridge = { ports = ["inside", "outside"], flood_rate = 100000000 }'
+
+
+@pytest.mark.parametrize(
+    ("mode", "queues", "options"),
+    [(WIRE, 1, []), (WIRE, 4, ["--loops", "2"]), (BRIDGE, 2, [])],
+    ids=["wire", "queues", "bridge"],
+)
 def test_functions_are_changed_under_traffic_without_a_frame_lost_or_overtaken(
-    fabric: Fabric, folder: Path, tmp_path: Path
+    fabric: Fabric, folder: Path, tmp_path: Path, mode: str, queues: int, options: list[str]
 ) -> None:
+    def of_kind(text: str) -> str:
+        return text.replace(WIRE, mode).replace("ends =", f"queues = {queues}\nends =")
+
     build((EXAMPLES / "mark.c").read_text(), folder / "mark.so")
     build(template(), folder / "mine.so")
     marks = [using(f'name = "mark"\noptions = {{ dscp = {dscp} }}') for dscp in range(8)]
-    fabric.apply(CHAIN)
-    agent = fabric.agent("fw", None, "--functions", str(folder))
+    fabric.apply(of_kind(CHAIN))
+    agent = fabric.agent("fw", None, "--functions", str(folder), *options)
     with streaming(fabric.port("left"), fabric.port("right")) as stream:
         for text in [*marks, CHAIN, using('name = "mine"', 'name = "mark"'), using('name = "mark"', 'name = "mine"')]:
-            assert apply(fabric, tmp_path, text) == (0, "")
+            assert apply(fabric, tmp_path, of_kind(text)) == (0, "")
             stream.pass_on(1000)
         for number in range(5):
             build(template(other=f"other{number}"), folder / "mine.so")
-            assert apply(fabric, tmp_path, using('name = "mine"')) == (0, ""), "the same text loads what has changed"
+            text = of_kind(using('name = "mine"'))
+            assert apply(fabric, tmp_path, text) == (0, ""), "the same text loads what has changed"
             stream.pass_on(1000)
             assert list(counters(fabric, "mine")) == ["seen", f"other{number}"]
     for link in ("one", "two"):
         assert not any(ring.drops_produced or ring.drops_consumed for ring in fabric.quiet(link).rings)
     assert counters(fabric, "mine")["seen"] > 5000, "it counts on from the one before"
+    (told,) = [told for told in fabric.broker.vm("fw").functions if told.name == "mine"]
+    assert told.sha256 == hashlib.sha256((folder / "mine.so").read_bytes()).hexdigest()
     agent.stop()
     assert agent.log.count("packet functions from here on") == 8 + 3 + 5
+
+
+def test_objects_that_stay_loaded_do_not_stand_for_those_that_replace_them(
+    fabric: Fabric, folder: Path, tmp_path: Path
+) -> None:
+    """With -z nodelete an object is never unloaded, as C++ with unique symbols is not."""
+    fabric.apply(CHAIN)
+    fabric.agent("fw", None, "--functions", str(folder))
+    for number in range(6):
+        build(template(other=f"other{number}"), folder / "mine.so", "-Wl,-z,nodelete")
+        assert apply(fabric, tmp_path, using('name = "mine"')) == (0, "")
+        assert list(counters(fabric, "mine")) == ["seen", f"other{number}"]
+
+
+def test_a_function_may_send_back_and_a_kill_of_its_agent_is_booked_to_the_frame(fabric: Fabric, folder: Path) -> None:
+    build(template("rway_packet_send(packet, packet->in_port);"), folder / "back.so")
+    fabric.apply(using('name = "back"'))
+    agent = fabric.agent("fw", None, "--functions", str(folder))
+    left, right = fabric.port("left"), fabric.port("right")
+    with streaming(left, left) as stream:
+        stream.pass_on(1000)
+    assert right.receive(timeout=0) == []
+    agent.stop(signal.SIGKILL)
+    again = fabric.agent("fw", None, "--functions", str(folder))
+    with streaming(left, left) as stream:
+        stream.pass_on(1000)
+    for link in ("one", "two"):
+        assert not any(ring.drops_produced or ring.drops_consumed for ring in fabric.quiet(link).rings)
+    again.stop()
+    assert "lost" not in again.log
 
 
 def test_a_file_that_is_replaced_or_overwritten_changes_nothing_that_runs(fabric: Fabric, folder: Path) -> None:
