@@ -39,8 +39,7 @@ def test_the_program_succeeds(program: Path, variant: Variant, run: Run) -> None
     for tool in (variant.compiler, *variant.runner):
         require(shutil.which(tool) is not None, f"{tool} is not installed; ./run test installs it where it may")
     executable = c_programs.build(program, variant)
-    timeout_s = 300 if is_long(program, variant, run) else 100
-    status, output = c_programs.call(executable, variant, run.arguments, timeout_s=timeout_s)
+    status, output = c_programs.call(executable, variant, run.arguments, timeout_s=300)
     assert status == 0, f"{program.name} {' '.join(run.arguments)} ({variant.name}) ended with {status}:\n{output}"
 
 
