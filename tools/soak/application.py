@@ -18,6 +18,8 @@ from tools.soak.frames import Maker, Stream, read
 from tools.soak.ledger import Received, Sent
 from tools.soak.pace import BURST_MAX, Pace, Pacer, send_numbered
 
+_LOOK_S = 0.05  # how often a receiver says that it has logged everything, while nothing comes
+
 
 @dataclass(frozen=True)
 class Line:
@@ -90,7 +92,7 @@ def _receive(task: Task, line: Line, port: Port, pacer: Pacer) -> None:
     received = {at: Received(received_path(task.ledgers, at, task.vm), task.rows) for at in directions}
     first = directions[0]  # a death counts all that comes by the port
     while True:
-        frames = port.receive(pacer.most(first, BURST_MAX))
+        frames = port.receive(pacer.most(first, BURST_MAX), timeout=_LOOK_S)
         pacer.moved(first, "taken", len(frames))
         for frame in frames:
             seen = read(frame, line.into)
@@ -99,6 +101,8 @@ def _receive(task: Task, line: Line, port: Port, pacer: Pacer) -> None:
             else:
                 received[seen.direction].note(seen)
         pacer.moved(first, "logged", len(frames))
+        for ledger in received.values():
+            ledger.note_round()
 
 
 def main(task: Task, commands: Connection[Any, Any], log: Path) -> None:

@@ -15,7 +15,7 @@ from tools.soak.frames import DENIED_EVERY, FLOWS, Seen, flow_of
 _WORDS = 16  # of a row
 _INTENDED, _DONE = 0, 1  # of a sender's row
 _COUNT, _LAST = 0, 1  # of a receiver's row: how many frames; the number of the last one, by flow
-_FOREIGN, _LOST = 0, 1  # of a receiver's row 0, which no incarnation has
+_FOREIGN, _LOST, _ROUNDS = 0, 1, 2  # of a receiver's row 0, which no incarnation has
 
 
 class DeliveryError(Exception):
@@ -75,6 +75,14 @@ class Received(_Ledger):
     def note_lost(self, frames: int) -> None:
         """That the receiver's own source says it could not keep."""
         self._words[_LOST] += frames
+
+    def note_round(self) -> None:
+        """All that was taken so far is noted."""
+        self._words[_ROUNDS] += 1
+
+    @property
+    def rounds(self) -> int:
+        return self._words[_ROUNDS]
 
     def last(self, incarnation: int) -> int:
         row = incarnation * _WORDS

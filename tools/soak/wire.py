@@ -42,6 +42,7 @@ def _receive(task: WireTask, source: socket.socket) -> None:
             _, lost = struct.unpack("II", source.getsockopt(_SOL_PACKET, _STATISTICS, 8))
             if lost:
                 received.note_lost(lost)
+            received.note_round()
             continue
         except OSError as error:
             if error.errno not in _AWAY:
