@@ -71,10 +71,10 @@ class Forwarder:
             fresh = self._load(stack, before, begun)
             if fresh == before:
                 return False
-            for function in fresh:
-                function.carry_on_from(before)
             self._use(fresh)
             begun.pop_all()
+        for function in fresh:
+            function.carry_on_from(before)  # now that none of those counts any more
         for function in before:
             if function not in fresh:
                 function.close()

@@ -448,6 +448,7 @@ class Member:
         if self._forwarder is None:
             self._forwarder = Forwarder(stack, self._terms.functions, self._forward)
             self._note_functions(None)
+            self._say_functions(self._forwarder)
         errors: list[Exception | None] = []
         if self._forwarder.fits(stack):
             errors.append(self._try(self._forwarder.judge_by, stack))
@@ -473,6 +474,7 @@ class Member:
             raise
         self._forwarder = fresh
         self._note_functions(None)
+        self._say_functions(fresh)
         old.close()
 
     def _reload_functions(self, forwarder: Forwarder, stack: Stack) -> None:
@@ -488,8 +490,11 @@ class Member:
             raise
         self._note_functions(None)
         if reloaded:
-            names = [function.name for function in forwarder.functions]
-            self._log(f"packet functions from here on: {', '.join(names) or 'none'}")
+            self._say_functions(forwarder)
+
+    def _say_functions(self, forwarder: Forwarder) -> None:
+        for function in forwarder.functions:
+            self._log(f"runs packet function {function.name}, of sha256 {function.digest[:12]}")
 
     def _note_functions(self, error: Exception | None) -> None:
         """Those of a stack that runs all run, or some do not, and are tried again."""

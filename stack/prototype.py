@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -227,10 +228,11 @@ def _value(option: Option, native: Any) -> Value | None:
 
 def load_prototype(name: str, content: bytes, options: Mapping[str, Value], digest: str) -> Function:
     """The function in the text of a Python file, which is run. FunctionError."""
-    module: dict[str, Any] = {"__name__": f"ringway_function_{name}", "__file__": f"{name}.py"}
+    module = types.ModuleType(f"ringway_function_{name}")
+    sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
     try:
-        exec(compile(content, f"{name}.py", "exec"), module)
-        prototype = Prototype(name, module)
+        exec(compile(content, f"{name}.py", "exec"), module.__dict__)
+        prototype = Prototype(name, module.__dict__)
     except Exception as error:  # noqa: BLE001 - what a file of somebody else's does when it is run
         what = f"{type(error).__name__}: {error}"
         raise FunctionError(FunctionCause.LOAD, name, f"{name}.py cannot be used ({what}): correct it") from None

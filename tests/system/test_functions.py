@@ -13,31 +13,16 @@ import pytest
 
 from tests.support.broker_process import RINGWAY, run_ringway
 from tests.support.fabric import Fabric
+from tests.support.fabrics import applications_and_firewall
 from tests.support.numbered_stream import streaming
 from tests.support.waiting import until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "functions"
-CHAIN = """
-[vm.left.port.p]
-kind = "local"
-[vm.right.port.p]
-kind = "local"
-[vm.fw.port.inside]
-kind = "local"
-[vm.fw.port.outside]
-kind = "local"
-[vm.fw.stack]
-forward = [["inside", "outside"]]
-default = "allow"
-[link.one]
-ends = ["left.p", "fw.inside"]
-[link.two]
-ends = ["fw.outside", "right.p"]
-"""
+CHAIN = applications_and_firewall()
 
 
 def using(*functions: str) -> str:
-    return CHAIN + "".join(f"[[vm.fw.stack.function]]\n{function}\n" for function in functions)
+    return CHAIN + "".join(f"[[vm.firewall.stack.function]]\n{function}\n" for function in functions)
 
 
 def build(source: str, target: Path, *flags: str) -> None:
@@ -86,7 +71,7 @@ def udp(port: int, number: int) -> bytes:
 
 
 def counters(fabric: Fabric, name: str = "mark") -> dict[str, int]:
-    return next((told.counters for told in fabric.broker.vm("fw").functions if told.name == name), {})
+    return next((told.counters for told in fabric.broker.vm("firewall").functions if told.name == name), {})
 
 
 def apply(fabric: Fabric, tmp_path: Path, text: str) -> tuple[int, str]:
@@ -99,7 +84,7 @@ def apply(fabric: Fabric, tmp_path: Path, text: str) -> tuple[int, str]:
 def test_a_function_in_c_changes_what_passes_and_shows_what_it_counted(fabric: Fabric, folder: Path) -> None:
     build((EXAMPLES / "mark.c").read_text(), folder / "mark.so")
     fabric.apply(using('name = "mark"\noptions = { port = 5201, dscp = 46 }'))
-    fabric.agent("fw", None, "--functions", str(folder))
+    fabric.agent("firewall", None, "--functions", str(folder))
     left, right = fabric.port("left"), fabric.port("right")
     left.send([udp(5201, 1), udp(5202, 2)])
     marked, other = right.receive(count=1, timeout=10) + right.receive(count=1, timeout=10)
@@ -148,26 +133,44 @@ def test_functions_are_changed_under_traffic_without_a_frame_lost_or_overtaken(
 
     build((EXAMPLES / "mark.c").read_text(), folder / "mark.so")
     build(template(), folder / "mine.so")
-    marks = [using(f'name = "mark"\noptions = {{ dscp = {dscp} }}') for dscp in range(8)]
+    marks = [using(f'name = "mark"\noptions = {{ dscp = {dscp} }}') for dscp in range(4)]
     fabric.apply(of_kind(CHAIN))
-    agent = fabric.agent("fw", None, "--functions", str(folder), *options)
-    with streaming(fabric.port("left"), fabric.port("right")) as stream:
+    fabric.agent("firewall", None, "--functions", str(folder), *options)
+    left, right = fabric.port("left"), fabric.port("right")
+    with streaming(left, right) as stream:
         for text in [*marks, CHAIN, using('name = "mine"', 'name = "mark"'), using('name = "mark"', 'name = "mine"')]:
             assert apply(fabric, tmp_path, of_kind(text)) == (0, "")
-            stream.pass_on(1000)
+            stream.pass_on(300)
+    text = of_kind(using('name = "mine"'))
+    before = counters(fabric, "mine")["seen"]
+    with streaming(left, right) as stream:
         for number in range(5):
             build(template(other=f"other{number}"), folder / "mine.so")
-            text = of_kind(using('name = "mine"'))
             assert apply(fabric, tmp_path, text) == (0, ""), "the same text loads what has changed"
-            stream.pass_on(1000)
+            stream.pass_on(300)
             assert list(counters(fabric, "mine")) == ["seen", f"other{number}"]
     for link in ("one", "two"):
         assert not any(ring.drops_produced or ring.drops_consumed for ring in fabric.quiet(link).rings)
-    assert counters(fabric, "mine")["seen"] > 5000, "it counts on from the one before"
-    (told,) = [told for told in fabric.broker.vm("fw").functions if told.name == "mine"]
+    assert counters(fabric, "mine")["seen"] == before + stream.sent, "it counts on from the one before, to the frame"
+    (told,) = [told for told in fabric.broker.vm("firewall").functions if told.name == "mine"]
     assert told.sha256 == hashlib.sha256((folder / "mine.so").read_bytes()).hexdigest()
-    agent.stop()
-    assert agent.log.count("packet functions from here on") == 8 + 3 + 5
+
+
+def test_connections_outlive_an_exchange_of_functions(fabric: Fabric, folder: Path) -> None:
+    rule = '[[vm.firewall.stack.rule]]\nname = "out"\naction = "allow"\nfrom = "inside"\n'
+    stateful = applications_and_firewall('default = "deny"\nconnections = 1024') + rule
+    build(template(), folder / "mine.so")
+    fabric.apply(stateful)
+    fabric.agent("firewall", None, "--functions", str(folder))
+    left, right = fabric.port("left"), fabric.port("right")
+    left.send([udp(1, 1)])
+    assert right.receive(timeout=10) == [udp(1, 1)]
+    fabric.apply(stateful + '[[vm.firewall.stack.function]]\nname = "mine"\n')
+    answer = udp(4000, 2)
+    answer = answer[:34] + struct.pack("!HH", 1, 4000) + answer[38:]
+    right.send([answer])
+    assert left.receive(timeout=10) == [answer]
+    assert counters(fabric, "mine")["seen"] == 1
 
 
 def test_objects_that_stay_loaded_do_not_stand_for_those_that_replace_them(
@@ -175,7 +178,7 @@ def test_objects_that_stay_loaded_do_not_stand_for_those_that_replace_them(
 ) -> None:
     """With -z nodelete an object is never unloaded, as C++ with unique symbols is not."""
     fabric.apply(CHAIN)
-    fabric.agent("fw", None, "--functions", str(folder))
+    fabric.agent("firewall", None, "--functions", str(folder))
     for number in range(6):
         build(template(other=f"other{number}"), folder / "mine.so", "-Wl,-z,nodelete")
         assert apply(fabric, tmp_path, using('name = "mine"')) == (0, "")
@@ -185,13 +188,13 @@ def test_objects_that_stay_loaded_do_not_stand_for_those_that_replace_them(
 def test_a_function_may_send_back_and_a_kill_of_its_agent_is_booked_to_the_frame(fabric: Fabric, folder: Path) -> None:
     build(template("rway_packet_send(packet, packet->in_port);"), folder / "back.so")
     fabric.apply(using('name = "back"'))
-    agent = fabric.agent("fw", None, "--functions", str(folder))
+    agent = fabric.agent("firewall", None, "--functions", str(folder))
     left, right = fabric.port("left"), fabric.port("right")
     with streaming(left, left) as stream:
         stream.pass_on(1000)
     assert right.receive(timeout=0) == []
     agent.stop(signal.SIGKILL)
-    again = fabric.agent("fw", None, "--functions", str(folder))
+    again = fabric.agent("firewall", None, "--functions", str(folder))
     with streaming(left, left) as stream:
         stream.pass_on(1000)
     for link in ("one", "two"):
@@ -203,7 +206,7 @@ def test_a_function_may_send_back_and_a_kill_of_its_agent_is_booked_to_the_frame
 def test_a_file_that_is_replaced_or_overwritten_changes_nothing_that_runs(fabric: Fabric, folder: Path) -> None:
     build(template(), folder / "mine.so")
     fabric.apply(using('name = "mine"'))
-    fabric.agent("fw", None, "--functions", str(folder))
+    fabric.agent("firewall", None, "--functions", str(folder))
     left, right = fabric.port("left"), fabric.port("right")
     (folder / "mine.so").write_bytes(bytes((folder / "mine.so").stat().st_size))
     left.send([udp(1, 1)])
@@ -234,7 +237,7 @@ def test_what_cannot_run_is_named_and_the_function_before_goes_on(
 ) -> None:
     build(template(), folder / "old.so")
     fabric.apply(using('name = "old"'))
-    agent = fabric.agent("fw", None, "--functions", str(folder))
+    agent = fabric.agent("firewall", None, "--functions", str(folder))
     left, right = fabric.port("left"), fabric.port("right")
     if source == "no shared object":
         (folder / "new.so").write_text(source)
@@ -243,7 +246,7 @@ def test_what_cannot_run_is_named_and_the_function_before_goes_on(
     options = "\noptions = { most = 1 }" if "option" in message else ""
     code, said = apply(fabric, tmp_path, using(f'name = "new"{options}'))
     assert (code, message in said) == (3, True), said
-    problem = fabric.broker.vm("fw").problem
+    problem = fabric.broker.vm("firewall").problem
     assert "the one before goes on: packet function 'new': " in problem
     assert message in problem
     left.send([udp(1, 1)])
@@ -254,7 +257,7 @@ def test_what_cannot_run_is_named_and_the_function_before_goes_on(
     left.send([udp(1, 2)])
     assert right.receive(timeout=10) == [udp(1, 2)]
     assert counters(fabric, "new")["seen"] == 1
-    assert fabric.broker.vm("fw").problem == ""
+    assert fabric.broker.vm("firewall").problem == ""
     agent.stop()
     assert agent.log.count(message) == 1, "it is logged once"
 
@@ -263,9 +266,9 @@ def test_without_its_function_a_stack_forwards_nothing_and_it_runs_once_that_is_
     fabric: Fabric, folder: Path
 ) -> None:
     fabric.apply(using('name = "late"'))
-    agent = fabric.agent("fw", None, "--functions", str(folder))
+    agent = fabric.agent("firewall", None, "--functions", str(folder))
     left, right = fabric.port("left"), fabric.port("right")
-    assert "the stack does not run: packet function 'late'" in fabric.broker.vm("fw").problem
+    assert "the stack does not run: packet function 'late'" in fabric.broker.vm("firewall").problem
     left.send([udp(1, 1)])
     assert right.receive(timeout=0.3) == []
     build(template(), folder / "late.so")
@@ -275,8 +278,8 @@ def test_without_its_function_a_stack_forwards_nothing_and_it_runs_once_that_is_
 
 def test_an_agent_without_a_directory_says_so(fabric: Fabric) -> None:
     fabric.apply(using('name = "mark"'))
-    fabric.agent("fw")
-    assert "start it with --functions DIR" in fabric.broker.vm("fw").problem
+    fabric.agent("firewall")
+    assert "start it with --functions DIR" in fabric.broker.vm("firewall").problem
 
 
 @pytest.mark.parametrize("what", ["directory", "file", "owner", "link"])
@@ -293,8 +296,8 @@ def test_a_file_that_others_can_change_is_not_run(fabric: Fabric, folder: Path, 
     else:
         path.chmod(0o775)
     fabric.apply(using('name = "mine"'))
-    fabric.agent("fw", None, "--functions", str(folder))
-    problem = fabric.broker.vm("fw").problem
+    fabric.agent("firewall", None, "--functions", str(folder))
+    problem = fabric.broker.vm("firewall").problem
     assert str(path) in problem
     assert ("cannot be read" if what == "link" else "has to belong to root") in problem
 
@@ -311,14 +314,14 @@ def test_a_function_sends_by_another_port_by_its_name(fabric: Fabric, folder: Pa
     third = """
 [vm.third.port.p]
 kind = "local"
-[vm.fw.port.aside]
+[vm.firewall.port.aside]
 kind = "local"
 [link.three]
-ends = ["fw.aside", "third.p"]
+ends = ["firewall.aside", "third.p"]
 """
     bridge = 'mode = "bridge"\nbridge = { ports = ["inside", "outside", "aside"] }'
     fabric.apply(using('name = "divert"').replace('forward = [["inside", "outside"]]', bridge) + third)
-    fabric.agent("fw", None, "--functions", str(folder))
+    fabric.agent("firewall", None, "--functions", str(folder))
     left, right, aside = fabric.port("left"), fabric.port("right"), fabric.port("third")
     frame = b"\xff" * 6 + b"\x02" + bytes(5) + b"\x88\xb5" + bytes(46)
     left.send([frame])
@@ -332,15 +335,15 @@ def test_a_function_that_crashes_takes_its_agent_and_links_come_back_with_the_ne
     crash = "if (packet->bytes[12] == 0x99) *(volatile int *)0 = 1;"
     build(template(crash), folder / "crash.so")
     fabric.apply(using('name = "crash"'))
-    agent = fabric.agent("fw", None, "--functions", str(folder))
+    agent = fabric.agent("firewall", None, "--functions", str(folder))
     left, right = fabric.port("left"), fabric.port("right")
     left.send([udp(1, 1)])
     assert right.receive(timeout=10) == [udp(1, 1)]
     left.send([udp(1, 2), bytes(12) + b"\x99\x99" + bytes(46), udp(1, 3)])
     assert agent.process.wait(20) == -signal.SIGSEGV
-    until(lambda: fabric.broker.vm("fw").state == "away", "the broker knows that it is gone")
-    assert {vm.state for vm in fabric.broker.show().vms if vm.name != "fw"} == {"present"}
-    fabric.agent("fw", None, "--functions", str(folder))
+    until(lambda: fabric.broker.vm("firewall").state == "away", "the broker knows that it is gone")
+    assert {vm.state for vm in fabric.broker.show().vms if vm.name != "firewall"} == {"present"}
+    fabric.agent("firewall", None, "--functions", str(folder))
     left.send([udp(1, 4)])
     assert right.receive(timeout=10)[-1] == udp(1, 4), "the frame that it died of is not given to the next one"
     rings = [ring for link in ("one", "two") for ring in fabric.quiet(link).rings]
@@ -354,7 +357,7 @@ def test_a_prototype_in_python_counts_and_drops_as_its_option_says(
 ) -> None:
     (folder / "sizes.py").write_text((EXAMPLES / "sizes.py").read_text())
     fabric.apply(using('name = "sizes"\noptions = { most = 500 }'))
-    fabric.agent("fw", None, "--functions", str(folder))
+    fabric.agent("firewall", None, "--functions", str(folder))
     left, right = fabric.port("left"), fabric.port("right")
     long = bytes(12) + b"\x88\xb5" + bytes(586)
     left.send([udp(1, 1), long, udp(1, 2)])
@@ -374,7 +377,7 @@ RAISES = "class Function:\n    def __init__(self, start):\n        pass\n    def
 def test_a_prototype_that_raises_lets_nothing_pass_that_it_has_not_decided_over(fabric: Fabric, folder: Path) -> None:
     (folder / "raises.py").write_text(RAISES)
     fabric.apply(using('name = "raises"'))
-    agent = fabric.agent("fw", None, "--functions", str(folder))
+    agent = fabric.agent("firewall", None, "--functions", str(folder))
     left, right = fabric.port("left"), fabric.port("right")
     left.send([udp(1, 1)])
     agent.await_line("ZeroDivisionError")
@@ -386,5 +389,5 @@ def test_a_prototype_that_raises_lets_nothing_pass_that_it_has_not_decided_over(
 def test_a_prototype_that_cannot_be_used_is_named(fabric: Fabric, folder: Path, text: str) -> None:
     (folder / "bad.py").write_text(text)
     fabric.apply(using('name = "bad"'))
-    fabric.agent("fw", None, "--functions", str(folder))
-    assert "packet function 'bad': bad.py cannot be used (" in fabric.broker.vm("fw").problem
+    fabric.agent("firewall", None, "--functions", str(folder))
+    assert "packet function 'bad': bad.py cannot be used (" in fabric.broker.vm("firewall").problem
