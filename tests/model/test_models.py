@@ -152,7 +152,7 @@ def test_a_model_keeps_its_claims_in_every_state(variant: Variant, tmp_path: Pat
 def test_a_mutant_breaks_a_claim(variant: Variant, mutant: str, tmp_path: Path) -> None:
     need_spin()
     model, *switches = variant
-    found = search(model, (*switches, mutant), tmp_path, ends_early=True)
+    found = search(model, (*switches, mutant), tmp_path)
     assert found.error, f"the model does not notice {mutant}: it is too weak\n{found.output}"
 
 

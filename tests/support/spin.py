@@ -42,27 +42,11 @@ class Search:
         return [f"{place}: {statement}" for place, statement in places if statement != '"-end-"']
 
 
-def search(model: str, switches: tuple[str, ...], folder: Path, ends_early: bool = False) -> Search:
-    """Search all states of a model, up to the first error. Everything that is made for it goes into folder.
-
-    `ends_early`: an error is expected soon, so that compiling would take most of the time.
-    """
+def search(model: str, switches: tuple[str, ...], folder: Path) -> Search:
+    """Search all states of a model, up to the first error. Everything that is made for it goes into folder."""
     call(["spin", *defines(switches), "-a", str(path(model))], folder)
     # Not -O2: the search is no faster with it, and compiling takes twice as long.
-    call(
-        [
-            "gcc",
-            "-O0" if ends_early else "-O1",
-            "-w",
-            "-DSAFETY",
-            "-DNOFAIR",
-            f"-DMEMLIM={MEMORY_MAX_MB}",
-            "-o",
-            "pan",
-            "pan.c",
-        ],
-        folder,
-    )
+    call(["gcc", "-O1", "-w", "-DSAFETY", "-DNOFAIR", f"-DMEMLIM={MEMORY_MAX_MB}", "-o", "pan", "pan.c"], folder)
     return Search(call(["prlimit", f"--cpu={SEARCH_MAX_S}", "./pan", f"-m{DEPTH_MAX}"], folder))
 
 
