@@ -255,6 +255,19 @@ static void prepare_forward(void)
     open_forwarder(&op.forwarder, op.regions[0], op.regions[1], 0);
 }
 
+static void pass_all(void *state, struct rway_packet *const *packets, uint32_t count)
+{
+    (void)state, (void)packets, (void)count;
+}
+
+/* With a function that could crash, so that what it sees is noted before. */
+static void prepare_forward_past_others(void)
+{
+    static const struct rway_function PASSES = {.version = RWAY_FUNCTION_VERSION, .burst = pass_all};
+    prepare_forward();
+    CHECK(rway_pipeline_add(op.forwarder.pipelines[0], &PASSES, NULL, NULL, NULL, 0) == 0, "function");
+}
+
 static void prepare_waiting_forward(void)
 {
     attach_and_watch();
@@ -356,8 +369,16 @@ static void after_hand_on(const struct books *before)
     CHECK(restart <= 1, "%lu lost", (unsigned long)restart);
 }
 
+static uint64_t denied_up_to(uint64_t end)
+{
+    uint64_t denied = 0;
+    for (uint64_t number = 0; number < end; number++)
+        denied += is_denied(number);
+    return denied;
+}
+
 /* Both links, by number: nothing twice, nothing out of order; and the books of the two join up. */
-static void after_forward(const struct books *before)
+static void check_forward(const struct books *before)
 {
     uint64_t lost;
     struct rway_region *in = end_of(0, RWAY_SIDE_B), *out = end_of(1, RWAY_SIDE_A);
@@ -369,12 +390,6 @@ static void after_forward(const struct books *before)
     struct books first = read_books(world.fds[0], 1), second = read_books(world.fds[1], 1);
     CHECK(offered_in(&second) == delivered_in(&first), "%lu went out of the first link, %lu into the second",
           (unsigned long)delivered_in(&first), (unsigned long)offered_in(&second));
-    uint64_t denied = 0;
-    for (uint64_t number = 0; number < first.released; number++)
-        denied += is_denied(number);
-    uint64_t dropped = first.consumed_drops[RWAY_DROP_POLICY] + first.consumed_drops[RWAY_DROP_RESTART];
-    CHECK(dropped == denied && dropped == sum_of(first.consumed_drops), "%lu dropped, %lu denied",
-          (unsigned long)dropped, (unsigned long)denied);
     struct rway_region *receiver = end_of(1, RWAY_SIDE_B);
     struct rway_frame frames[64];
     uint32_t count = rway_ring_peek(rway_region_consumer(receiver, 0), frames, 64);
@@ -386,6 +401,31 @@ static void after_forward(const struct books *before)
         CHECK(!is_denied(number_in(&frames[i])), "a frame that is denied");
     }
     rway_region_detach(receiver);
+}
+
+static void after_forward(const struct books *before)
+{
+    check_forward(before);
+    struct books first = read_books(world.fds[0], 1);
+    uint64_t dropped = first.consumed_drops[RWAY_DROP_POLICY] + first.consumed_drops[RWAY_DROP_RESTART];
+    uint64_t denied = denied_up_to(first.released);
+    CHECK(dropped == denied && dropped == sum_of(first.consumed_drops), "%lu dropped, %lu denied",
+          (unsigned long)dropped, (unsigned long)denied);
+}
+
+static uint64_t noted_most; /* of after_forward_past_others: that a kill came in between is not to be left to luck */
+
+/* A burst that was noted and not released is lost as a whole: its last frame here, those before it behind. */
+static void after_forward_past_others(const struct books *before)
+{
+    check_forward(before);
+    struct books first = read_books(world.fds[0], 1), second = read_books(world.fds[1], 1);
+    uint64_t noted = first.consumed_drops[RWAY_DROP_RESTART] - before->consumed_drops[RWAY_DROP_RESTART];
+    uint64_t policy = first.consumed_drops[RWAY_DROP_POLICY], denied = denied_up_to(first.released);
+    CHECK(noted <= 1 && policy <= denied, "%lu noted, %lu of %lu denied", (unsigned long)noted, (unsigned long)policy,
+          (unsigned long)denied);
+    CHECK(second.produced_drops[RWAY_DROP_RESTART] <= RWAY_BURST, "more than a burst");
+    noted_most = noted > noted_most ? noted : noted_most;
 }
 
 /* ---- stepping ---- */
@@ -654,6 +694,10 @@ int main(int argc, char **argv)
                                                      after_waiting_forward};
     static const struct operation ATTACH = {"attach", NULL, attach_receiver, after_hand_on};
     static const struct operation JOIN = {"attach and join", NULL, attach_and_watch, after_forward};
+    static const struct operation PAST_OTHERS = {"forward past a function of others", prepare_forward_past_others,
+                                                 forward, after_forward_past_others};
+    static const struct operation JOIN_PAST_OTHERS = {"attach and join", NULL, attach_and_watch,
+                                                      after_forward_past_others};
     const struct operation OPERATIONS[] = {
         {"publish", prepare_publish, publish, after_publish},
         {"release", prepare_release, release, after_release},
@@ -682,6 +726,9 @@ int main(int argc, char **argv)
         kill_everywhere(&OPERATIONS[i]);
     kill_recovery(&HAND_ON, &ATTACH);
     kill_recovery(&FORWARD, &JOIN);
+    kill_everywhere(&PAST_OTHERS);
+    CHECK(noted_most == 1, "no kill left a burst that was noted");
+    kill_recovery(&PAST_OTHERS, &JOIN_PAST_OTHERS);
     leave_little_room();
     repeatable = false;
     kill_everywhere(&WAITING_FORWARD);
