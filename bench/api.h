@@ -45,3 +45,9 @@ double bench_core_distance(int cpu_a, int cpu_b);
  * a filter that has room for connections of them. Median over windows; -1 when something failed.
  */
 double bench_flow_ns(uint32_t connections, uint32_t flows);
+
+/*
+ * Nanoseconds of processor time that a struct rway_function takes for a packet, in bursts of 32, with a state that its
+ * start has made; NULL: for what the bench does besides. -1 when something failed.
+ */
+double bench_function_ns(const void *function, void *state);

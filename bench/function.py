@@ -1,47 +1,69 @@
-"""What a packet function of one's own costs: a hop with none, with the example in C, and with the one in Python."""
+"""What a packet function of one's own costs: the examples in C and in Python, each given bursts of parsed packets.
+
+In processor time of a thread of its own, as a loop has, less what making the bursts takes.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from bench.fabric import RINGWAY
-from bench.form import BenchError, Contestant, Report, Round, Row, duel, less_is_better
-from bench.hop import ringway_hop
-from bench.native import ROOT
+from bench.form import BenchError, Report, less_is_better
+from bench.native import ROOT, lib, pointer
+from bench.native import ffi as native_ffi
+from ringway.shm._native import ffi
+from ringway.stack.function import Function
+from ringway.stack.library import load_library
+from ringway.stack.prototype import load_prototype
 
 EXAMPLES = ROOT / "examples" / "functions"
-NONE, IN_C, IN_PYTHON = "no function", "mark.c", "sizes.py"
-USE = '[[vm.firewall.stack.function]]\nname = "{}"\n'
+IN_C, IN_PYTHON = "mark.c", "sizes.py"
 
 
-def _built(folder: Path) -> Path:
+def _built(folder: Path) -> bytes:
     headers = subprocess.run([RINGWAY, "headers"], capture_output=True, text=True, check=True).stdout.strip()
-    command = ["cc", "-shared", "-fPIC", "-O2", f"-I{headers}", "-o", str(folder / "mark.so"), str(EXAMPLES / IN_C)]
+    target = folder / "mark.so"
+    command = ["cc", "-shared", "-fPIC", "-O2", f"-I{headers}", "-o", str(target), str(EXAMPLES / IN_C)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BenchError(f"{IN_C} could not be built: {done.stderr}")
-    shutil.copy(EXAMPLES / IN_PYTHON, folder)
-    return folder
+    return target.read_bytes()
 
 
-def _rows(played: list[Round], name: str) -> list[Row]:
-    pairs = [(turn[name], turn[NONE]) for turn in played if turn[name].frames and turn[NONE].frames]
-    ours, peer = ([1e9 / window.rate for window in side] for side in zip(*pairs, strict=True))
-    note = "per frame, through a hop that its forwarder's core or that of its ends limits"
-    return [less_is_better(f"hop of 64 B with {name}", "ns", ours, peer, NONE, note)]
+class _Running:
+    """A function with the state of one loop."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._start = ffi.new(
+            "struct rway_function_start *", {"options": function.options, "counters": function.array()}
+        )
+        self._state = function.native.start(self._start)
+        if self._state == ffi.NULL:
+            raise BenchError(f"{function.name} does not start")
+
+    def packet_ns(self) -> float:
+        return _checked(lib.bench_function_ns(pointer(self._function.native), pointer(self._state)))
+
+
+def _checked(ns: float) -> float:
+    if ns < 0:
+        raise BenchError("no thread for the bench, or its frame is not well-formed: a bug of ours, please report it")
+    return ns
+
+
+def _less_besides(running: _Running) -> float:
+    return max(0.1, running.packet_ns() - _checked(lib.bench_function_ns(native_ffi.NULL, native_ffi.NULL)))
 
 
 def run(quick: bool) -> Report:
-    rounds, seconds = (2, 0.1) if quick else (11, 0.25)
-    with contextlib.ExitStack() as stack:
-        folder = _built(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringway-functions-"))))
-        contestants: list[Contestant] = [
-            stack.enter_context(ringway_hop(use, f"--functions={folder}", name=name))
-            for name, use in ((NONE, ""), (IN_C, USE.format("mark")), (IN_PYTHON, USE.format("sizes")))
-        ]
-        played = duel(contestants, rounds, seconds)
-    return Report("function", [*_rows(played, IN_C), *_rows(played, IN_PYTHON)])
+    rounds = 2 if quick else 7
+    with tempfile.TemporaryDirectory(prefix="ringway-function-") as folder:
+        in_c = _Running(load_library("mark", _built(Path(folder)), {}, ""))
+    in_python = _Running(load_prototype("sizes", (EXAMPLES / IN_PYTHON).read_bytes(), {}, ""))
+    pairs = [(_less_besides(in_python), _less_besides(in_c)) for _ in range(rounds)]
+    ours, peer = ([pair[side] for pair in pairs] for side in (0, 1))
+    note = "a packet of 64 bytes, in bursts of 32; processor time"
+    return Report("function", [less_is_better(f"a packet through {IN_PYTHON}", "ns", ours, peer, IN_C, note)])

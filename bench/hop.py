@@ -89,12 +89,12 @@ def memif_hop(ring_log2: int, burst: int, zero_copy: bool) -> Iterator[TestpmdPa
 
 
 @contextlib.contextmanager
-def ringway_hop(stack: str = "", *options: str, name: str = "ringway") -> Iterator[Workers]:
-    """Generator and sink on CPU 0, the firewall's agent, with `options`, on CPU 1; `stack`: more keys of its stack."""
+def ringway_hop(stack: str = "") -> Iterator[Workers]:
+    """Generator and sink on CPU 0, the firewall's agent on CPU 1; `stack`: more keys of its stack."""
     with Fabric(FABRIC.format(stack=stack)) as fabric:
-        agent = fabric.agent("firewall", 1, f"--spin-us={SPIN_US}", *options)
+        agent = fabric.agent("firewall", 1, f"--spin-us={SPIN_US}")
         ends = fabric.worker("bench_hop", 0, "ends")
-        contestant = Workers(name, [ends], [agent.pid])
+        contestant = Workers("ringway", [ends], [agent.pid])
         contestant.pause()
         yield contestant
 
