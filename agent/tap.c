@@ -158,7 +158,7 @@ static uint32_t fill_ring(struct tap *tap)
     uint32_t filled = 0, dropped = 0;
     bool again = true;
     while (again && filled + dropped < RWAY_BURST) {
-        frames[filled] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = tap->frame_max};
+        frames[filled] = (struct rway_frame){.len = tap->frame_max};
         tap->held = rway_ring_claim(tap->producer, &frames[filled], 1) == 0;
         if (tap->held) {
             again = rway_read_once(&tap->drops) && discard_one(tap);
@@ -210,10 +210,8 @@ static uint32_t empty_ring(struct tap *tap)
     struct rway_frame frames[RWAY_BURST];
     uint32_t taken = rway_ring_peek(tap->consumer, frames, RWAY_BURST), done = 0;
     bool written = true;
-    while (written && done < taken) {
-        const struct rway_frame *frame = &frames[done++];
-        written = frame->kind != RWAY_DESC_FRAME || write_one(tap, frame);
-    }
+    while (written && done < taken)
+        written = write_one(tap, &frames[done++]);
     rway_consumer_put_back(tap->consumer, &frames[done], taken - done);
     rway_ring_release(tap->consumer);
     return done;

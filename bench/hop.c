@@ -16,7 +16,7 @@ struct hop {
 static void describe_frames(struct hop *hop)
 {
     for (uint32_t i = 0; i < HOP_BURST; i++)
-        hop->leaving[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = hop->load.len};
+        hop->leaving[i] = (struct rway_frame){.len = hop->load.len};
 }
 
 BENCH_INLINE void send_burst(struct hop *hop)

@@ -37,7 +37,7 @@ static int stopped(const struct bench_board *board)
 
 static void send_one(const struct end *end, uint64_t number)
 {
-    struct rway_frame frame = {.kind = RWAY_DESC_FRAME, .len = FRAME};
+    struct rway_frame frame = {.len = FRAME};
     if (rway_ring_claim(end->out, &frame, 1) != 1)
         return;
     touch_write(frame.data, FRAME, number);

@@ -43,7 +43,7 @@ BENCH_CLONES void bench_link_produce(void *native, struct bench_board *board)
         if (len != __atomic_load_n(&board->len, __ATOMIC_RELAXED)) {
             len = (uint32_t)__atomic_load_n(&board->len, __ATOMIC_RELAXED);
             for (uint32_t i = 0; i < BURST; i++)
-                frames[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len};
+                frames[i] = (struct rway_frame){.len = len};
         }
         uint32_t claimed = rway_ring_claim(producer, frames, BURST);
         for (uint32_t i = 0; i < claimed; i++)

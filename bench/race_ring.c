@@ -66,7 +66,7 @@ int bench_race_ring_send(void *native, uint32_t len, struct race_books *shared)
     while (rway_producer_broken(producer) == RWAY_WHOLE) {
         struct rway_frame frames[RACE_BURST];
         for (uint32_t i = 0; i < RACE_BURST; i++)
-            frames[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = HEADERS + len};
+            frames[i] = (struct rway_frame){.len = HEADERS + len};
         uint32_t claimed = rway_ring_claim(producer, frames, RACE_BURST);
         for (uint32_t i = 0; i < claimed; i++) {
             memcpy(frames[i].data, headers, HEADERS);
@@ -92,11 +92,9 @@ int bench_race_ring_send(void *native, uint32_t len, struct race_books *shared)
     return -EPIPE;
 }
 
-/* Whole frames are the one kind that is sent: the headers to the byte, in one slot. */
+/* What was sent has these headers to the byte, and one slot. */
 static void take(struct race_sink *sink, const struct rway_frame *frame, const uint8_t *headers, uint32_t len)
 {
-    if (frame->kind != RWAY_DESC_FRAME)
-        return;
     if (frame->len != HEADERS + len || frame->slots != 1 || memcmp(frame->data, headers, HEADERS) != 0)
         sink->books.damaged++;
     else

@@ -186,7 +186,6 @@ struct rway_frame {
     uint16_t slots;  /* it occupies */
     uint16_t pushed; /* bytes of it that lie in the headroom */
     uint16_t vlan;
-    uint8_t kind;  /* enum rway_desc_kind: FRAME or MARK */
     uint8_t flags; /* enum rway_desc_flag */
     uint32_t hash;
 };
@@ -200,7 +199,7 @@ struct rway_piece {
 enum { RWAY_PIECES_MAX = 257 /* pieces of the longest frame at the smallest payload */ };
 
 /*
- * Claim slots for count frames, in order. In: len, pushed, kind, vlan, flags and hash of each frame. Out: data, index,
+ * Claim slots for count frames, in order. In: len, pushed, vlan, flags and hash of each frame. Out: data, index,
  * slots. Returns how many were claimed; fewer than count when the ring is full or the next frame's len or pushed is
  * not one that the link carries (rway_producer_fits tells which). Nothing is visible to the peer yet.
  */
@@ -241,9 +240,9 @@ uint32_t rway_producer_room(struct rway_producer *producer);
 
 /*
  * How many of frames that were peeked elsewhere, in order, this ring has room for now, each as a frame of its length
- * with nothing pushed. Marks, and frames that the link never carries, need none, because they do not go in. All of them
- * if the ring is broken: there is nothing to wait for. The consumer's line is looked at only if what was seen of it
- * last is not enough.
+ * with nothing pushed. Frames that the link never carries need none, because they do not go in. All of them if the
+ * ring is broken: there is nothing to wait for. The consumer's line is looked at only if what was seen of it last is
+ * not enough.
  */
 uint32_t rway_producer_fitting(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count);
 
@@ -265,7 +264,7 @@ void rway_producer_drop(struct rway_producer *producer, uint32_t cause, uint64_t
 /*
  * Take up to count frames that the peer has published. Every word of a descriptor is read once and checked; the bytes
  * of a frame stay where they are and a hostile peer can still change them. Returns how many; 0 also when the ring is
- * broken (rway_region_broken). Marks are returned too.
+ * broken (rway_region_broken).
  */
 uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frames, uint32_t count);
 
@@ -399,7 +398,7 @@ uint32_t rway_frames_copy_in_whole(struct rway_producer *producer, const uint8_t
  * Copy up to count frames out of a ring, one after the other into bytes (of size bytes, at least the link's frame_max
  * and 4), as a wire would have carried them: cut into segments, checksums finished, VLAN tags put back. Their lengths
  * go into lens. Frames that do not fit stay in the ring; ones whose offload data is bad or cannot be carried out are
- * dropped and counted; marks are passed over. Returns how many were copied, segments counted one by one.
+ * dropped and counted. Returns how many were copied, segments counted one by one.
  *
  * A frame is released and counted once, as it is taken from the ring. Segments of it that bytes or count had no room
  * for are the consumer's own: the next call gives them first, a waiter takes them for work, and a detach drops them.

@@ -39,7 +39,7 @@ static void prefetch_for_reading(const struct rway_consumer *consumer, uint64_t 
 uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frames, uint32_t count)
 {
     const struct rway_ring ring = consumer->ring; /* a copy: nothing that is stored below can change it */
-    uint64_t cursor = consumer->cursor, taken_frames = 0, taken_bytes = 0;
+    uint64_t cursor = consumer->cursor, taken_bytes = 0;
     uint32_t taken = 0;
     if (!rway_ring_whole(&ring))
         return 0;
@@ -62,18 +62,16 @@ uint32_t rway_ring_peek(struct rway_consumer *consumer, struct rway_frame *frame
             .slots = desc.slots,
             .pushed = desc.pushed,
             .vlan = desc.vlan,
-            .kind = desc.kind,
             .flags = desc.flags,
             .hash = desc.hash,
         };
         cursor += desc.slots;
-        taken_frames += desc.kind == RWAY_DESC_FRAME;
         taken_bytes += desc.len;
     }
     if (taken != 0)
         consumer->usual_len = frames[taken - 1].len < RWAY_PREFETCH_MAX ? frames[taken - 1].len : RWAY_PREFETCH_MAX;
     consumer->cursor = cursor;
-    consumer->taken_frames += taken_frames;
+    consumer->taken_frames += taken;
     consumer->taken_bytes += taken_bytes;
     return taken;
 }
@@ -141,9 +139,9 @@ void rway_consumer_put_back(struct rway_consumer *consumer, const struct rway_fr
 {
     for (uint32_t i = 0; i < count; i++) {
         consumer->cursor -= frames[i].slots;
-        consumer->taken_frames -= frames[i].kind == RWAY_DESC_FRAME;
         consumer->taken_bytes -= frames[i].len;
     }
+    consumer->taken_frames -= count;
 }
 
 void rway_consumer_begin(struct rway_consumer *consumer, const struct rway_frame *frame)

@@ -47,7 +47,7 @@ uint32_t rway_frames_copy_in_whole(struct rway_producer *producer, const uint8_t
             struct rway_frame *frame = &frames[claimed];
             const struct rway_offload *offload = offloads ? &offloads[done] : &NOTHING_LEFT;
             int unfit = unfit_for(producer, lens[done], offload);
-            *frame = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = lens[done]};
+            *frame = (struct rway_frame){.len = lens[done]};
             if (unfit) {
                 rway_producer_drop(producer, (uint32_t)unfit - 1, 1);
             } else if (rway_ring_claim(producer, frame, 1) == 1) {
@@ -188,7 +188,7 @@ uint32_t rway_frames_copy_out_whole(struct rway_consumer *consumer, uint8_t *byt
     struct rway_frame frame;
     bool going = give_segments(consumer, &copies);
     while (going && copies.copied < count && rway_ring_peek(consumer, &frame, 1) == 1)
-        going = frame.kind == RWAY_DESC_MARK || copy_frame(consumer, &frame, &copies);
+        going = copy_frame(consumer, &frame, &copies);
     rway_ring_release(consumer);
     return copies.copied;
 }

@@ -138,8 +138,7 @@
  * These are consecutive indexes; behind slot_count - 1 comes 0. The first slot holds pushed + slot_payload bytes of
  * the frame, every further one slot_payload, the last what is left. The descriptor of the first slot says all about
  * the frame. The others' kind is RWAY_DESC_CONTINUATION; their other members are written as 0, and not looked at. All
- * slots of a frame become visible by the same store of head. A mark takes one slot and has no bytes: slots is 1, len
- * and pushed are 0.
+ * slots of a frame become visible by the same store of head.
  *
  * A consumer that finds a head out of bounds, or a descriptor that is not as said here, takes nothing more from the
  * region and says why: it stores cause and then RWAY_SIDE_BROKEN. So does a producer that finds such a tail. Offload
@@ -360,8 +359,7 @@ struct rway_ring_control {
 enum rway_desc_kind {
     RWAY_DESC_NONE = 0,         /* nothing yet: never published */
     RWAY_DESC_FRAME = 1,        /* first slot of a frame */
-    RWAY_DESC_CONTINUATION = 2, /* a further slot of the frame before it */
-    RWAY_DESC_MARK = 3          /* no frame: a message in the stream, one slot, no bytes */
+    RWAY_DESC_CONTINUATION = 2  /* a further slot of the frame before it */
 };
 
 /* A bit that is not listed here breaks the ring. */
@@ -381,7 +379,7 @@ struct rway_desc {
     uint32_t len;    /* bytes of the whole frame; 0 in a continuation */
     uint16_t vlan;   /* TCI, when flagged */
     uint16_t pushed; /* bytes of the frame that lie in the headroom */
-    uint32_t hash;   /* flow hash when flagged; a mark's number */
+    uint32_t hash;   /* flow hash when flagged */
 };
 
 /* Which members of an extension line are filled. Unknown bits are left out of account. */

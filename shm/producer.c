@@ -78,8 +78,6 @@ uint32_t rway_producer_fitting(struct rway_producer *producer, const struct rway
     uint32_t needed = 0, room = producer->ring.slot_count - (uint32_t)(producer->claimed - producer->peer_tail);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t len = frames[i].len;
-        if (frames[i].kind != RWAY_DESC_FRAME)
-            continue;
         if (__builtin_expect(len <= producer->ring.payload, 1))
             needed++;
         else if (rway_producer_fits(producer, len, 0) == 0)
@@ -98,9 +96,7 @@ uint32_t rway_producer_fitting(struct rway_producer *producer, const struct rway
 /* Slots of a frame to be claimed; 0 when the link carries no such frame. */
 static uint32_t slots_to_claim(const struct rway_producer *producer, const struct rway_frame *frame)
 {
-    if (frame->kind == RWAY_DESC_MARK)
-        return frame->pushed == 0;
-    if (frame->kind != RWAY_DESC_FRAME || rway_producer_fits(producer, frame->len, frame->pushed))
+    if (rway_producer_fits(producer, frame->len, frame->pushed))
         return 0;
     return rway_slots_for(&producer->ring, frame->len, frame->pushed);
 }
@@ -134,8 +130,8 @@ uint32_t rway_ring_claim(struct rway_producer *producer, struct rway_frame *fram
     prefetch_for_writing(&ring, at, frames, count, room);
     for (; claimed < count; claimed++) {
         struct rway_frame *frame = &frames[claimed];
-        bool plain = frame->kind == RWAY_DESC_FRAME && frame->pushed == 0 && frame->len <= ring.payload &&
-                     frame->len >= RWAY_FRAME_MIN && frame->len <= ring.frame_max;
+        bool plain = frame->pushed == 0 && frame->len <= ring.payload && frame->len >= RWAY_FRAME_MIN &&
+                     frame->len <= ring.frame_max;
         uint32_t slots = __builtin_expect(plain, 1) ? 1 : slots_to_claim(producer, frame);
         if (slots == 0)
             break;
@@ -178,10 +174,10 @@ static inline void describe(const struct rway_ring *ring, const struct rway_fram
 {
     store_desc(ring, at,
                (struct rway_desc){
-                   .kind = frame->kind,
+                   .kind = RWAY_DESC_FRAME,
                    .flags = frame->flags,
                    .slots = frame->slots,
-                   .len = frame->kind == RWAY_DESC_FRAME ? frame->len : 0,
+                   .len = frame->len,
                    .vlan = frame->vlan,
                    .pushed = frame->pushed,
                    .hash = frame->hash,
@@ -195,7 +191,7 @@ static bool publish(struct rway_producer *producer, const struct rway_frame *fra
 {
     const struct rway_ring ring = producer->ring; /* a copy: nothing that is stored below can change it */
     struct rway_ring_control *control = ring.control;
-    uint64_t head = producer->head, sent = 0, bytes = 0;
+    uint64_t head = producer->head, bytes = 0;
     if (!rway_ring_whole(&ring)) {
         rway_producer_drop(producer, RWAY_DROP_DOWN, count);
         count = 0;
@@ -203,11 +199,10 @@ static bool publish(struct rway_producer *producer, const struct rway_frame *fra
     for (uint32_t i = 0; i < count; i++) {
         describe(&ring, &frames[i], head);
         head += frames[i].slots;
-        sent += frames[i].kind == RWAY_DESC_FRAME;
-        bytes += frames[i].kind == RWAY_DESC_FRAME ? frames[i].len : 0;
+        bytes += frames[i].len;
     }
     producer->claimed = head;
-    producer->counts.frames += sent;
+    producer->counts.frames += count;
     producer->counts.bytes += bytes;
     bool moved = head != producer->head;
     if (moved) {

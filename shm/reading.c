@@ -59,10 +59,10 @@ static int walk(int fd, uint64_t descs_offset, uint32_t slot_count, uint64_t beg
                 inside--;
                 continue;
             }
-            if (page[i].slots == 0 || (page[i].kind != RWAY_DESC_FRAME && page[i].kind != RWAY_DESC_MARK))
+            if (page[i].slots == 0 || page[i].kind != RWAY_DESC_FRAME)
                 return 0;
-            ring->in_flight += page[i].kind == RWAY_DESC_FRAME;
-            ring->begun += page[i].kind == RWAY_DESC_FRAME && at + i - ring->tail < ahead;
+            ring->in_flight++;
+            ring->begun += at + i - ring->tail < ahead;
             inside = page[i].slots - 1u;
         }
         at += count;

@@ -86,19 +86,17 @@ int rway_producer_resume(struct rway_producer *producer, struct rway_ring ring, 
 static bool count_begun(const struct rway_ring *ring, uint64_t tail, uint64_t head, uint64_t begun,
                         struct rway_counts *counts)
 {
-    uint8_t last = RWAY_DESC_NONE;
     if (begun == 0 || begun - tail > head - tail)
         return false;
     for (uint64_t at = tail; at != begun;) {
         struct rway_desc desc = rway_desc_fetch(ring, at);
         if (rway_desc_check(ring, &desc, at, begun - at) != RWAY_WHOLE)
             return false;
-        counts->frames += desc.kind == RWAY_DESC_FRAME;
+        counts->frames++;
         counts->bytes += desc.len;
-        last = desc.kind;
         at += desc.slots;
     }
-    return last == RWAY_DESC_FRAME;
+    return begun != tail;
 }
 
 /* Frames that were handed on are not handed on again; the last of them perhaps was not, so it counts as lost. */

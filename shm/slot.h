@@ -46,9 +46,6 @@ static inline int rway_desc_check(const struct rway_ring *ring, const struct rwa
         return RWAY_WHOLE;
     if (desc->flags & ~RWAY_FLAGS_KNOWN)
         return RWAY_BROKEN_FLAGS;
-    if (desc->kind == RWAY_DESC_MARK)
-        return desc->slots != 1 ? RWAY_BROKEN_SLOTS : desc->len ? RWAY_BROKEN_LENGTH
-                                                   : desc->pushed ? RWAY_BROKEN_PUSHED : RWAY_WHOLE;
     if (desc->kind != RWAY_DESC_FRAME)
         return RWAY_BROKEN_KIND;
     if (desc->len < RWAY_FRAME_MIN || desc->len > ring->frame_max)

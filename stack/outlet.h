@@ -44,7 +44,6 @@ static inline void rway_outlet_add(struct rway_outlet *outlet, struct rway_packe
     }
     /* A good checksum, a flow hash: the peer's words, which the next VM is not to take. */
     struct rway_frame *frame = &way->leaving[way->count];
-    frame->kind = RWAY_DESC_FRAME;
     frame->flags = flags;
     frame->len = packet->len;
     frame->pushed = 0;

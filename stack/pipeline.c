@@ -112,17 +112,13 @@ int rway_pipeline_out_spread(struct rway_pipeline *pipeline, uint32_t port, stru
 void rway_burst_open(struct rway_burst *burst, struct rway_consumer *in, uint32_t taken, uint32_t in_port,
                      uint32_t peer_port)
 {
-    uint32_t count = 0;
     for (uint32_t i = 0; i < taken; i++) {
-        struct rway_packet *packet = &burst->packets[count];
-        if (burst->taken[i].kind == RWAY_DESC_MARK)
-            continue;
+        struct rway_packet *packet = &burst->packets[i];
         packet->in_port = (uint16_t)in_port;
         packet->peer_port = (uint16_t)peer_port;
         rway_packet_open(packet, in, &burst->taken[i]);
-        count++;
     }
-    burst->count = count;
+    burst->count = taken;
 }
 
 /* Is it for a function with these flags to decide? */

@@ -49,7 +49,7 @@ static inline void rway_pipeline_begin(const struct rway_pipeline *pipeline, str
         rway_consumer_begin(in, &taken[count - 1]);
 }
 
-/* Copy and parse the headers of frames that were peeked from in; marks are left out. */
+/* Copy and parse the headers of frames that were peeked from in. */
 void rway_burst_open(struct rway_burst *burst, struct rway_consumer *in, uint32_t taken, uint32_t in_port,
                      uint32_t peer_port);
 

@@ -52,7 +52,7 @@ static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *
     *chosen = rway_spread_choose(spread, hash);
     struct rway_producer *producer = rway_spread_producer(spread, *chosen);
     struct rway_frame *frame = &burst->frames[burst->count];
-    *frame = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len, .flags = RWAY_FLAG_HASH, .hash = hash};
+    *frame = (struct rway_frame){.len = len, .flags = RWAY_FLAG_HASH, .hash = hash};
     int unfit = rway_producer_fits(producer, len, 0);
     if (!unfit && rway_offload_check(offload, len) != 0)
         unfit = RWAY_DROP_OFFLOAD + 1;

@@ -97,7 +97,7 @@ static const uint8_t *address(uint64_t number)
 static void send_tagged(struct stage *stage, uint32_t port, const uint8_t *to, const uint8_t *from, uint16_t vlan)
 {
     struct rway_producer *producer = rway_region_producer(stage->hosts[port], 0);
-    struct rway_frame frame = {.kind = RWAY_DESC_FRAME, .len = LEN};
+    struct rway_frame frame = {.len = LEN};
     CHECK(rway_ring_claim(producer, &frame, 1) == 1, "the host's ring is full");
     memset(frame.data, 0, LEN);
     memcpy(frame.data, to, 6);

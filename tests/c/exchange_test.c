@@ -92,6 +92,8 @@ struct stream {
     uint64_t dropped;
 };
 
+static const uint64_t END = UINT64_MAX; /* the number of the frame behind all others */
+
 static uint64_t word_of(const struct stream *stream, uint64_t number, uint32_t at)
 {
     return (mix(number * 31 + stream->queue * 2 + stream->direction) + at) * 0xbf58476d1ce4e5b9u;
@@ -162,10 +164,11 @@ static bool claim_one(struct stream *stream, struct rway_waiter *waiter, struct 
 static void publish_end(struct stream *stream, struct rway_waiter *waiter)
 {
     struct rway_producer *producer = rway_region_producer(stream->region, stream->queue);
-    struct rway_frame mark = {.kind = RWAY_DESC_MARK, .hash = 0xe4d};
-    while (rway_ring_claim(producer, &mark, 1) == 0)
+    struct rway_frame last = {.len = RWAY_FRAME_MIN};
+    while (rway_ring_claim(producer, &last, 1) == 0)
         wait_for(waiter, producer, NULL, 1);
-    rway_ring_publish(producer, &mark, 1);
+    memcpy(last.data, &END, sizeof END);
+    rway_ring_publish(producer, &last, 1);
 }
 
 static void *produce(void *argument)
@@ -186,7 +189,7 @@ static void *produce(void *argument)
             uint32_t len = length_of(number, most);
             uint32_t pushed = len > (uint32_t)options.pushed ? (uint32_t)options.pushed : 0;
             frames[claimed] = (struct rway_frame){
-                .kind = RWAY_DESC_FRAME, .len = len, .pushed = (uint16_t)pushed, .hash = (uint32_t)number};
+                .len = len, .pushed = (uint16_t)pushed, .hash = (uint32_t)number};
             if (!options.drop) /* what is claimed must not wait unpublished for room that the consumer has to make */
                 if (rway_producer_room(producer) < rway_producer_slots(producer, len, pushed)) {
                     if (claimed > 0)
@@ -222,12 +225,12 @@ static void *consume(void *argument)
         CHECK(!rway_region_broken(stream->region), "the consumer's region broke: %d",
               rway_region_broken(stream->region));
         for (uint32_t i = 0; i < taken; i++) {
-            if (frames[i].kind == RWAY_DESC_MARK) {
+            uint32_t count = rway_consumer_pieces(consumer, &frames[i], pieces);
+            uint64_t number = number_in(pieces);
+            if (number == END) {
                 end = true;
                 continue;
             }
-            uint32_t count = rway_consumer_pieces(consumer, &frames[i], pieces);
-            uint64_t number = number_in(pieces);
             CHECK(options.drop ? number >= expected : number == expected, "frame %lu came where %lu was due",
                   (unsigned long)number, (unsigned long)expected);
             CHECK(frames[i].hash == (uint32_t)number, "hash of %lu", (unsigned long)number);
@@ -380,6 +383,6 @@ int main(int argc, char **argv)
         waitpid(child, &status, 0);
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the other end failed: %d", status);
     }
-    check_books(fd, (uint64_t)options.frames);
+    check_books(fd, (uint64_t)options.frames + (options.idle ? 0 : 1)); /* and the one that says that it is the last */
     return 0;
 }

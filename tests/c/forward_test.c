@@ -165,7 +165,7 @@ static void a_frame_that_the_link_never_carries_is_not_waited_with(void)
     static const struct rway_geometry LONG = {.queues = 1, .slot_count = 64, .slot_payload = 16384, .headroom = 64};
     struct link in = open_link(&LONG, FIRST_LINK), out = open_link(&NARROW, SECOND_LINK);
     struct forwarder forwarder;
-    struct rway_frame frame = {.kind = RWAY_DESC_FRAME, .len = 60000};
+    struct rway_frame frame = {.len = 60000};
     open_forwarder(&forwarder, in.b, out.a, NEVER_US);
     for (uint32_t slot = 0; slot < NARROW.slot_count; slot++)
         CHECK(send_some(in.a, 1, 0) == 1 && run_forwarder(&forwarder) == 1, "no room");

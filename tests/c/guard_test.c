@@ -23,14 +23,14 @@ static void touch_claim(struct rway_region *region)
 
 static void touch_publish(struct rway_region *region)
 {
-    struct rway_frame frame = {.kind = RWAY_DESC_MARK, .hash = 1};
+    struct rway_frame frame = {.len = 60, .hash = 1};
     rway_ring_claim(rway_region_producer(region, 0), &frame, 1);
     rway_ring_publish(rway_region_producer(region, 0), &frame, 1);
 }
 
 static void touch_offload(struct rway_region *region)
 {
-    struct rway_frame frame = {.kind = RWAY_DESC_FRAME, .len = 100};
+    struct rway_frame frame = {.len = 100};
     const struct rway_offload offload = {.flags = RWAY_EXT_CSUM, .csum_start = 34, .csum_offset = 6};
     rway_ring_claim(rway_region_producer(region, 0), &frame, 1);
     rway_frame_set_offload(rway_region_producer(region, 0), &frame, &offload);
@@ -161,7 +161,7 @@ static void system_calls_find_the_memory_gone(void)
 {
     struct link good = make_link(true);
     struct link link = make_link(false);
-    struct rway_frame in, out = {.kind = RWAY_DESC_FRAME, .len = 6000};
+    struct rway_frame in, out = {.len = 6000};
     struct rway_piece pieces[RWAY_PIECES_MAX];
     int ends[2];
     CHECK(pipe2(ends, O_NONBLOCK) == 0 && write(ends[1], "bytes", 5) == 5, "pipe");

@@ -61,7 +61,7 @@ static inline void send_frames(struct rway_region *region, uint32_t count, uint3
 {
     struct rway_producer *producer = rway_region_producer(region, 0);
     for (uint32_t i = 0; i < count; i++) {
-        struct rway_frame frame = {.kind = RWAY_DESC_FRAME, .len = len};
+        struct rway_frame frame = {.len = len};
         struct rway_piece pieces[RWAY_PIECES_MAX];
         if (rway_ring_claim(producer, &frame, 1) != 1)
             return;

@@ -312,8 +312,7 @@ static void behave(struct attack *attack, uint64_t random)
         for (uint32_t i = 0; i < 16; i++) {
             uint64_t one = mix(random + i);
             uint32_t most = attack->shape.frame_max < 9000 ? attack->shape.frame_max : 9000;
-            frames[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME,
-                                            .len = one % 4 ? 60 + one % 1400 : 60 + one % (most - 60)};
+            frames[i] = (struct rway_frame){.len = one % 4 ? 60 + one % 1400 : 60 + one % (most - 60)};
         }
         uint32_t claimed = rway_ring_claim(producer, frames, 1 + random % 16);
         for (uint32_t i = 0; i < claimed; i++)

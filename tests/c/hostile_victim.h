@@ -80,8 +80,6 @@ static void take_in_place(struct rway_consumer *consumer)
     CHECK(consumer->cursor - consumer->tail <= consumer->ring.slot_count, "more frames than slots");
     for (uint32_t i = 0; i < taken; i++) {
         struct rway_offload offload;
-        if (frames[i].kind == RWAY_DESC_MARK)
-            continue;
         CHECK(frames[i].len >= RWAY_FRAME_MIN && frames[i].len <= consumer->ring.frame_max, "len %u", frames[i].len);
         uint32_t body = frames[i].len - frames[i].pushed, payload = consumer->ring.payload;
         CHECK(frames[i].slots == (body <= payload ? 1 : (body + payload - 1) / payload), "%u slots", frames[i].slots);
@@ -145,13 +143,11 @@ static void give(struct rway_producer *producer, uint64_t random)
     struct rway_piece pieces[RWAY_PIECES_MAX];
     const struct rway_offload offload = {.flags = RWAY_EXT_CSUM, .csum_start = 34, .csum_offset = 6};
     for (uint32_t i = 0; i < 16; i++)
-        frames[i] = (struct rway_frame){.kind = random >> i & 1 ? RWAY_DESC_FRAME : RWAY_DESC_MARK,
-                                        .len = 60 + (uint32_t)(mix(random + i) % (producer->ring.frame_max - 60))};
+        frames[i] = (struct rway_frame){
+            .len = 60 + (random >> i & 1 ? (uint32_t)(mix(random + i) % (producer->ring.frame_max - 60)) : 0)};
     uint32_t claimed = rway_ring_claim(producer, frames, 16);
     CHECK(claimed <= 16, "%u claimed", claimed);
     for (uint32_t i = 0; i < claimed; i++) {
-        if (frames[i].kind == RWAY_DESC_MARK)
-            continue;
         uint32_t count = rway_producer_pieces(producer, &frames[i], pieces);
         CHECK(count >= 1 && count <= RWAY_PIECES_MAX, "%u pieces", count);
         for (uint32_t k = 0; k < count; k++) {

@@ -23,7 +23,7 @@ static void *produce(void *argument)
     for (uint32_t burst = 1; !__atomic_load_n(&quiet, __ATOMIC_RELAXED); burst = burst % 8 + 1) {
         struct rway_frame frames[8];
         for (uint32_t i = 0; i < burst; i++)
-            frames[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = 60 + 200 * burst};
+            frames[i] = (struct rway_frame){.len = 60 + 200 * burst};
         rway_ring_publish(producer, frames, rway_ring_claim(producer, frames, burst));
     }
     return NULL;

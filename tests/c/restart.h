@@ -74,7 +74,7 @@ static inline uint32_t claim_numbered(struct rway_producer *producer, struct rwa
                                       uint64_t from)
 {
     for (uint32_t i = 0; i < count; i++)
-        frames[i] = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = len_of(from + i)};
+        frames[i] = (struct rway_frame){.len = len_of(from + i)};
     uint32_t claimed = rway_ring_claim(producer, frames, count);
     for (uint32_t i = 0; i < claimed; i++)
         write_frame(frames[i].data, from + i);

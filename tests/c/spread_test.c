@@ -78,7 +78,7 @@ static uint32_t hash_of(uint64_t flow)
 
 static bool send_one(struct world *world, uint32_t flow)
 {
-    struct rway_frame frame = {.kind = RWAY_DESC_FRAME, .len = LENGTH, .hash = hash_of(flow), .flags = RWAY_FLAG_HASH};
+    struct rway_frame frame = {.len = LENGTH, .hash = hash_of(flow), .flags = RWAY_FLAG_HASH};
     uint32_t chosen = rway_spread_choose(world->spread, frame.hash);
     CHECK(chosen < QUEUES, "queue %u", chosen);
     struct rway_producer *producer = rway_spread_producer(world->spread, chosen);

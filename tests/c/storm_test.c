@@ -177,7 +177,7 @@ static void a_wake_word_that_always_asks_costs_one_bell_per_publish(void)
     CHECK(pipe2(ends, O_NONBLOCK | O_CLOEXEC) == 0, "pipe");
     CHECK(rway_producer_bells(victim.producer, -1, ends[1], NULL) == 0, "bells");
     for (uint64_t turn = 0; turn < 10000; turn++) {
-        struct rway_frame frame = {.kind = RWAY_DESC_MARK};
+        struct rway_frame frame = {.len = 60};
         rway_write_once(&control->wake_consumer, turn + 1);
         rway_write_once(&control->tail, turn);
         CHECK(rway_ring_claim(victim.producer, &frame, 1) == 1, "claim");

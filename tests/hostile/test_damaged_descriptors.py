@@ -17,20 +17,18 @@ SLOTS = SMALL.slot_count
 FRAME_MAX = SMALL.shape().frame_max
 
 
-MARK = {"kind": lib.RWAY_DESC_MARK, "len": 0}
 CONTINUATION = {"kind": lib.RWAY_DESC_CONTINUATION, "slots": 0, "len": 0}
 THREE = {"len": 700, "slots": 3}
 BAD_DESCRIPTORS = {
     "no kind": ([{"kind": 0}], BreakCause.KIND),
-    "unknown kind": ([{"kind": 4}], BreakCause.KIND),
+    "unknown kind": ([{"kind": 3}], BreakCause.KIND),
+    "unknown kind inside a frame": ([THREE, CONTINUATION, {"kind": 3}], BreakCause.KIND),
     "kind 255": ([{"kind": 255}], BreakCause.KIND),
     "continuation at the head": ([CONTINUATION], BreakCause.KIND),
     "frame inside a frame": ([THREE, {}, CONTINUATION], BreakCause.KIND),
-    "mark inside a frame": ([THREE, CONTINUATION, MARK], BreakCause.KIND),
     "nothing inside a frame": ([THREE, CONTINUATION, {"kind": 0}], BreakCause.KIND),
     "unknown flag": ([{"flags": 16}], BreakCause.FLAGS),
     "all flags": ([{"flags": 255}], BreakCause.FLAGS),
-    "unknown flag on a mark": ([{**MARK, "flags": 128}], BreakCause.FLAGS),
     "length 0": ([{"len": 0}], BreakCause.LENGTH),
     "length 13": ([{"len": 13}], BreakCause.LENGTH),
     "length 0, no slots": ([{"len": 0, "slots": 0}], BreakCause.LENGTH),
@@ -50,10 +48,6 @@ BAD_DESCRIPTORS = {
     "more pushed than frame": ([{"len": 20, "pushed": 21}], BreakCause.PUSHED),
     "incomplete at the head": ([THREE, CONTINUATION], BreakCause.INCOMPLETE),
     "longest and incomplete": ([{"len": FRAME_MAX, "slots": SLOTS // 2}], BreakCause.INCOMPLETE),
-    "mark of no slots": ([{**MARK, "slots": 0}], BreakCause.SLOTS),
-    "mark of two slots": ([{**MARK, "slots": 2}, CONTINUATION], BreakCause.SLOTS),
-    "mark of some length": ([{**MARK, "len": 60}], BreakCause.LENGTH),
-    "mark that is pushed": ([{**MARK, "pushed": 1}], BreakCause.PUSHED),
 }
 
 

@@ -120,15 +120,14 @@ def test_a_begun_behind_a_frame_that_cannot_be_moves_nothing_and_the_frame_break
             assert a.producers[1].send([]) == 0
 
 
-def test_a_begun_inside_a_frame_or_behind_a_mark_moves_nothing() -> None:
+def test_a_begun_inside_a_frame_moves_nothing() -> None:
     with carrier() as made:
         with_ten_frames(made)
         ring = made.ring(1)
         made.describe(ring, 4, len=700, slots=3)
         for number in (5, 6):
             made.describe(ring, number, kind=lib.RWAY_DESC_CONTINUATION, slots=0, len=0)
-        made.describe(ring, 7, kind=lib.RWAY_DESC_MARK, len=0)
-        for begun in (5, 6, 8):
+        for begun in (5, 6):
             made.write(begun, ring, "rway_ring_control", "begun")
             with made.attach(0):
                 assert made.read(ring, "rway_ring_control", "tail") == 4

@@ -25,7 +25,7 @@ def test_F5_a_peer_that_dies_between_claim_and_publish_leaves_nothing_to_clean_u
                 b = made.attach(1)
                 frames = ffi.new("struct rway_frame[]", 4)
                 for frame in frames:
-                    frame.kind, frame.len = lib.RWAY_DESC_FRAME, 1000
+                    frame.len = 1000
                 b.producers[0].send([FRAME])
                 os.write(saying, bytes([lib.rway_ring_claim(b.producers[0].native, frames, 4)]))
                 signal.pause()

@@ -7,7 +7,7 @@
  * frames one at the most counts as restart, the one it had begun.
  */
 #ifndef LAST
-#define LAST 3 /* items that the producer's source has: frames and marks */
+#define LAST 3 /* frames that the producer's source has */
 #endif
 #ifndef KILLS
 #define KILLS 3
@@ -22,16 +22,12 @@ Account released;
 byte begun;
 byte slot[SLOTS];
 
-#define ITEM(number, mark) (2 * (number) + (mark))
-#define NUMBER(item) ((item) / 2)
-#define MARK(item) ((item) & 1)
 #define SLOT(counter) slot[(counter) % SLOTS]
 
 /* What happened, known to nobody who is in it. */
-byte taken;                   /* items that the source has given out, whatever became of them */
-byte frames_before[LAST + 1]; /* frames in the slots before a position */
-byte dropped_in;              /* frames that a producer dropped */
-byte committed_in;            /* of those, how many went with a head that everybody saw */
+byte taken;        /* frames that the source has given out, whatever became of them */
+byte dropped_in;   /* frames that a producer dropped */
+byte committed_in; /* of those, how many went with a head that everybody saw */
 byte handed_on, last_handed_on;
 byte doubted; /* frames that were handed on by a consumer that was killed then, and count as restart */
 byte consumer_kills;
@@ -43,7 +39,7 @@ proctype Producer()
     byte claimed;
 again:
     resume(published, own);
-    assert(own.frames == frames_before[own.at]);
+    assert(own.frames == own.at);
     assert(DROPPED(own) >= committed_in && DROPPED(own) <= dropped_in);
     store_drops(published, own);
     do
@@ -51,17 +47,12 @@ again:
         atomic {
             taken++;
             if
-            :: SLOT(own.at + claimed) = ITEM(taken, 0);
-                frames_before[own.at + claimed + 1] = frames_before[own.at + claimed] + 1;
-                claimed++
-            :: SLOT(own.at + claimed) = ITEM(taken, 1);
-                frames_before[own.at + claimed + 1] = frames_before[own.at + claimed];
-                claimed++
+            :: SLOT(own.at + claimed) = taken; claimed++
             :: own.drops++; dropped_in++; own.dirty = true
             fi
         }
     :: claimed > 0 ->
-        d_step { own.at = own.at + claimed; own.frames = frames_before[own.at]; claimed = 0 };
+        d_step { own.at = own.at + claimed; own.frames = own.at; claimed = 0 };
         STORE_ACCOUNT(published, own, committed_in = DROPPED(own))
     :: claimed == 0 && own.dirty -> store_drops(published, own)
     :: taken == LAST && claimed == 0 && !own.dirty -> break
@@ -88,8 +79,8 @@ inline hand_on()
 {
     if
     :: d_step {
-            assert(NUMBER(SLOT(cursor)) > last_handed_on);
-            last_handed_on = NUMBER(SLOT(cursor));
+            assert(SLOT(cursor) > last_handed_on);
+            last_handed_on = SLOT(cursor);
             handed_on++
         }
     :: d_step { own.drops++; own.dirty = true; refusing = true }
@@ -102,8 +93,7 @@ inline hand_burst_on()
 {
     do
     :: cursor == last || refusing -> break
-    :: cursor != last && !refusing && MARK(SLOT(cursor)) -> cursor++
-    :: cursor != last && !refusing && !MARK(SLOT(cursor)) ->
+    :: cursor != last && !refusing ->
 #ifdef BEGUN_AFTER_HANDING_ON
         hand_on();
         begin(cursor + 1);
@@ -123,14 +113,14 @@ inline hand_burst_on()
 inline take_begun()
 {
     if
-    :: begun > own.at && begun <= published.at && !MARK(SLOT(begun - 1)) ->
+    :: begun > own.at && begun <= published.at ->
         d_step {
             own.at = begun;
-            own.frames = frames_before[begun];
+            own.frames = begun;
             own.restart++;
             own.dirty = true
         }
-        STORE_ACCOUNT(released, own, doubted = doubted + (last_handed_on == NUMBER(SLOT(begun - 1))))
+        STORE_ACCOUNT(released, own, doubted = doubted + (last_handed_on == SLOT(begun - 1)))
     :: else
     fi
 }
@@ -142,7 +132,7 @@ proctype Consumer()
     bool refusing;
 again:
     resume(released, own);
-    assert(own.frames == frames_before[own.at]);
+    assert(own.frames == own.at);
     take_begun();
     cursor = own.at;
     store_drops(released, own);
@@ -151,11 +141,11 @@ again:
     :: published.at != own.at ->
         last = (published.at - own.at < BURST -> published.at : own.at + BURST);
         hand_burst_on();
-        d_step { own.at = cursor; own.frames = frames_before[cursor]; last = 0 };
+        d_step { own.at = cursor; own.frames = cursor; last = 0 };
         STORE_ACCOUNT(released, own, skip)
     :: finished && published.at == own.at -> break
     od;
-    assert(own.frames == frames_before[published.at]);
+    assert(own.frames == published.at);
     assert(handed_on == own.frames - DROPPED(own) + doubted);
     goto done;
 killed:

@@ -21,8 +21,7 @@
 /* Kinds of descriptor; any other is none. */
 #define FRAME 1
 #define CONTINUATION 2
-#define MARK 3
-#define KINDS 5
+#define KINDS 4
 
 typedef Desc {
     byte kind;
@@ -131,13 +130,13 @@ inline fetch(position)
     LOAD_IN(length, in.desc[INDEX(position)].length, FRAME_MAX + 1)
 }
 
-/* Is what was fetched a frame or a mark that lies within what is available? */
+/* Is what was fetched a frame that lies within what is available? */
 inline check(position, available)
 {
 #ifdef SLOTS_ARE_BELIEVED
-    whole = kind == FRAME || kind == MARK;
+    whole = kind == FRAME;
 #else
-    whole = (kind == FRAME && length >= 1 && slots == length) || (kind == MARK && slots == 1 && length == 0);
+    whole = kind == FRAME && length >= 1 && slots == length;
 #endif
 #ifndef LENGTH_IS_NOT_CHECKED
     whole = whole && length <= FRAME_MAX;
@@ -175,7 +174,7 @@ inline take_begun()
             steps++;
             assert(steps <= SLOTS)
         od;
-        tail = (whole && kind == FRAME -> begun : tail)
+        tail = (whole -> begun : tail)
     :: else
     fi;
     steps = 0;

@@ -196,7 +196,7 @@ def test_what_cannot_be_judged_is_counted_by_its_cause_and_passes_where_the_user
 def send_with_offload(port: Port, content: bytes, csum_start: int, csum_offset: int) -> None:
     producer = port.region.producers[0].native
     offload = ffi.new("struct rway_offload *", [lib.RWAY_EXT_CSUM, 0, 0, 0, csum_start, csum_offset])
-    claimed = ffi.new("struct rway_frame[]", [{"kind": lib.RWAY_DESC_FRAME, "len": len(content)}])
+    claimed = ffi.new("struct rway_frame[]", [{"len": len(content)}])
     assert lib.rway_ring_claim(producer, claimed, 1) == 1
     assert lib.rway_frame_set_offload(producer, claimed, offload) == 0
     ffi.memmove(claimed[0].data, content, len(content))

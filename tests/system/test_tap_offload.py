@@ -62,7 +62,7 @@ def send_partial(port: Port, frame: bytes, csum_offset: int, gso_size: int = 0) 
     flags = lib.RWAY_EXT_CSUM | (lib.RWAY_EXT_GSO if gso_size else 0)
     kind = lib.RWAY_GSO_TCP4 if gso_size else 0
     offload = ffi.new("struct rway_offload *", [flags, kind, gso_size, header, 34, csum_offset])
-    claimed = ffi.new("struct rway_frame[]", [{"kind": lib.RWAY_DESC_FRAME, "len": len(frame)}])
+    claimed = ffi.new("struct rway_frame[]", [{"len": len(frame)}])
     assert lib.rway_ring_claim(producer, claimed, 1) == 1
     assert lib.rway_frame_set_offload(producer, claimed, offload) == 0
     pieces = ffi.new("struct rway_piece[]", lib.RWAY_PIECES_MAX)

@@ -136,7 +136,7 @@ BREAKING: dict[str, Callable[[Description], Any]] = {
     "a struct has another size": lambda layout: layout["structs"]["rway_side"].update(sizeof=8192),
     "a struct is gone": lambda layout: layout["structs"].pop("rway_counts"),
     "a constant has another value": lambda layout: layout["enums"]["rway_drop"].update(RWAY_DROP_DOWN=8),
-    "a constant is gone": lambda layout: layout["enums"]["rway_desc_kind"].pop("RWAY_DESC_MARK"),
+    "a constant is gone": lambda layout: layout["enums"]["rway_desc_kind"].pop("RWAY_DESC_CONTINUATION"),
     "a limit is another": lambda layout: layout["enums"][""].update(RWAY_FRAME_MAX=65536),
     "slots are further apart": lambda layout: layout["geometries"][DEFAULT].update(slot_stride=2176),
     "slots begin elsewhere": lambda layout: layout["geometries"][DEFAULT]["queue"].update(payload_0=17536),

@@ -38,7 +38,6 @@ def frame(number: int, length: int) -> bytes:
 
 def in_place(**fields: int) -> Any:
     made = ffi.new("struct rway_frame[1]")
-    made[0].kind = lib.RWAY_DESC_FRAME
     for name, value in fields.items():
         setattr(made[0], name, value)
     return made
@@ -184,31 +183,11 @@ def test_a_checksum_left_to_the_receiver_is_finished_with_and_without_a_tag(link
         assert total % 0xFFFF == 0
 
 
-def test_marks_pass_in_the_stream_and_are_no_frames(link: Link) -> None:
-    link.a.producers[0].send([FRAME])
-    mark = in_place(kind=lib.RWAY_DESC_MARK, hash=77)
-    assert lib.rway_ring_claim(link.a.producers[0].native, mark, 1) == 1
-    lib.rway_ring_publish(link.a.producers[0].native, mark, 1)
-    link.a.producers[0].send([FRAME])
-    assert (link.ring().head, link.ring().in_flight, link.ring().produced.frames) == (3, 2, 2)
-    frames = ffi.new("struct rway_frame[4]")
-    consumer = link.b.consumers[0].native
-    assert lib.rway_ring_peek(consumer, frames, 4) == 3
-    assert [(frames[at].kind, frames[at].hash, frames[at].len) for at in range(3)] == [
-        (lib.RWAY_DESC_FRAME, 0, 60),
-        (lib.RWAY_DESC_MARK, 77, 0),
-        (lib.RWAY_DESC_FRAME, 0, 60),
-    ]
-    lib.rway_ring_release(consumer)
-    assert link.ring().balanced
-    assert link.ring().consumed.frames == 2
-
-
 def test_what_is_claimed_and_not_published_is_given_back(link: Link) -> None:
     producer = link.a.producers[0].native
     frames = ffi.new("struct rway_frame[4]")
     for made in frames:
-        made.kind, made.len = lib.RWAY_DESC_FRAME, 1000
+        made.len = 1000
     assert lib.rway_ring_claim(producer, frames, 4) == 4
     assert lib.rway_producer_room(producer) == 64 - 16
     lib.rway_ring_publish(producer, frames, 1)

@@ -297,7 +297,7 @@ def test_offload_data_beyond_16_bits_is_refused_by_the_fields_name() -> None:
 def test_a_tag_that_was_taken_off_is_in_every_segment(link: Link) -> None:
     whole = udp(3000, 1000)
     tagged = Ether(**MAC) / Dot1Q(vlan=77) / Ether(whole.data)[IP]
-    claimed: Any = ffi.new("struct rway_frame[1]", [{"kind": lib.RWAY_DESC_FRAME, "len": len(whole.data)}])
+    claimed: Any = ffi.new("struct rway_frame[1]", [{"len": len(whole.data)}])
     producer = link.a.producers[0].native
     _, _, offloads = packed([whole])
     assert lib.rway_ring_claim(producer, claimed, 1) == 1

@@ -49,7 +49,7 @@ def publish(producer: Any, geometry: Geometry) -> tuple[bytes, bytes]:
     frames = ffi.new("struct rway_frame[2]")
     pieces = ffi.new("struct rway_piece[]", lib.RWAY_PIECES_MAX)
     for frame, body, number in zip(frames, bodies, HASHES, strict=True):
-        frame.kind, frame.len, frame.flags, frame.hash = lib.RWAY_DESC_FRAME, len(body), lib.RWAY_FLAG_HASH, number
+        frame.len, frame.flags, frame.hash = len(body), lib.RWAY_FLAG_HASH, number
     if lib.rway_ring_claim(producer, frames, 2) != 2:
         raise ValueError("an empty ring had no room for two frames")
     for index, body in enumerate(bodies):
