@@ -41,11 +41,7 @@ const struct rway_function *rway_filter_function(struct rway_filter *filter);
 static inline void rway_pipeline_begin(const struct rway_pipeline *pipeline, struct rway_consumer *in,
                                        const struct rway_frame *taken, uint32_t count)
 {
-    if (__builtin_expect(!pipeline->runs_others, 1))
-        return;
-    while (count != 0 && taken[count - 1].kind != RWAY_DESC_FRAME)
-        count--;
-    if (count != 0)
+    if (__builtin_expect(pipeline->runs_others, 0) && count != 0)
         rway_consumer_begin(in, &taken[count - 1]);
 }
 
