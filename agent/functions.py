@@ -29,7 +29,7 @@ class FunctionDirectory:
         suffix, content = self._read(use.name)
         digest = hashlib.sha256(content).hexdigest()
         for function in running:
-            if (function.name, function.digest, function.given) == (use.name, digest, use.options):
+            if function.name == use.name and function.was_loaded_from(digest, use.options):
                 return function
         return _LOADERS[suffix](use.name, content, use.options, digest)
 

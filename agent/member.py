@@ -434,8 +434,8 @@ class Member:
 
     def _want(self, stack: Stack | None) -> None:
         if stack != self._stack:
-            self._stack = stack
             self._next_stack_at = 0.0
+        self._stack = stack  # also if it is equal: an option may be true now, and have been 1
 
     def _run_stack(self) -> None:
         stack = self._stack

@@ -84,6 +84,10 @@ class Function:
     def close(self) -> None:
         self._unload()
 
+    def was_loaded_from(self, digest: str, options: Mapping[str, Value]) -> bool:
+        """True is not 1 here: an option of the wrong type is to be refused, also when the other runs."""
+        return self.digest == digest and repr(sorted(self.given.items())) == repr(sorted(options.items()))
+
     def array(self) -> Any:
         """Counters for one more loop, all 0, in cache lines of their own."""
         size = -(-max(1, len(self._counter_names)) // _LINE) * _LINE

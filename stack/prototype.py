@@ -130,6 +130,8 @@ class Prototype:
         self._counters = [*module.get("COUNTERS", ()), _RAISED]
         self._running: dict[int, tuple[_Step, Start]] = {}  # by the address that is its state in C
         self._kept: list[Any] = []
+        self._has_raised = False
+        self._start_failed = ""  # as it was last said
         self._entry = self._new("struct rway_function *", self._fields())
         self.native = ffi.cast("const struct rway_function *", self._entry)
 
@@ -182,7 +184,9 @@ class Prototype:
             start = Start(options, ports, native.counters, self._counters)
             step = self._make(start)
         except Exception:  # noqa: BLE001 - NULL says it, and the traceback why
-            self._report()
+            if traceback.format_exc() != self._start_failed:  # it is tried again and again
+                self._start_failed = traceback.format_exc()
+                self._report(self._start_failed)
             return ffi.NULL
         self._running[id(step)] = step, start
         return ffi.cast("void *", id(step))
@@ -200,8 +204,9 @@ class Prototype:
             step.burst(burst)
         except Exception:  # noqa: BLE001 - whatever it is, the loop goes on
             start.count(_RAISED)
-            if int(start._counters[len(self._counters) - 1]) == 1:
-                self._report()
+            if not self._has_raised:
+                self._has_raised = True
+                self._report(traceback.format_exc())
             for packet in burst:
                 if packet.native.verdict == lib.RWAY_VERDICT_NEXT:
                     packet.drop()
@@ -212,8 +217,8 @@ class Prototype:
 
         return call
 
-    def _report(self) -> None:
-        print(f"packet function {self._name}: {traceback.format_exc()}", file=sys.stderr, flush=True)
+    def _report(self, trace: str) -> None:
+        print(f"packet function {self._name}: {trace}", file=sys.stderr, flush=True)
 
     def release(self) -> None:
         """No loop uses it any more."""

@@ -262,6 +262,19 @@ def test_what_cannot_run_is_named_and_the_function_before_goes_on(
     assert agent.log.count(message) == 1, "it is logged once"
 
 
+def test_an_option_of_another_type_is_refused_though_it_equals_the_one_that_runs(
+    fabric: Fabric, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "one.py").write_text(
+        "from ringway.stack.prototype import Number\nOPTIONS = {'n': Number(0, 9, usual=0)}\n"
+        "class Function:\n    def __init__(self, start): pass\n    def burst(self, packets): pass\n"
+    )
+    fabric.apply(using('name = "one"\noptions = { n = 1 }'))
+    fabric.agent("firewall", None, "--functions", str(folder))
+    code, said = apply(fabric, tmp_path, using('name = "one"\noptions = { n = true }'))
+    assert (code, "has to be a whole number" in said) == (3, True)
+
+
 def test_without_its_function_a_stack_forwards_nothing_and_it_runs_once_that_is_there(
     fabric: Fabric, folder: Path
 ) -> None:
@@ -383,6 +396,18 @@ def test_a_prototype_that_raises_lets_nothing_pass_that_it_has_not_decided_over(
     agent.await_line("ZeroDivisionError")
     assert right.receive(timeout=0.2) == []
     assert counters(fabric, "raises") == {"raised": 1}
+
+
+def test_a_prototype_that_does_not_start_is_said_once_and_tried_again(fabric: Fabric, folder: Path) -> None:
+    (folder / "raises.py").write_text("class Function:\n    def __init__(self, start):\n        1 / 0\n")
+    fabric.apply(using('name = "raises"'))
+    agent = fabric.agent("firewall", None, "--functions", str(folder))
+    assert "its start returned NULL" in fabric.broker.vm("firewall").problem
+    build(template(), folder / "mine.so")
+    fabric.apply(using('name = "mine"'))
+    agent.await_line("the stack runs again")
+    agent.stop()
+    assert agent.log.count("ZeroDivisionError") == 1
 
 
 @pytest.mark.parametrize("text", ["1 / 0", "def half(", "COUNTERS = ()"])
