@@ -18,12 +18,11 @@ from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.fork import let_go_when_forked
 from ringway.agent.functions import FunctionDirectory
 from ringway.agent.interface import Owner
-from ringway.agent.member import Log, Member
 from ringway.agent.port import Port
+from ringway.agent.ports import Log, Ports
 from ringway.control.client import AgentSession
 from ringway.control.errors import ControlError
 from ringway.control.messages import (
-    Ask,
     Cause,
     Done,
     ErrorReply,
@@ -31,6 +30,7 @@ from ringway.control.messages import (
     Offered,
     SetPort,
     SetStack,
+    StatusRequest,
     Welcome,
     Withdrawn,
 )
@@ -48,12 +48,12 @@ _WORTH_WAITING = (
 _VOID = (Cause.TICKET_WRONG, Cause.TICKET_USED, Cause.TICKET_EXPIRED, Cause.TICKET_MISMATCH)
 
 # What the broker asks for, by type of message. None: it is done, and there is nothing else to say.
-HANDLERS: Final[dict[type[Message], Callable[[Member, Any], Message | None]]] = {
-    Ask: lambda member, _: member.told(),
-    Offered: lambda member, offered: member.add(offered.offer),
-    Withdrawn: lambda member, gone: member.withdraw(gone.port, gone.link_id, gone.replaced),
-    SetStack: lambda member, told: member.set_stack(told.stack),
-    SetPort: lambda member, told: member.set_port(told),
+HANDLERS: Final[dict[type[Message], Callable[[Ports, Any], Message | None]]] = {
+    StatusRequest: lambda ports, _: ports.status(),
+    Offered: lambda ports, offered: ports.add(offered.offer),
+    Withdrawn: lambda ports, gone: ports.withdraw(gone.port, gone.link_id, gone.replaced),
+    SetStack: lambda ports, told: ports.set_stack(told.stack),
+    SetPort: lambda ports, told: ports.set_port(told),
 }
 
 
@@ -76,7 +76,7 @@ class Agent:
     ) -> None:
         """`timeout`: seconds to wait for broker and fabric; `spin_us`: how long a loop without work stays awake.
 
-        `loops`: threads for each tap and each forward pair, at the most; None: one for each queue of their links.
+        `loops`: threads for each tap and each forward pair, at most; None: one for each queue of their links.
         `functions`: the directory of the packet functions that the VM's stack may name.
         """
         if not is_plain_name(vm):
@@ -88,7 +88,7 @@ class Agent:
         owner = Owner.of(self._runtime, vm)
         directory = FunctionDirectory(None if functions is None else Path(functions))
         most_loops = loops or int(lib.RWAY_QUEUES_MAX)
-        self._member = Member(vm, owner, spin_us, most_loops, directory, self._log, self._wake)
+        self._ports = Ports(vm, owner, spin_us, most_loops, directory, self._log, self._wake)
         self._session: AgentSession | None = None
         self._waits_for = ""  # as it was last said
         self._hello_due = False  # the broker is another one than we said hello to
@@ -130,10 +130,10 @@ class Agent:
         return not isinstance(error, ControlError) or error.cause not in _VOID
 
     def _take_up(self, session: AgentSession, welcome: Welcome) -> Exception | None:
-        """What fails is logged by the member and tried again by `_tend`; the broker hears it as an answer."""
+        """What fails is logged by the ports and tried again by `_tend`; the broker hears it as an answer."""
         failure: Exception | None = None
         try:
-            self._member.take_up(welcome.offers, welcome.stack)
+            self._ports.take_up(welcome.offers, welcome.stack)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ports run
             failure = error
         for request_id in session.superseded():
@@ -167,7 +167,7 @@ class Agent:
         if self._forked:
             message = f"the agent of VM {self.vm} runs in the process that this one was forked from"
             raise AgentError(AgentCause.FORKED, f"{message}: start one of another VM here, or fork before you start it")
-        return self._member.port(name, timeout)
+        return self._ports.port(name, timeout)
 
     def stop_on(self, *signals: signal.Signals) -> None:
         """End on these signals: a start that waits, and `wait`. The main thread's; for a process that is an agent.
@@ -202,7 +202,7 @@ class Agent:
         if self._thread is not None:
             self._thread.join()
         try:
-            self._member.close()
+            self._ports.close()
         finally:
             self._leave()
 
@@ -242,10 +242,10 @@ class Agent:
         while True:
             self._guarded(self._answer_all, session)
             poller = zmq.Poller()
-            sources = (session.socket, session.monitor, self._stop_read, self._woken, *self._member.descriptors())
+            sources = (session.socket, session.monitor, self._stop_read, self._woken, *self._ports.descriptors())
             for source in sources:
                 poller.register(source, zmq.POLLIN)
-            carriers = self._member.follow_peers()
+            carriers = self._ports.follow_peers()
             until = tended + _TEND_S if carriers is None else min(carriers, tended + _TEND_S)
             left = max(0.0, until - time.monotonic())
             ready = dict(poller.poll(int(left * 1000) + 1))
@@ -256,7 +256,7 @@ class Agent:
                 self._hello_due = True
             if self._woken in ready:
                 os.eventfd_read(self._woken)
-                self._hello_due |= self._member.lacks_ports()
+                self._hello_due |= self._ports.lacks_ports()
             if self._hello_due:
                 self._guarded(self._hello_again, session)
             if time.monotonic() - tended >= _TEND_S:
@@ -270,7 +270,7 @@ class Agent:
             self._log(f"failed: {error}")
 
     def _hear_ends(self, readable: set[int], session: AgentSession) -> None:
-        for notice in self._member.on_readable(readable):
+        for notice in self._ports.on_readable(readable):
             session.notify(notice)
 
     def _answer_all(self, session: AgentSession) -> None:
@@ -284,14 +284,14 @@ class Agent:
 
     def _answer(self, message: Message) -> Message:
         try:
-            return HANDLERS[type(message)](self._member, message) or Done()
+            return HANDLERS[type(message)](self._ports, message) or Done()
         except Exception as error:  # noqa: BLE001 - the broker is told, whatever it is
             return _failed(error)
 
     def _hello_again(self, session: AgentSession) -> None:
         """To a broker that has come back; links go on meanwhile. It may have no fabric: hello is said until it has."""
         try:
-            welcome = session.hello(attached=self._member.link_ids())
+            welcome = session.hello(attached=self._ports.link_ids())
         except ControlError as error:
             # Whatever it is, this broker or the next may get over it; an agent that gives up is deaf for good.
             if error.cause not in _WORTH_WAITING and error.message != self._refused:
@@ -304,9 +304,9 @@ class Agent:
         self._take_up(session, welcome)
 
     def _tend(self, session: AgentSession) -> None:
-        for notice in self._member.tend():
+        for notice in self._ports.tend():
             session.notify(notice)
-        if self._member.lacks_ports():
+        if self._ports.lacks_ports():
             self._hello_due = True  # which brings fresh tickets
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ringway.agent.functions import FunctionDirectory
 from ringway.agent.port import Port
 from ringway.agent.runner import StackRunner
-from ringway.control.messages import FunctionTold
+from ringway.control.messages import FunctionStatus
 from ringway.control.rules import Stack
 from ringway.stack.bridge import Bridge
 from ringway.stack.filter import Filter
@@ -125,10 +125,10 @@ class Forwarder:
         if ends:
             self.runners.append(self._start(ends, self.filter, self.bridge, self.functions))
 
-    def functions_told(self) -> list[FunctionTold]:
+    def functions_told(self) -> list[FunctionStatus]:
         """Which run, and what they have counted."""
-        told = [FunctionTold(function.name, function.counts(), function.digest) for function in self.functions]
-        return told + ([FunctionTold("bridge", self.bridge.counts())] if self.bridge is not None else [])
+        told = [FunctionStatus(function.name, function.counts(), function.digest) for function in self.functions]
+        return told + ([FunctionStatus("bridge", self.bridge.counts())] if self.bridge is not None else [])
 
     def let_go(self, port: Port) -> None:
         """End what uses the port."""

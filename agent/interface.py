@@ -1,4 +1,4 @@
-"""Kernel interfaces that outlive their agents: the mark by which the next agent knows them, and who removes them.
+"""Kernel interfaces that outlive their agents: the mark by which the next agent knows them, and what removes them.
 
     interface     made by                 the mark      removed by
     ours          an agent                in ifalias    whoever hears that the link is gone, or the VM's next agent
@@ -52,7 +52,7 @@ def owner_in(alias: str | None) -> Owner | None:
 
 
 def remove_orphans(owner: Owner, keep: Collection[str]) -> list[str]:
-    """Delete the owner's interfaces but for those of these names. Returns the names of the deleted ones."""
+    """Delete the owner's interfaces except for those of these names. Returns the names of the deleted ones."""
     if not _is_marked(owner):
         return []
     from pyroute2 import IPRoute

@@ -13,7 +13,7 @@ from ringway.agent.errors import AgentCause, AgentError
 from ringway.agent.fork import let_go_when_forked
 from ringway.control.messages import Offer
 from ringway.shm import BreakCause, Consumer, Consumers, DropCause, Frame, Producer
-from ringway.stack.spread import Spread
+from ringway.stack.steering import Steering
 
 _BURST = 1024  # frames put together for one call into C
 _STEP_OR_DROP = 64  # the same where each frame may be stopped by another queue
@@ -60,14 +60,14 @@ class Port:
         self.vm = vm
         self.offer = offer
         self.name = offer.port
-        self._life = threading.Lock()  # over the region's mapping, for those who only look
+        self._life = threading.Lock()  # over the region's mapping, for callers that only look
         self._run_by_agent = False
         # The lifeline is open as long as the end is attached: that is how others know.
         self.region, self.lifeline, self.incarnation = attach(vm, offer)
         queues = self.region.geometry.queues
         self._sending = _Locks(queues)
         self._receiving = _Locks(queues)
-        self._spread = Spread(self.region) if queues > 1 else None
+        self._steering = Steering(self.region) if queues > 1 else None
         self._forked = False
         let_go_when_forked(self)
 
@@ -105,7 +105,7 @@ class Port:
             raise AgentError(AgentCause.NOT_LOCAL, message)
 
     def give_out(self) -> None:
-        """To an application; AgentError as of `check_free`.
+        """To an application; AgentError as `check_free` raises it.
 
         Frames that it takes out would count as lost by a forwarder that was killed before: that one's note is void.
         """
@@ -125,7 +125,7 @@ class Port:
         return self.region.shape.frame_max
 
     def serve(self, queues: int) -> None:
-        """Ask the peer for frames in the first `queues` queues only; it follows flow by flow, if it spreads by flow.
+        """Ask the peer for frames in the first `queues` queues only; it follows flow by flow, if it steers by flow.
 
         Frames may still come in the others and are to be received. ValueError for a number the link does not have.
         """
@@ -163,7 +163,7 @@ class Port:
         sent by flow: the next may be of another queue's.
         """
         frames = _list_of_frames(frames)
-        by_flow = queue is None and self._spread is not None
+        by_flow = queue is None and self._steering is not None
         step = _STEP_OR_DROP if by_flow else len(frames)
         sent = at = 0
         with self._use(self._sending.of(queue)):
@@ -178,8 +178,8 @@ class Port:
 
     def _offer(self, frames: Sequence[bytes | Frame], queue: int | None) -> tuple[int, int | None]:
         """Send what there is room for; the queue that is full, when not all were sent."""
-        if queue is None and self._spread is not None:
-            return self._spread.send(frames)
+        if queue is None and self._steering is not None:
+            return self._steering.send(frames)
         producer: Producer = self.region.producers[queue or 0]
         done = producer.send(frames)
         return done, None if done == len(frames) else queue or 0
@@ -206,7 +206,7 @@ class Port:
 
         They are as a wire would have carried them: cut into segments, checksums finished. Segments beyond `count` are
         the next call's; a detach drops them. With `whole` a frame comes as a `Frame` with what is left to do to it,
-        which `send` takes: for who passes frames on.
+        which `send` takes: for applications that forward.
         """
         if count < 1:
             raise ValueError(f"count is {count}: ask for one frame at least")
@@ -214,7 +214,7 @@ class Port:
         while True:
             with self._use(self._receiving.of(queue)):
                 consumer: Consumer | Consumers
-                if queue is None and self._spread is not None:
+                if queue is None and self._steering is not None:
                     consumer = self.region.all_consumers
                 else:
                     consumer = self.region.consumers[queue or 0]

@@ -24,10 +24,10 @@ enum { TAG_AT = 12, TAG_LEN = 4 };
 struct tap {
     struct rway_job job;
     int fd;
-    bool gone; /* the interface was deleted; written by the loop's thread */
-    bool held; /* the ring has no room for the longest frame */
+    bool gone;  /* the interface was deleted; written by the loop's thread */
+    bool held;  /* the ring has no room for the longest frame */
     bool drops; /* what comes then, instead of leaving it to the kernel; written by any thread */
-    int error; /* of the last read, when there was no reason for one; written by the loop's thread */
+    int error;  /* of the last read, when there was no reason for one; written by the loop's thread */
     struct rway_producer *producer;
     struct rway_consumer *consumer;
     uint32_t frame_max;
@@ -36,7 +36,7 @@ struct tap {
 /*
  * The kernel's header as our offload data. Our own kernel wrote it, which is no reason not to check it. Its hdr_len is
  * left out: it is the linear part of a buffer, less a VLAN tag that the kernel had not yet put in, so it can be shorter
- * than the headers. 0 means unknown, and whoever segments finds out for himself.
+ * than the headers. 0 means unknown, and whatever segments finds out for itself.
  */
 static struct rway_offload offload_of(const struct virtio_net_hdr *header)
 {

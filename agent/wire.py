@@ -15,7 +15,7 @@ from ringway.shm._native import lib
 from ringway.stack.filter import Filter
 from ringway.stack.function import Function
 from ringway.stack.pipeline import Pipeline
-from ringway.stack.spread import Spread
+from ringway.stack.steering import Steering
 
 # For how long a full ring may stand still before what finds no room in it is dropped: an agent is killed and started
 # again, or a process runs again on a crowded machine, in less; and TCP goes on where it was after a pause of so long.
@@ -131,9 +131,9 @@ def new_pipeline(loop: Loop, packet_filter: Filter, functions: Sequence[Function
     return pipeline
 
 
-def way_out(port: Port, index: int, count: int) -> Producer | Spread:
+def way_out(port: Port, index: int, count: int) -> Producer | Steering:
     """Of loop `index` of `count`: the queues `index`, `index` + `count`, …"""
     owned = range(index, port.region.geometry.queues, count)
     if len(owned) > 1:
-        return Spread(port.region, sum(1 << queue for queue in owned))
+        return Steering(port.region, sum(1 << queue for queue in owned))
     return port.region.producers[index]

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from bench.fabric import Fabric, Worker, Workers
-from bench.form import BenchError, Reading, Report, Round, Row, Window, duel, less_is_better, quartiles
+from bench.form import BenchError, Report, Round, Row, Snapshot, Window, duel, less_is_better, quartiles
 from bench.idle import cpu_ns
 from bench.race.contest import STREAMS, TOOLS, carriers, make_chains, race_streams, start_racers
 from ringway.control.client import Client
@@ -71,9 +71,9 @@ class _Chain(Workers):
         super().__init__(name, [ends], agents)
         self._agents = agents
 
-    def read(self) -> Reading:
+    def read(self) -> Snapshot:
         delivered = super().read()
-        return Reading(delivered.time_ns, delivered.frames, cpu_ns=sum(map(cpu_ns, self._agents)))
+        return Snapshot(delivered.time_ns, delivered.frames, cpu_ns=sum(map(cpu_ns, self._agents)))
 
 
 @contextlib.contextmanager
@@ -145,7 +145,7 @@ def _said(played: Sequence[Round]) -> str:
 
 def flatness(longer: Sequence[Row]) -> str:
     away = max(abs(1 / row.ratio - 1) for row in longer)
-    return f"{'flat' if away <= FLAT else 'NOT flat'} within {100 * FLAT:.0f} %: {100 * away:.0f} % at the most"
+    return f"{'flat' if away <= FLAT else 'NOT flat'} within {100 * FLAT:.0f} %: {100 * away:.0f} % at most"
 
 
 def _race_bulk(demo: Chain, quick: bool) -> tuple[list[Row], list[str]]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from bench.board import Board
-from bench.form import BenchError, Reading, go_on, stop
+from bench.form import BenchError, Snapshot, go_on, stop
 from bench.native import ROOT, lib
 from ringway.control.client import Client
 from ringway.control.messages import Show, Shown
@@ -54,11 +54,11 @@ class Worker:
         self._process = start(f"worker-{loop}-{cpu}", command, "ready", fds=(self.board.fd, *fds))
         self.pid = self._process.pid
 
-    def read(self) -> Reading:
+    def read(self) -> Snapshot:
         board = self.board.native
         if board.bad:
             raise BenchError(f"{board.bad} frames came damaged or out of order: a bug of ours, please report it")
-        return Reading(time.monotonic_ns(), board.frames)
+        return Snapshot(time.monotonic_ns(), board.frames)
 
     def close(self) -> None:
         self.board.native.stop = 1
@@ -98,7 +98,7 @@ class Workers:
     def pause(self) -> None:
         stop(*self._pids)
 
-    def read(self) -> Reading:
+    def read(self) -> Snapshot:
         return self._workers[0].read()
 
 

@@ -28,7 +28,7 @@ struct frame {
 
 struct stage {
     struct rway_filter *filter;
-    struct rway_flow_reader *flows;
+    struct rway_conntrack_reader *flows;
     uint32_t reader;
     uint64_t random;
     struct frame frames[BURST];
@@ -62,9 +62,9 @@ static void write32(uint8_t *to, uint32_t word)
 /* A segment of flow number flow: client 10.x.x.x, port 40000; server 192.0.2.1, port 80. */
 static void make_frame(struct frame *frame, uint32_t flow, bool reply, uint8_t flags)
 {
-    static const uint8_t plain[FRAME] = {2,    0,    0, 0, 0, 2,  2, 0, 0, 0, 0, 1, 8, 0, /* Ethernet, IPv4 */
-                                         0x45, 0,    0, 40, 0, 0, 0, 0, 64, IPPROTO_TCP,
-                                         [46] = 0x50};
+    static const uint8_t plain[FRAME] = {2,    0, 0, 0,  0, 2, 2, 0, 0,  0,           0,
+                                         1,    8, 0, /* Ethernet, IPv4 */
+                                         0x45, 0, 0, 40, 0, 0, 0, 0, 64, IPPROTO_TCP, [46] = 0x50};
     uint32_t client = 0x0a000000 + flow;
     uint32_t server = 0xc0000201;
 
@@ -84,15 +84,13 @@ static uint64_t judge(struct stage *stage, uint32_t count, bool reply)
     uint64_t started = now_ns();
 
     table = rway_filter_enter(stage->filter, stage->reader, &counts);
-    rway_flow_turn(stage->flows, table, counts, 1);
+    rway_conntrack_turn(stage->flows, table, counts, 1);
     for (uint32_t i = 0; i < count; i++) {
         rway_parse(stage->frames[i].bytes, FRAME, FRAME, &stage->headers[i]);
-        stage->judged[i] = (struct rway_judged){.bytes = stage->frames[i].bytes,
-                                                .headers = &stage->headers[i],
-                                                .copied = FRAME,
-                                                .frame_len = FRAME};
+        stage->judged[i] = (struct rway_judged){
+            .bytes = stage->frames[i].bytes, .headers = &stage->headers[i], .copied = FRAME, .frame_len = FRAME};
     }
-    rway_flow_judge(stage->flows, reply ? OUTSIDE : INSIDE, reply ? INSIDE : OUTSIDE, stage->judged, count);
+    rway_conntrack_judge(stage->flows, reply ? OUTSIDE : INSIDE, reply ? INSIDE : OUTSIDE, stage->judged, count);
     return now_ns() - started;
 }
 
@@ -165,7 +163,7 @@ static double measure(struct stage *stage, uint32_t flows)
 
 double bench_flow_ns(uint32_t connections, uint32_t flows)
 {
-    const struct rway_flow_timeouts timeouts = {60, 7440, 240, 120, 300, 60};
+    const struct rway_conntrack_timeouts timeouts = {60, 7440, 240, 120, 300, 60};
     struct stage *stage = calloc(1, sizeof(*stage));
     double result = -1;
 
@@ -175,7 +173,7 @@ double bench_flow_ns(uint32_t connections, uint32_t flows)
     if (rway_filter_track(stage->filter, connections, &timeouts, NULL) == 0 &&
         rway_filter_replace(stage->filter, rway_filter_table_new(NULL, 0, RWAY_ALLOW, NULL)) == 0) {
         stage->reader = (uint32_t)rway_filter_reader_add(stage->filter);
-        stage->flows = rway_filter_flows(stage->filter, stage->reader);
+        stage->flows = rway_filter_conntrack(stage->filter, stage->reader);
         if (open_all(stage, flows) == 0)
             result = measure(stage, flows);
         rway_filter_reader_remove(stage->filter, stage->reader);

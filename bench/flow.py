@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from bench.fabric import Workers
-from bench.form import BenchError, Reading, Report, Round, Row, duel, less_is_better, rate_rows
+from bench.form import BenchError, Report, Round, Row, Snapshot, duel, less_is_better, rate_rows
 from bench.hop import ringway_hop
 from bench.native import lib
 
@@ -34,7 +34,7 @@ class _Flows:
     def pause(self) -> None:
         self._chain.pause()
 
-    def read(self) -> Reading:
+    def read(self) -> Snapshot:
         return self._chain.read()
 
 

@@ -1,6 +1,6 @@
 """The form of every bench: contestants that run in turn, windows, paired ratios, and rows.
 
-All contestants stay running from beginning to end, stopped (SIGSTOP) but for one at a time. A window is a few hundred
+All contestants stay running from beginning to end, stopped (SIGSTOP) but one at a time. A window is a few hundred
 milliseconds of one contestant, its counters read at both edges with their time. A round is one window of each, so the
 windows of a round are less than a few seconds apart. Beside each window stands the distance of the two cores at that
 moment: on many virtual machines it changes from minute to minute, and only windows of one class are compared.
@@ -29,7 +29,7 @@ class BenchError(Exception):
 
 
 @dataclass(frozen=True)
-class Reading:
+class Snapshot:
     """A contestant's counters at one moment; each only grows."""
 
     time_ns: int
@@ -45,7 +45,7 @@ class Contestant(Protocol):
 
     def resume(self) -> None: ...
     def pause(self) -> None: ...
-    def read(self) -> Reading: ...
+    def read(self) -> Snapshot: ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def distance_ns() -> float:
 
 
 def await_result(there: Callable[[], bool], seconds: float) -> None:
-    """Return when it is there, or after so long: who needs it looks himself."""
+    """Return when it is there, or after so long: callers that need it look for themselves."""
     deadline = time.monotonic() + seconds
     while not there() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -129,7 +129,7 @@ def window(contestant: Contestant, seconds: float) -> Window:
 
 
 def duel(contestants: Sequence[Contestant], rounds: int, seconds: float = 0.25) -> list[Round]:
-    """Alternate their windows; who begins changes with each round. BenchError when one of them delivers nothing.
+    """Alternate their windows; the order changes with each round. BenchError when one of them delivers nothing.
 
     Where the cores changed their distance within each round, rounds are added until one can be compared: a short run
     on a restless machine would lose its rows silently. BenchError when there is still none.

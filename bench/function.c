@@ -60,8 +60,8 @@ static int by_size(const void *a, const void *b)
 
 static void *measure(void *argument)
 {
-    static const uint8_t HEADERS[] = {2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8,  0,  0x45, 0, 0, 50, 0, 0, 0,
-                                      0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x10, 0, 1, 0xbb, 0, 30};
+    static const uint8_t HEADERS[] = {2, 0, 0,  0,  0, 2, 2,  0, 0, 0, 0,  1, 8, 0, 0x45, 0, 0, 50,   0, 0,
+                                      0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x10, 0, 1, 0xbb, 0, 30};
     struct run *run = argument;
     double found[WINDOWS];
     memcpy(run->frame, HEADERS, sizeof HEADERS);

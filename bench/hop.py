@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import huge, sweep
 from bench.fabric import Fabric, Workers, bare_hop
-from bench.form import BenchError, Contestant, Reading, Report, Row, duel, rate_rows
+from bench.form import BenchError, Contestant, Report, Row, Snapshot, duel, rate_rows
 from bench.testpmd import HUGE_PAGES, Testpmd, TestpmdPair, memif_options
 
 LENS = (64, 256, 1500)
@@ -54,10 +54,10 @@ class _FlowgenPair(TestpmdPair):
 
     check_sequence = 4  # flowgen makes frames without it
 
-    def _received(self) -> tuple[Reading, int]:
+    def _received(self) -> tuple[Snapshot, int]:
         first, bytes_first = self._sink.received(0)
         second, bytes_second = self._sink.received(1)
-        return Reading((first.time_ns + second.time_ns) // 2, first.frames + second.frames), bytes_first + bytes_second
+        return Snapshot((first.time_ns + second.time_ns) // 2, first.frames + second.frames), bytes_first + bytes_second
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ struct hop_load {
     uint32_t len;
     uint32_t touched; /* bytes of each frame that are written and compared */
     uint64_t flows;
-    uint64_t under_way; /* at the most */
+    uint64_t under_way; /* at most */
     uint64_t sent;
     uint64_t expected; /* number of the next frame to come */
 };

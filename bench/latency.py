@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from bench.board import Board, Samples
 from bench.fabric import Fabric, start
-from bench.form import BenchError, Reading, Report, Row, await_result, distance_ns, go_on, less_is_better, stop
+from bench.form import BenchError, Report, Row, Snapshot, await_result, distance_ns, go_on, less_is_better, stop
 from bench.link import FABRIC
 
 PERCENTILES = (0.5, 0.99, 0.999)
@@ -43,8 +43,8 @@ class PingPong:
     def pause(self) -> None:
         stop(*self._pids)
 
-    def read(self) -> Reading:
-        return Reading(time.monotonic_ns(), self.samples.native.count)
+    def read(self) -> Snapshot:
+        return Snapshot(time.monotonic_ns(), self.samples.native.count)
 
     def close(self) -> None:
         """Nothing of theirs is of use any more."""

@@ -28,9 +28,9 @@ enum {
 
 /* 02:…:01 to 02:…:02, 10.77.0.1:7000 to 10.77.0.2:7001. Lengths and checksum are filled in. */
 static const uint8_t HEADERS_OF_ALL[HEADERS] = {
-    0x02, 0, 0, 0, 0, 2, 0x02, 0, 0, 0, 0, 1, 0x08, 0x00,                               /* Ethernet: IPv4 */
-    0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 77, 0, 1, 10, 77, 0, 2,             /* DF, so no id: RFC 6864 */
-    0x1b, 0x58, 0x1b, 0x59, 0, 0, 0, 0, /* UDP without a checksum, as IPv4 allows: RFC 768 */
+    0x02, 0,    0,    0,    0, 2, 0x02, 0, 0,  0,  0, 1, 0x08, 0x00,                     /* Ethernet: IPv4 */
+    0x45, 0,    0,    0,    0, 0, 0x40, 0, 64, 17, 0, 0, 10,   77,   0, 1, 10, 77, 0, 2, /* DF, so no id: RFC 6864 */
+    0x1b, 0x58, 0x1b, 0x59, 0, 0, 0,    0, /* UDP without a checksum, as IPv4 allows: RFC 768 */
 };
 
 static void put16(uint8_t *at, uint32_t value)

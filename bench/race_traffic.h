@@ -61,7 +61,7 @@ static inline bool race_payload_whole(const uint8_t *payload, uint32_t len, uint
 /* The taking end's private state. */
 struct race_sink {
     struct race_books books;
-    uint64_t next; /* the number that comes if none is lost */
+    uint64_t next;                   /* the number that comes if none is lost */
     uint64_t seen[RACE_WINDOW / 64]; /* bit per number in [next - RACE_WINDOW, next) */
 };
 

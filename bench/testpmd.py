@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.form import BenchError, Reading, await_result, go_on, stop
+from bench.form import BenchError, Snapshot, await_result, go_on, stop
 from bench.native import ROOT
 
 _TIMEOUT_S = 20.0
@@ -82,11 +82,11 @@ class Testpmd:
         answer = json.loads(self._telemetry.recv(65536))
         return answer[command.partition(",")[0]]
 
-    def received(self, port: int = 0) -> tuple[Reading, int]:
+    def received(self, port: int = 0) -> tuple[Snapshot, int]:
         """Frames that came in by a port, and their bytes. The time is the middle of the question."""
         before = time.monotonic_ns()
         stats = self.ask(f"/ethdev/stats,{port}")
-        return Reading((before + time.monotonic_ns()) // 2, int(stats["ipackets"])), int(stats["ibytes"])
+        return Snapshot((before + time.monotonic_ns()) // 2, int(stats["ipackets"])), int(stats["ibytes"])
 
     def close(self) -> None:
         if self._telemetry is not None:
@@ -145,10 +145,10 @@ class TestpmdPair:
     def pause(self) -> None:
         stop(*self._pids)
 
-    def _received(self) -> tuple[Reading, int]:
+    def _received(self) -> tuple[Snapshot, int]:
         return self._sink.received()
 
-    def read(self) -> Reading:
+    def read(self) -> Snapshot:
         reading, bytes_ = self._received()
         if self._before is not None and reading.frames > self._before[0]:
             mean = (bytes_ - self._before[1]) / (reading.frames - self._before[0])

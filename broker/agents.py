@@ -9,13 +9,13 @@ from typing import Final
 
 from ringway.broker.end import Holder
 from ringway.broker.verdicts import Answer
-from ringway.control.messages import Hello, Told, VmShown
+from ringway.control.messages import Hello, Status, VmShown
 
 ANSWER_TIME: Final = 1.0  # seconds an agent has for an answer that somebody waits for
 
 
 @dataclass
-class Agent:
+class KnownAgent:
     vm: str
     identity: bytes  # of its ROUTER peer
     pid: int
@@ -25,13 +25,13 @@ class Agent:
 
     @property
     def holder(self) -> Holder:
-        """What it is as one who takes ends."""
+        """What it is as a holder of ends."""
         return Holder(self.identity, self.pid)
 
 
 @dataclass
 class Question:
-    agent: Agent
+    agent: KnownAgent
     heard: Callable[[Answer], None]
 
 
@@ -39,44 +39,44 @@ class Agents:
     """Times are monotonic seconds, given by the caller."""
 
     def __init__(self) -> None:
-        self._by_vm: dict[str, Agent] = {}
-        self._by_identity: dict[bytes, Agent] = {}
+        self._by_vm: dict[str, KnownAgent] = {}
+        self._by_identity: dict[bytes, KnownAgent] = {}
         self._questions: dict[str, Question] = {}
         self._deadlines: list[tuple[float, str]] = []  # a heap, with those of questions that have been answered
 
-    def of(self, vm: str) -> Agent | None:
+    def of(self, vm: str) -> KnownAgent | None:
         return self._by_vm.get(vm)
 
-    def by(self, identity: bytes) -> Agent | None:
+    def by(self, identity: bytes) -> KnownAgent | None:
         return self._by_identity.get(identity)
 
-    def welcome(self, hello: Hello, identity: bytes) -> Agent:
+    def welcome(self, hello: Hello, identity: bytes) -> KnownAgent:
         """From now on this is the VM's agent, whoever was before, and what the identity was before."""
         for previous in (self._by_vm.get(hello.vm), self._by_identity.get(identity)):
             if previous is not None:
                 self.forget(previous)
-        agent = Agent(hello.vm, identity, hello.pid, hello.version)
+        agent = KnownAgent(hello.vm, identity, hello.pid, hello.version)
         self._by_vm[agent.vm] = self._by_identity[identity] = agent
         return agent
 
-    def forget(self, agent: Agent) -> None:
+    def forget(self, agent: KnownAgent) -> None:
         if self._by_vm.get(agent.vm) is agent:
             del self._by_vm[agent.vm]
         if self._by_identity.get(agent.identity) is agent:
             del self._by_identity[agent.identity]
 
-    def lose(self, agent: Agent) -> None:
+    def lose(self, agent: KnownAgent) -> None:
         """It is gone: forget it, and give up what it was asked."""
         self.forget(agent)
         for request_id in [key for key, question in self._questions.items() if question.agent is agent]:
             self._questions.pop(request_id).heard(None)
 
-    def ask(self, request_id: str, agent: Agent, deadline: float, heard: Callable[[Answer], None]) -> None:
+    def ask(self, request_id: str, agent: KnownAgent, deadline: float, heard: Callable[[Answer], None]) -> None:
         self._questions[request_id] = Question(agent, heard)
         heapq.heappush(self._deadlines, (deadline, request_id))
 
-    def hear(self, request_id: str, agent: Agent, answer: Answer) -> None:
-        """An answer; to a question nobody asked, or another agent was asked, it is none."""
+    def hear(self, request_id: str, agent: KnownAgent, answer: Answer) -> None:
+        """An answer; a reply to a question nobody asked, or that another agent was asked, is ignored."""
         question = self._questions.get(request_id)
         if question is not None and question.agent is agent:
             del self._questions[request_id]
@@ -91,29 +91,29 @@ class Agents:
         while (deadline := self.deadline()) is not None and deadline <= now:
             self._questions.pop(self._deadlines[0][1]).heard(None)
 
-    def show(self, vm: str, told: Told | None) -> VmShown:
+    def show(self, vm: str, status: Status | None) -> VmShown:
         agent = self._by_vm.get(vm)
         return VmShown(
             name=vm,
-            state="away" if agent is None else "present" if told else "silent",
+            state="away" if agent is None else "present" if status else "silent",
             pid=agent.pid if agent else None,
             version=agent.version if agent else "",
-            problem=_problem(agent, told),
-            ports=told.ports if told else [],
-            loops=told.loops if told else [],
-            rules=told.rules if told else [],
-            connections=told.connections if told else None,
-            unparsed=told.unparsed if told else [],
-            functions=told.functions if told else [],
+            problem=_problem(agent, status),
+            ports=status.ports if status else [],
+            loops=status.loops if status else [],
+            rules=status.rules if status else [],
+            connections=status.connections if status else None,
+            unparsed=status.unparsed if status else [],
+            functions=status.functions if status else [],
         )
 
 
-def _problem(agent: Agent | None, told: Told | None) -> str:
+def _problem(agent: KnownAgent | None, status: Status | None) -> str:
     """What it says now; else what it last failed to do, until it says that all its ports are well."""
     if agent is None:
         return ""
-    if told is None:
+    if status is None:
         return agent.problem
-    if not told.problem and all(port.state == "attached" for port in told.ports):
+    if not status.problem and all(port.state == "attached" for port in status.ports):
         agent.problem = ""
-    return told.problem or agent.problem
+    return status.problem or agent.problem

@@ -8,7 +8,7 @@ from typing import Final
 
 LINES_MAX: Final = 10  # of a VM in one period
 PERIOD: Final = 1.0  # seconds
-LINE_LENGTH: Final = 500  # characters; who was told to attach a port may give a reason of any length
+LINE_LENGTH: Final = 500  # characters; an agent that fails to attach a port may give a reason of any length
 
 
 @dataclass

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ringway.broker.config import PortConfig
+from ringway.broker.config.tables import PortConfig
 from ringway.broker.keeper_entries import KeptEnd
 
 
@@ -42,7 +42,7 @@ class End:
     incarnation: int = 0  # of the holder, or the last one
     ticket: Ticket | None = None
     used: str = ""  # the ticket its last holder came with
-    holder: Holder | None = None  # of a lost link: who says that it is attached
+    holder: Holder | None = None  # of a lost link: the agent that says it is attached
     connection: int | None = None  # by which it is held
     life_fd: int | None = None  # read end of the holder's lifeline
 

@@ -2,7 +2,7 @@
 
 What an end's holder has, besides the memory:
 
-    its connection to the desk   tells the broker when it lets go or dies; also in the keeper
+    its connection to the server tells the broker when it lets go or dies; also in the keeper
     the write end of its life    nobody else has it
     the read end of the other's  handed over the connection, each time the other end is taken; also in the keeper
 """
@@ -15,12 +15,12 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ringway.broker import watch
-from ringway.broker.desk import Claim, Closed, Desk
-from ringway.broker.effects import Resources
+from ringway.broker import report
 from ringway.broker.end import End
 from ringway.broker.fabric import Fabric, LinkState
+from ringway.broker.handover_server import ClaimReceived, Closed, HandoverServer
 from ringway.broker.keeper_entries import KeeperEntries
+from ringway.broker.links import Resources
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause, Peer
 
@@ -30,7 +30,7 @@ class Recreate(NamedTuple):
 
     link: str
     trouble: str
-    claim: Claim
+    claim: ClaimReceived
 
 
 class Ends:
@@ -45,30 +45,30 @@ class Ends:
         keeping: KeeperEntries,
         say: Callable[[str], None],
     ) -> None:
-        self.desk = Desk(listener, events)
-        self.changed = True  # since it was last set to False: who holds what
+        self.server = HandoverServer(listener, events)
+        self.changed = True  # since it was last set to False: which agent holds what
         self._fabric = fabric
         self._resources = resources
         self._keeping = keeping
         self._say = say
 
     def close(self) -> None:
-        self.desk.close()
+        self.server.close()
         for link in self._fabric.links.values():
             for end in link.ends:
                 _close_life(end)
 
     def on_readable(self, fd: int, now: float) -> Recreate | None:
-        match self.desk.on_readable(fd, now):
+        match self.server.on_readable(fd, now):
             case Closed(connection):
                 self._released(connection)
-            case Claim() as claim:
+            case ClaimReceived() as claim:
                 return self._claimed(claim, now)
         return None
 
     def abandon(self, fd: int) -> None:
         """Give up a connection, after something unforeseen."""
-        self.desk.abandon(fd)
+        self.server.abandon(fd)
         self._released(fd)
 
     def drop(self, ends: Sequence[End]) -> None:
@@ -76,18 +76,18 @@ class Ends:
         self.changed = True
         for end in ends:
             if end.connection is not None:
-                self.desk.drop(end.connection)
+                self.server.drop(end.connection)
             _close_life(end)
 
     def take_over(self, end: End) -> None:
         """An end as a broker before this one left it."""
         self._save(end)
         if end.connection is not None:
-            self.desk.adopt(end.connection)
+            self.server.adopt(end.connection)
 
     def is_held(self, connection: int) -> bool:
         """Asks the socket: its closing may not have been noticed yet."""
-        if self.desk.is_open(connection):
+        if self.server.is_open(connection):
             return True
         self._released(connection)
         return False
@@ -102,26 +102,26 @@ class Ends:
                 return holder.pid
         return None
 
-    def refuse(self, claim: Claim, error: ControlError) -> None:
+    def refuse(self, claim: ClaimReceived, error: ControlError) -> None:
         if not claim.again:
-            self.desk.refuse(claim, error)
-        elif not self.desk.is_open(claim.connection):  # an end that is held hears nothing of a wrong word
+            self.server.refuse(claim, error)
+        elif not self.server.is_open(claim.connection):  # an end that is held hears nothing of a wrong word
             self._released(claim.connection)
 
-    def _claimed(self, claim: Claim, now: float) -> Recreate | None:
+    def _claimed(self, claim: ClaimReceived, now: float) -> Recreate | None:
         try:
             held = self._fabric.held_at(claim.connection)
             if held is not None:
                 self._grant_again(claim, *held)
                 return None
-            pid = self.desk.pid_of(claim.connection)
-            link, _ = self._fabric.redeem(claim.take, claim.connection, now, pid)
-            trouble = watch.trouble(link, self._resources.links.get(link.link_id))
+            pid = self.server.pid_of(claim.connection)
+            link, _ = self._fabric.redeem(claim.message, claim.connection, now, pid)
+            trouble = report.trouble(link, self._resources.links.get(link.link_id))
             if trouble:
                 self._fabric.released(claim.connection)
-                return Recreate(claim.take.link, trouble, claim)
+                return Recreate(claim.message.link, trouble, claim)
             try:
-                self._grant(claim, link, claim.take.side)
+                self._grant(claim, link, claim.message.side)
             except ControlError:
                 self._released(claim.connection)  # it is refused, and holds nothing
                 raise
@@ -129,15 +129,15 @@ class Ends:
             self.refuse(claim, error)
         return None
 
-    def _grant_again(self, claim: Claim, link: LinkState, side: int) -> None:
+    def _grant_again(self, claim: ClaimReceived, link: LinkState, side: int) -> None:
         """To an end that may have had no answer, because the broker died. ControlError when it claims another one."""
-        take = claim.take
-        if (take.link, take.side, take.ticket) != (link.config.name, side, link.ends[side].used):
+        wanted = claim.message
+        if (wanted.link, wanted.side, wanted.ticket) != (link.config.name, side, link.ends[side].used):
             raise ControlError(Cause.ALREADY_ATTACHED, "the connection holds an end already")
         _close_life(link.ends[side])
         self._grant(claim, link, side)
 
-    def _grant(self, claim: Claim, link: LinkState, side: int) -> None:
+    def _grant(self, claim: ClaimReceived, link: LinkState, side: int) -> None:
         """Saved before it is said. ControlError when it cannot be, and nothing was said."""
         end = link.ends[side]
         end.life_fd, own_fd = os.pipe2(os.O_CLOEXEC)
@@ -145,12 +145,12 @@ class Ends:
             self._save(end)
             self.changed = True
             descriptors = [*self._resources.links[link.link_id].descriptors(side), own_fd]
-            answered = self.desk.answer(claim, self._fabric.granted(link, side), descriptors)
+            answered = self.server.answer(claim, self._fabric.granted(link, side), descriptors)
         finally:
             os.close(own_fd)
         if answered:
             self._introduce(link, side)
-            self.desk.settle(claim)
+            self.server.settle(claim)
         else:
             self._released(claim.connection)
 
@@ -158,7 +158,7 @@ class Ends:
         """Give the new holder of an end and that of the other end each other's lifeline."""
         for told, other in ((link.ends[1 - side], link.ends[side]), (link.ends[side], link.ends[1 - side])):
             if told.connection is not None and other.connection is not None and other.life_fd is not None:
-                self.desk.say(told.connection, Peer(incarnation=other.incarnation), [other.life_fd])
+                self.server.say(told.connection, Peer(incarnation=other.incarnation), [other.life_fd])
 
     def _released(self, connection: int) -> None:
         gone = self._fabric.released(connection)

@@ -14,13 +14,12 @@ from types import MappingProxyType
 from typing import Final
 
 from ringway.broker.carriers import carrier
-from ringway.broker.config import End as EndName
-from ringway.broker.config import FabricConfig, LinkConfig, PortConfig
+from ringway.broker.config.tables import EndName, FabricConfig, LinkConfig, PortConfig
 from ringway.broker.end import End, Holder, Ticket
 from ringway.broker.keeper_entries import KeptEnd
 from ringway.control import messages
 from ringway.control.errors import ControlError
-from ringway.control.messages import Cause, Granted, Offer, Take
+from ringway.control.messages import Cause, Claim, Grant, Offer
 from ringway.control.rules import Stack
 from ringway.shm import Geometry
 
@@ -125,7 +124,7 @@ class Fabric:
         self._by_connection: dict[int, tuple[LinkState, int]] = {}  # the held ends: link and side
 
     def plan(self, config: FabricConfig, broken: Mapping[str, str] = MappingProxyType({})) -> Plan:
-        """`broken` names links that are made anew though nothing asks for it, and says why."""
+        """`broken` names links to recreate although nothing in the file has changed, with the reason."""
         plan = Plan(config, [], [], [], {}, [])
         removals: list[Effect] = []
         for name, link in config.links.items():
@@ -217,9 +216,9 @@ class Fabric:
         return [(end.connection, end.holder) for end in ends if end.connection is not None and end.holder is not None]
 
     def note_attached(self, vm: str, who: Holder, attached: Collection[int]) -> dict[str, str]:
-        """Who says hello has these links. Those of the VM that are to be made anew, and why: lost ones that he has not;
-        and such as he has and does not hold here, which happens when the keeper did not hear the broker before this one
-        and lives on: handed out as they are, they would have two ends on one side.
+        """Note which links an agent says it has. Returns the VM's links to recreate, and why: lost ones that it has
+        not; and those that it has and does not hold here, which happens when the keeper did not hear the broker before
+        this one and lives on: handed out as they are, they would have two ends on one side.
         """
         anew: dict[str, str] = {}
         for name, side in self.ends_of(vm):
@@ -251,32 +250,34 @@ class Fabric:
             full=link.config.full,
         )
 
-    def redeem(self, take: Take, connection: int, now: float, pid: int = 0) -> tuple[LinkState, Granted]:
+    def redeem(self, claim: Claim, connection: int, now: float, pid: int = 0) -> tuple[LinkState, Grant]:
         """Let a connection hold an end against its ticket. A refusal changes nothing.
 
         `pid`: its process as the kernel says it; 0 for one in a PID namespace that is not seen from here.
         """
-        link = self.links.get(take.link)
-        end = link.ends[take.side] if link else None
-        if link is None or end is None or end.vm != take.vm or end.ticket is None:
-            raise self._refusal(take, end)
-        if not compare_digest(end.ticket.text, take.ticket):
-            raise self._refusal(take, end)
+        link = self.links.get(claim.link)
+        end = link.ends[claim.side] if link else None
+        if link is None or end is None or end.vm != claim.vm or end.ticket is None:
+            raise self._refusal(claim, end)
+        if not compare_digest(end.ticket.text, claim.ticket):
+            raise self._refusal(claim, end)
         if end.ticket.expires <= now:
-            message = f"the ticket for link {take.link!r} is older than {TICKET_LIFE:g} s: say hello again for another"
+            message = f"the ticket for link {claim.link!r} is older than {TICKET_LIFE:g} s: say hello again for another"
             raise ControlError(Cause.TICKET_EXPIRED, message)
         if end.connection is not None:
-            message = f"side {SIDE_NAMES[take.side]} of link {take.link!r} is attached: detach it first, then say hello"
+            message = (
+                f"side {SIDE_NAMES[claim.side]} of link {claim.link!r} is attached: detach it first, then say hello"
+            )
             raise ControlError(Cause.ALREADY_ATTACHED, message)
         end.take(Holder(end.ticket.to.identity, pid or end.ticket.to.pid), end.ticket.text, connection)
         end.incarnation += 1
-        self._by_connection[connection] = link, take.side
-        return link, self.granted(link, take.side)
+        self._by_connection[connection] = link, claim.side
+        return link, self.granted(link, claim.side)
 
-    def granted(self, link: LinkState, side: int) -> Granted:
+    def granted(self, link: LinkState, side: int) -> Grant:
         """What the end's holder is told."""
         geometry = geometry_message(link.config.geometry)
-        return Granted(link_id=link.link_id, geometry=geometry, incarnation=link.ends[side].incarnation)
+        return Grant(link_id=link.link_id, geometry=geometry, incarnation=link.ends[side].incarnation)
 
     def held_at(self, connection: int) -> tuple[LinkState, int] | None:
         """The end that is held by this connection."""
@@ -289,20 +290,20 @@ class Fabric:
             found[0].ends[found[1]].release()
         return found
 
-    def _refusal(self, take: Take, end: End | None) -> ControlError:
-        if end is not None and end.vm == take.vm and end.used and compare_digest(end.used, take.ticket):
-            message = f"the ticket for link {take.link!r} has been used: say hello again for another"
+    def _refusal(self, claim: Claim, end: End | None) -> ControlError:
+        if end is not None and end.vm == claim.vm and end.used and compare_digest(end.used, claim.ticket):
+            message = f"the ticket for link {claim.link!r} has been used: say hello again for another"
             return ControlError(Cause.TICKET_USED, message)
         for name, link in self.links.items():
             for side, other in enumerate(link.ends):
-                if other.ticket is not None and compare_digest(other.ticket.text, take.ticket):
+                if other.ticket is not None and compare_digest(other.ticket.text, claim.ticket):
                     message = (
-                        f"the ticket is for another end than side {SIDE_NAMES[take.side]} of link {take.link!r} in VM "
-                        f"{take.vm!r}: use each offer's ticket for its own link, side and VM"
+                        f"the ticket is for another end than side {SIDE_NAMES[claim.side]} of link {claim.link!r} in "
+                        f"VM {claim.vm!r}: use each offer's ticket for its own link, side and VM"
                     )
-                    assert (name, side, other.vm) != (take.link, take.side, take.vm)
+                    assert (name, side, other.vm) != (claim.link, claim.side, claim.vm)
                     return ControlError(Cause.TICKET_MISMATCH, message)
-        message = f"not a ticket of this broker for link {take.link!r}: say hello for one"
+        message = f"not a ticket of this broker for link {claim.link!r}: say hello for one"
         return ControlError(Cause.TICKET_WRONG, message)
 
     def _forget(self, link: LinkState, changes: Changes, linked: Collection[EndName]) -> None:
@@ -320,8 +321,8 @@ class Fabric:
                 del self._by_connection[end.connection]
 
 
-def geometry_message(geometry: Geometry) -> messages.Geometry:
-    return messages.Geometry(
+def geometry_message(geometry: Geometry) -> messages.GeometryPart:
+    return messages.GeometryPart(
         queues=geometry.queues,
         slot_count=geometry.slot_count,
         slot_payload=geometry.slot_payload,

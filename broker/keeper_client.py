@@ -54,7 +54,7 @@ class Keeper:
         if version != server.VERSION:
             message = (
                 f"the keeper (pid {self.pid}) speaks version {version}, and this broker {server.VERSION}: "
-                f"stop it (kill {self.pid}); links that are up go on, and the next apply makes them anew"
+                f"stop it (kill {self.pid}); links that are up go on, and the next apply recreates them"
             )
             raise ControlError(Cause.RUNTIME, message)
         if len(who) != server.WHO.size:
@@ -120,7 +120,7 @@ class Keeper:
             _close_all(lock)
 
     def replace(self, runtime: Path) -> None:
-        """From now on, who reaches the keeper of that directory reaches this one, a `successor`. ControlError."""
+        """Whatever connects to the keeper of that directory reaches this one, a `successor`. ControlError."""
         path = socket_path(runtime, server.SOCKET_NAME)
         try:
             path.with_name(server.NEXT_NAME).rename(path)
@@ -162,7 +162,7 @@ class Keeper:
         self._send(server.PUT, key, value, fds)
 
     def drop(self, key: str) -> None:
-        """Forget the entry of that key, if there is one. Errors as of `put`."""
+        """Forget the entry of that key, if there is one. Raises what `put` raises."""
         self._send(server.DROP, key)
 
     def settle(self) -> None:

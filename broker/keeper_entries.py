@@ -1,8 +1,8 @@
 """What the broker has in the keeper: said once here, put there, put there again when the keeper had to be replaced.
 
     key                 descriptors                           value
-    desk                the handover socket that listens      -
-    link/ID             region, then the bells (effects.py)   -
+    handover            the handover socket that listens      -
+    link/ID             region, then the bells (links.py)   -
     end/ID/SIDE         connection, lifeline; none when free  KeptEnd
 
 A put has arrived when it returns: it lies in the keeper's socket, which outlives the broker.
@@ -31,7 +31,7 @@ RETRY: Final = 1.0  # seconds between attempts to get another keeper
 QUICK: Final = 5  # keepers in a row that may die within that time before the next one has to wait for it
 PATIENCE: Final = 10  # times as long as an attempt took, if that is more: meanwhile the broker does nothing else
 DYING: Final = 0.5  # seconds that one which has hung up may take to exit; it takes some milliseconds
-DESK: Final = "desk"
+HANDOVER: Final = "handover"
 
 
 class KeptEnd(Struct, frozen=True):
@@ -46,7 +46,7 @@ class KeptEnd(Struct, frozen=True):
 class Found(NamedTuple):
     """What a broker before this one has left. The descriptors are the caller's."""
 
-    desk: list[int]
+    handover: list[int]
     links: dict[int, list[int]]
     ends: dict[tuple[int, int], tuple[KeptEnd, list[int]]]  # by link id and side
 
@@ -60,7 +60,7 @@ def end_key(link_id: int, side: int) -> str:
 
 
 class KeeperEntries:
-    """`say` takes one line for the log. All descriptors stay the caller's, who closes them after `drop` only."""
+    """`say` takes one line for the log. All descriptors stay the caller's, to be closed after `drop` only."""
 
     def __init__(self, runtime: Path, say: Callable[[str], None]) -> None:
         self._runtime = runtime
@@ -270,8 +270,8 @@ def close_all(descriptors: Sequence[int]) -> None:
 
 
 def _sort(found: Found, kept: Kept) -> bool:
-    if kept.key == DESK and len(kept.fds) == 1:
-        found.desk.extend(kept.fds)
+    if kept.key == HANDOVER and len(kept.fds) == 1:
+        found.handover.extend(kept.fds)
         return True
     kind, _, rest = kept.key.partition("/")
     number, _, side = rest.partition("/")

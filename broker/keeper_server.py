@@ -42,13 +42,13 @@ VERSION = 2  # of the messages: a keeper may outlive the release that started it
 PUT, DROP, LIST, END, ENTRY, SELF, REFUSED, LOCK = range(1, 9)
 HEAD = struct.Struct("<B32s")
 WHO = struct.Struct("<HI?Q")  # the value of SELF: version, pid, started for a broker, hard limit on open files
-VALUE_SIZE = 1 << 10  # bytes, at the most
+VALUE_SIZE = 1 << 10  # bytes, at most
 DESCRIPTORS_PER_ENTRY = 253  # the kernel's SCM_MAX_FD
 
 ENTRIES_MAX = 48 << 10  # three for each link, of which a fabric file can describe some 15,000
 RESERVE = 32  # descriptors for the interpreter, the lock, the listener and the client
 KEPT_BACK = RESERVE + DESCRIPTORS_PER_ENTRY  # of the limit on open files, not for entries
-BACKLOG = 16  # who waits for the client before it
+BACKLOG = 16  # clients that wait for the one before them
 LOOK_MS = 2000  # between looks whether the runtime directory is still there
 
 CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
@@ -89,7 +89,7 @@ class KeeperServer:
         self._ended = False
 
     def run(self, first: socket.socket | None) -> None:
-        """Serve `first`, if it is there already, and who connects, until one ends it or nobody can reach it."""
+        """Serve `first`, if it is there, and whatever connects, until a client ends it or nothing can reach it."""
         client = first or self._next()
         while client is not None:
             with client:
@@ -351,6 +351,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     status = main()
-    with contextlib.suppress(OSError, ValueError):  # who reads that may be gone, and the interpreter would make it 120
+    with contextlib.suppress(OSError, ValueError):  # the reader may be gone, and the interpreter would make it 120
         sys.stdout.flush()
     os._exit(status)

@@ -14,4 +14,4 @@ LOOPS_MAX: Final = int(lib.RWAY_READERS_MAX)  # that judge by one VM's filter
 
 def connections_size(connections: int) -> int:
     """Bytes that an agent takes to remember so many."""
-    return int(lib.rway_flows_size(connections))
+    return int(lib.rway_conntrack_size(connections))

@@ -18,22 +18,21 @@ from typing import Any, Self
 
 from msgspec.structs import replace
 
-from ringway.broker import watch
-from ringway.broker.adoption import adopt_desk, adopt_ends, adopt_fabric, adopt_links
-from ringway.broker.agents import ANSWER_TIME, Agent, Agents
+from ringway.broker import report
+from ringway.broker.agents import ANSWER_TIME, Agents, KnownAgent
 from ringway.broker.chatter import Chatter
-from ringway.broker.checks import parse_config
-from ringway.broker.effects import Resources, raise_descriptor_limit
+from ringway.broker.config.checks import parse_config
+from ringway.broker.config.text import FabricError
 from ringway.broker.ends import Ends, Recreate
-from ringway.broker.fabric import ChangedPort, Fabric
-from ringway.broker.fabric import Plan as FabricPlan
-from ringway.broker.fabric_file import FabricError
+from ringway.broker.fabric import ChangedPort, Fabric, Plan
 from ringway.broker.journal import Journal, new_journal, read_journal, write_journal
 from ringway.broker.keeper_entries import KeeperEntries
 from ringway.broker.limits import connections_size
+from ringway.broker.links import Resources, raise_descriptor_limit
+from ringway.broker.recovery import adopt_ends, adopt_fabric, adopt_handover, adopt_links
 from ringway.broker.registry import Registration, remove_leftovers
 from ringway.broker.router import Router, check_zmq
-from ringway.broker.runtime import claim
+from ringway.broker.runtime_lock import claim
 from ringway.broker.verdicts import VERDICT_TIME, Answer, Verdicts
 from ringway.control import wire
 from ringway.control.errors import ControlError
@@ -42,7 +41,6 @@ from ringway.control.messages import (
     AgentFailed,
     Applied,
     Apply,
-    Ask,
     Cause,
     Done,
     ErrorReply,
@@ -50,14 +48,15 @@ from ringway.control.messages import (
     Message,
     Notice,
     Offered,
-    Plan,
     Planned,
+    PlanRequest,
     Replacement,
     SetPort,
     SetStack,
     Show,
     Shown,
-    Told,
+    Status,
+    StatusRequest,
     VmShown,
     Welcome,
 )
@@ -67,7 +66,7 @@ from ringway.control.rules import Stack
 from ringway.control.runtime import control_path, handover_path
 
 
-class Loop:
+class Broker:
     """`say` takes one line for the log."""
 
     def __init__(self, runtime: Path, say: Callable[[str], None]) -> None:
@@ -84,11 +83,11 @@ class Loop:
         self.requests: dict[type[Message], Callable[[bytes, str, Any], None]] = {
             Hello: self._on_hello,
             Apply: self._on_apply,
-            Plan: self._on_plan,
+            PlanRequest: self._on_plan,
             Show: self._on_show,
         }
-        self.words: dict[type[Message], Callable[[Agent, str, Any], None]] = {
-            Told: self._on_status,
+        self.words: dict[type[Message], Callable[[KnownAgent, str, Any], None]] = {
+            Status: self._on_status,
             Done: self._on_done,
             ErrorReply: self._on_agent_failed,
             Notice: self._on_notice,
@@ -120,19 +119,19 @@ class Loop:
         self._resources = Resources(descriptors_max, self._keeping)
         begun.callback(self._resources.close)
         lost = adopt_links(found, self._fabric, self._resources, self._keeping)
-        listener = adopt_desk(found, handover_path(runtime), self._keeping)
+        listener = adopt_handover(found, handover_path(runtime), self._keeping)
         begun.callback(self._unbind, handover_path(runtime), _identity(handover_path(runtime)))
         self._ends = Ends(
             *(listener, self._events, self._fabric, self._resources, self._keeping),
             say=self._say,
         )
         begun.callback(self._ends.close)
-        self._desk = self._ends.desk
+        self._handover = self._ends.server
         adopt_ends(found, self._fabric, self._keeping, self._ends.take_over)
         if self._fabric.links:
             self._say(f"adopted {len(self._fabric.links) - len(lost)} of {len(self._fabric.links)} links")
         for name in lost:
-            self._say(f"link {name!r}: {watch.LOST}; it is made anew when an end needs it, or by the next apply")
+            self._say(f"link {name!r}: {report.LOST}; it is recreated when an end needs it, or by the next apply")
         self._registration = self._register()
         begun.callback(self._close_registration)
         self._registration_said = ""
@@ -197,18 +196,18 @@ class Loop:
             self._mend_keeper(now)  # before anything else: nobody has what the broker has meanwhile
             for fd in ready:
                 # First the desk: an agent's end closes before its successor says hello.
-                if self._desk.is_ours(fd):
-                    self._at_desk(fd, now)
+                if self._handover.is_ours(fd):
+                    self._at_handover(fd, now)
             for identity, payload in self._router.messages():
                 self.on_message(identity, payload)
             for identity in self._router.lost():
                 self._lose(identity)
             self._router.mend(now)
-            self._desk.expire(now)
+            self._handover.expire(now)
             self._agents.expire(now)
             self._chatter.expire(now)
 
-    def _at_desk(self, fd: int, now: float) -> None:
+    def _at_handover(self, fd: int, now: float) -> None:
         try:
             recreate = self._ends.on_readable(fd, now)
             if recreate is not None:
@@ -222,7 +221,7 @@ class Loop:
         try:
             self._make_anew({asked.link: asked.trouble})
             message = (
-                f"link {asked.link!r} was made anew, because {asked.trouble}: say hello for a ticket of the new one"
+                f"link {asked.link!r} was recreated, because {asked.trouble}: say hello for a ticket of the new one"
             )
             refusal = ControlError(Cause.TICKET_EXPIRED, message)
         except ControlError as error:
@@ -267,14 +266,14 @@ class Loop:
         return Applied(made=plan.made, removed=plan.removed, replaced=list(plan.replaced), kept=plan.kept, notes=notes)
 
     def _troubles(self) -> dict[str, str]:
-        """The links that have to be made anew, and why."""
+        """The links that have to be recreated, and why."""
         found = {
-            name: watch.trouble(link, self._resources.links.get(link.link_id))
+            name: report.trouble(link, self._resources.links.get(link.link_id))
             for name, link in self._fabric.links.items()
         }
         return {name: trouble for name, trouble in found.items() if trouble}
 
-    def _planned(self, request: Plan) -> Planned:
+    def _planned(self, request: PlanRequest) -> Planned:
         config = parse_config(request.text, request.name)
         self._router.check_room(len(config.vms))
         plan = self._fabric.plan(config, self._troubles())
@@ -285,7 +284,7 @@ class Loop:
             made=plan.made,
             removed=plan.removed,
             replaced=[
-                Replacement(link=name, reason=reason, in_flight=watch.in_flight(held[name]))
+                Replacement(link=name, reason=reason, in_flight=report.in_flight(held[name]))
                 for name, reason in plan.replaced.items()
             ],
             kept=plan.kept,
@@ -300,10 +299,10 @@ class Loop:
         if not troubles or config is None:
             return
         for name, trouble in troubles.items():
-            self._say(f"link {name!r} is made anew: {trouble}")
+            self._say(f"link {name!r} is recreated: {trouble}")
         self._carry_out(self._fabric.plan(config, troubles), self._journal)
 
-    def _carry_out(self, plan: FabricPlan, journal: Journal, verdicts: Verdicts | None = None) -> list[str]:
+    def _carry_out(self, plan: Plan, journal: Journal, verdicts: Verdicts | None = None) -> list[str]:
         """Memory first, then the journal, which is when it has happened, then the rest. Notes for the user."""
         ids = {name: self._fabric.links[name].link_id for name in plan.kept}
         ids |= {effect.config.name: effect.link_id for effect in plan.makes}
@@ -356,7 +355,7 @@ class Loop:
         applied.append(self.apply(request.text, request.name, verdicts))
         verdicts.close()
 
-    def _on_plan(self, _identity: bytes, request_id: str, request: Plan) -> None:
+    def _on_plan(self, _identity: bytes, request_id: str, request: PlanRequest) -> None:
         self._answer(request_id, self._planned(request))
 
     def _on_hello(self, identity: bytes, request_id: str, hello: Hello) -> None:
@@ -377,9 +376,11 @@ class Loop:
             # It holds nothing; only if it does not speak either, it is gone.
             self._ask(current, request_id, partial(self._on_rival_heard, current, identity, request_id, hello))
 
-    def _on_rival_heard(self, rival: Agent, identity: bytes, request_id: str, hello: Hello, told: Told | None) -> None:
+    def _on_rival_heard(
+        self, rival: KnownAgent, identity: bytes, request_id: str, hello: Hello, status: Status | None
+    ) -> None:
         current = self._agents.of(hello.vm)
-        if current is not None and (told is not None or current is not rival):
+        if current is not None and (status is not None or current is not rival):
             self._answer(request_id, _agent_exists(current.vm, current.pid).reply())
         else:
             self._welcome(identity, request_id, hello)
@@ -396,7 +397,7 @@ class Loop:
         assert agent is not None
         try:
             self._make_anew(self._fabric.note_attached(hello.vm, agent.holder, hello.attached))
-        except ControlError as error:  # its other links need nothing of that; who wants this one's end tries again
+        except ControlError as error:  # its other links are not affected; the agent that wants this end tries again
             self._say(str(error))
         now = time.monotonic()
         offers = [self._fabric.offer(link, side, now, agent.holder) for link, side in self._fabric.ends_of(hello.vm)]
@@ -407,8 +408,8 @@ class Loop:
         vms = list(self._fabric.config.vms) if self._fabric.config else []
         shown: dict[str, VmShown] = {}
 
-        def heard(vm: str, told: Told | None) -> None:
-            shown[vm] = self._agents.show(vm, told)
+        def heard(vm: str, status: Status | None) -> None:
+            shown[vm] = self._agents.show(vm, status)
             if len(shown) == len(vms):
                 self._answer_show(request_id, [shown[name] for name in vms])
 
@@ -423,7 +424,7 @@ class Loop:
 
     def _answer_show(self, request_id: str, vms: list[VmShown]) -> None:
         held = self._resources.links
-        links = [watch.show_link(link, held.get(link.link_id)) for link in self._fabric.links.values()]
+        links = [report.show_link(link, held.get(link.link_id)) for link in self._fabric.links.values()]
         self._answer(request_id, Shown(links=links, vms=vms))
 
     def _on_told(self, identity: bytes, request_id: str, message: Message) -> None:
@@ -436,19 +437,19 @@ class Loop:
         agent.silent = False
         self.words[type(message)](agent, request_id, message)
 
-    def _on_status(self, agent: Agent, request_id: str, told: Told) -> None:
-        self._agents.hear(request_id, agent, told)
+    def _on_status(self, agent: KnownAgent, request_id: str, status: Status) -> None:
+        self._agents.hear(request_id, agent, status)
 
-    def _on_done(self, agent: Agent, request_id: str, done: Done) -> None:
+    def _on_done(self, agent: KnownAgent, request_id: str, done: Done) -> None:
         agent.problem = ""
         self._agents.hear(request_id, agent, done)
 
-    def _on_agent_failed(self, agent: Agent, request_id: str, error: ErrorReply) -> None:
+    def _on_agent_failed(self, agent: KnownAgent, request_id: str, error: ErrorReply) -> None:
         agent.problem = error.message
         self._say_of(agent.vm, f"agent of VM {agent.vm!r} failed: {error.message}")
         self._agents.hear(request_id, agent, error)
 
-    def _on_notice(self, agent: Agent, _request_id: str, notice: Notice) -> None:
+    def _on_notice(self, agent: KnownAgent, _request_id: str, notice: Notice) -> None:
         cause = f" ({notice.cause})" if notice.cause else ""
         port = f"port {notice.port!r}, link {notice.link!r}"
         self._say_of(agent.vm, f"VM {agent.vm!r}, {port}: {notice.event}{cause}")
@@ -483,7 +484,7 @@ class Loop:
             return
         said = ""
         try:
-            self._registration.write([watch.link_entry(link) for link in self._fabric.links.values()])
+            self._registration.write([report.link_entry(link) for link in self._fabric.links.values()])
             self._ends.changed = False
         except ControlError as error:
             said = str(error)
@@ -493,15 +494,15 @@ class Loop:
 
     # -- sending
 
-    def _ask(self, agent: Agent, on_behalf_of: str, heard: Callable[[Told | None], None]) -> None:
+    def _ask(self, agent: KnownAgent, on_behalf_of: str, heard: Callable[[Status | None], None]) -> None:
         """`on_behalf_of`: the request that needs the agent's word."""
         request_id = wire.new_id()
-        self._router.send(agent.identity, request_id, Ask())
+        self._router.send(agent.identity, request_id, StatusRequest())
 
         def answered(answer: Answer) -> None:
             # One that has nothing to tell speaks all the same.
-            told = answer if answer is None or isinstance(answer, Told) else Told(ports=[], loops=[], rules=[])
-            self._finish(on_behalf_of, partial(heard, told))
+            status = answer if answer is None or isinstance(answer, Status) else Status(ports=[], loops=[], rules=[])
+            self._finish(on_behalf_of, partial(heard, status))
 
         self._agents.ask(request_id, agent, time.monotonic() + ANSWER_TIME, answered)
 
@@ -514,7 +515,7 @@ class Loop:
             self._answer(on_behalf_of, _failed(error))
 
     def _set_port(self, changed: ChangedPort, message: SetPort, verdicts: Verdicts | None) -> str:
-        """Tell its agent, if there is one; who comes later is offered the port as it is then. A note for the user."""
+        """Tell its agent; one that comes later is offered the port as it is then. Returns a note for the user."""
         self._push(changed.vm, message, verdicts)
         return f"port {changed}: changed, no frame is lost by it"
 
@@ -556,7 +557,7 @@ class Loop:
         """Seconds until something expires; none while there are messages that were read and not yet heard."""
         if self._router.pending():
             return 0.0
-        waiting = (self._desk, self._agents, self._keeping, self._router, self._chatter)
+        waiting = (self._handover, self._agents, self._keeping, self._router, self._chatter)
         expiries = [each.deadline() for each in waiting]
         deadlines = [at for at in expiries if at is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None

@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
-from ringway.broker.config import MIB
+from ringway.broker.config.tables import MIB
 
 RESERVE_SHARE: Final = 16  # one part in so many of what there is in all is kept back, for everything else that grows
 RESERVE_MIN, RESERVE_MAX = 16 * MIB, 1024 * MIB

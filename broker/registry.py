@@ -147,7 +147,7 @@ def _take_name(name: str, temporary: str) -> None:
                     break
                 if registry.is_held(fd):
                     raise ControlError(Cause.RUNTIME, _held_by_another(path))
-                fcntl.flock(fd, fcntl.LOCK_EX)  # waits for those who are just looking
+                fcntl.flock(fd, fcntl.LOCK_EX)  # waits for readers that are just looking
                 if registry.has_name(fd, name):
                     new.rename(path)
                     return

@@ -1,4 +1,4 @@
-"""The broker's control socket: messages in and out as bytes, by the identity of who says them; nothing of it blocks.
+"""The broker's control socket: messages in and out as bytes, by the identity of their sender; nothing of it blocks.
 
 ZeroMQ is not in this process: `listener_process.py` speaks it, is started here, and started again when it has died.
 """

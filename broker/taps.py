@@ -6,8 +6,8 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Final
 
-from ringway.broker.config import End, FabricConfig, VmConfig
-from ringway.broker.fabric_file import FabricCause, FabricFile
+from ringway.broker.config.tables import EndName, FabricConfig, VmConfig
+from ringway.broker.config.text import FabricCause, FabricFile
 from ringway.control.kinds import Tap
 
 IPV6_MTU_MIN: Final = 1280  # RFC 8200, section 5; below it the kernel takes IPv6 away from an interface
@@ -17,7 +17,7 @@ def check_taps(file: FabricFile, config: FabricConfig) -> None:
     _check_interfaces(file, config)
     for vm in config.vms.values():
         for name, tap in _taps(vm):
-            _check_ipv6_mtu(file, End(vm.name, name), tap)
+            _check_ipv6_mtu(file, EndName(vm.name, name), tap)
         _check_vm(file, vm)
     for segment in _segments(config):
         _check_segment(file, config, segment)
@@ -37,11 +37,11 @@ def _check_interfaces(file: FabricFile, config: FabricConfig) -> None:
             interface = str(tap.interface)
             if interface in owners:
                 message = f"port {owners[interface]!r} has the interface {interface!r} too: use another name"
-                raise file.error(FabricCause.DUPLICATE, (*_key(End(vm.name, name)), "interface"), message)
+                raise file.error(FabricCause.DUPLICATE, (*_key(EndName(vm.name, name)), "interface"), message)
             owners[interface] = name
 
 
-def _check_ipv6_mtu(file: FabricFile, end: End, tap: Tap) -> None:
+def _check_ipv6_mtu(file: FabricFile, end: EndName, tap: Tap) -> None:
     ipv6 = [address for address in tap.address if ":" in address]
     if ipv6 and tap.mtu < IPV6_MTU_MIN:
         message = (
@@ -57,13 +57,13 @@ def _check_vm(file: FabricFile, vm: VmConfig) -> None:
         for host in map(_host, tap.address):
             if host in owners and not (ipaddress.ip_address(host).is_link_local and owners[host] != name):
                 message = f"port {owners[host]!r} of VM {vm.name!r} has the address {host} already: use another one"
-                raise file.error(FabricCause.DUPLICATE, (*_key(End(vm.name, name)), "address"), message)
+                raise file.error(FabricCause.DUPLICATE, (*_key(EndName(vm.name, name)), "address"), message)
             owners[host] = name
 
 
-def _check_segment(file: FabricFile, config: FabricConfig, segment: list[End]) -> None:
+def _check_segment(file: FabricFile, config: FabricConfig, segment: list[EndName]) -> None:
     """Frames go from each of these ports to the others, so that each is found by addresses of its own."""
-    owners: dict[str, End] = {}
+    owners: dict[str, EndName] = {}
     for end in segment:
         tap = config.port(end).settings
         if not isinstance(tap, Tap):
@@ -80,13 +80,13 @@ def _check_segment(file: FabricFile, config: FabricConfig, segment: list[End]) -
             owners[value] = end
 
 
-def _segments(config: FabricConfig) -> list[list[End]]:
+def _segments(config: FabricConfig) -> list[list[EndName]]:
     """The ports that are joined, directly or through forwarders, in the order of the file."""
     joined = [link.ends for link in config.links.values()]
     for vm in config.vms.values():
         pairs = vm.stack.joined() if vm.stack is not None else []
-        joined += [(End(vm.name, first), End(vm.name, second)) for first, second in pairs]
-    segments: dict[End, list[End]] = {}
+        joined += [(EndName(vm.name, first), EndName(vm.name, second)) for first, second in pairs]
+    segments: dict[EndName, list[EndName]] = {}
     for ends in joined:
         first, second = (segments.setdefault(end, [end]) for end in ends)
         if first is second:
@@ -94,13 +94,13 @@ def _segments(config: FabricConfig) -> list[list[End]]:
         shorter, longer = sorted((first, second), key=len)
         longer += shorter
         segments.update(dict.fromkeys(shorter, longer))
-    ports = [End(vm.name, port) for vm in config.vms.values() for port in vm.ports]
+    ports = [EndName(vm.name, port) for vm in config.vms.values() for port in vm.ports]
     order = {end: position for position, end in enumerate(ports)}
     different = {id(segment): segment for segment in segments.values()}.values()
     return [sorted(segment, key=order.__getitem__) for segment in different]
 
 
-def _key(end: End) -> tuple[str, str, str, str]:
+def _key(end: EndName) -> tuple[str, str, str, str]:
     return "vm", end.vm, "port", end.port
 
 

@@ -1,17 +1,17 @@
-"""What the agents say to an apply: who could run what it told them, who could not, and who has not said."""
+"""What the agents say to an apply: which could run what it asked for, which could not, and which have not answered."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final
 
-from ringway.control.messages import AgentFailed, Done, ErrorReply, Told
+from ringway.control.messages import AgentFailed, Done, ErrorReply, Status
 from ringway.control.names import printable
 
 VERDICT_TIME: Final = 2.0  # seconds that the answer to an apply waits for the agents
 CAUSES_MAX: Final = 64  # failures whose causes are told; further ones are names
 
-Answer = Done | Told | ErrorReply | None  # None: none in time
+Answer = Done | Status | ErrorReply | None  # None: none in time
 
 
 class Verdicts:

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from ringway.broker.fabric_file import FabricError
+from ringway.broker.config.text import FabricError
 from ringway.cli.output import announce, flush_streams, prepare_streams, say
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.handover import QUEUES_MAX
-from ringway.control.messages import Applied, Apply, Plan, Planned, Show, Shown
+from ringway.control.messages import Applied, Apply, Planned, PlanRequest, Show, Shown
 from ringway.control.names import printable
 from ringway.control.runtime import runtime_directory
 
 if TYPE_CHECKING:
-    from ringway.broker.loop import Loop
+    from ringway.broker.loop import Broker
 
 NOT_RUN = 3
 
@@ -52,7 +52,7 @@ def commands() -> None:
 )
 def broker(runtime: Path | None, fabric: Path | None) -> None:
     """Run the broker, which makes links, until SIGTERM or SIGINT."""
-    from ringway.broker.loop import Loop
+    from ringway.broker.loop import Broker
 
     stop_fd, wakeup_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     # The C handler writes to it: one in Python would not run when a signal comes just before the loop's poll.
@@ -60,16 +60,16 @@ def broker(runtime: Path | None, fabric: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     directory = runtime_directory(runtime)
-    with Loop(directory, _log) as loop:
+    with Broker(directory, _log) as loop:
         if fabric:
             _begin_with(loop, fabric)
         announce(f"broker ready on {directory}")
         loop.run(stop_fd)
 
 
-def _begin_with(loop: Loop, file: Path) -> None:
+def _begin_with(loop: Broker, file: Path) -> None:
     """A fabric for a broker that has none. One that goes on from a journal keeps to what was applied last."""
-    from ringway.broker.fabric_file import read_text
+    from ringway.broker.config.text import read_text
 
     name = printable(str(file))
     if not loop.has_fabric:
@@ -93,7 +93,7 @@ def _log(line: str) -> None:
 def keeper(runtime: Path | None) -> NoReturn:
     """Run a keeper, which holds the links' descriptors while no broker runs, until SIGTERM or SIGINT."""
     from ringway.broker.keeper_client import command
-    from ringway.broker.runtime import make_private
+    from ringway.broker.runtime_lock import make_private
 
     directory = runtime_directory(runtime)
     make_private(directory)
@@ -106,7 +106,7 @@ def keeper(runtime: Path | None) -> NoReturn:
 @RUNTIME_OPTION
 def apply(file: Path, runtime: Path | None) -> None:
     """Make the broker's fabric as FILE says. Exit code 3: made, but an agent does not run it."""
-    from ringway.broker.fabric_file import read_text
+    from ringway.broker.config.text import read_text
 
     request = Apply(name=printable(str(file)), text=read_text(file))
     with Client(runtime_directory(runtime)) as client:
@@ -131,9 +131,9 @@ def apply(file: Path, runtime: Path | None) -> None:
 @RUNTIME_OPTION
 def plan(file: Path, runtime: Path | None) -> None:
     """Show what `apply FILE` would do, and do nothing."""
-    from ringway.broker.fabric_file import read_text
+    from ringway.broker.config.text import read_text
 
-    request = Plan(name=printable(str(file)), text=read_text(file))
+    request = PlanRequest(name=printable(str(file)), text=read_text(file))
     with Client(runtime_directory(runtime)) as client:
         planned = client.call(request, Planned, timeout=10.0)
     for verb in ("made", "removed"):
@@ -154,9 +154,9 @@ def plan(file: Path, runtime: Path | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path, readable=False))
 def check(file: Path) -> None:
     """Check FILE without a broker."""
-    from ringway.broker.checks import read_config
-    from ringway.broker.effects import memory_notes
+    from ringway.broker.config.checks import read_config
     from ringway.broker.limits import connections_size
+    from ringway.broker.links import memory_notes
 
     config = read_config(file)
     click.echo(f"{printable(str(file))}: good: {len(config.vms)} VMs, {len(config.links)} links")
@@ -219,7 +219,7 @@ def list_all(as_json: bool) -> None:
     "--loops",
     type=click.IntRange(1, QUEUES_MAX),
     metavar="N",
-    help="Threads for each tap and each forward pair, at the most; else one for each queue of their links.",
+    help="Threads for each tap and each forward pair, at most; else one for each queue of their links.",
 )
 @click.option(
     "--functions",
@@ -230,7 +230,7 @@ def list_all(as_json: bool) -> None:
 def agent(vm: str, runtime: Path | None, spin_us: int, loops: int | None, functions: Path | None) -> None:
     """Run an agent: attach a VM's ports and carry their frames."""
     from ringway.agent.errors import AgentError
-    from ringway.agent.run import main as run_agent
+    from ringway.agent.main import main as run_agent
 
     try:
         run_agent(vm=vm, runtime=runtime_directory(runtime), spin_us=spin_us, loops=loops, functions=functions)

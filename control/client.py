@@ -23,12 +23,12 @@ from ringway.control.messages import (
     FROM_BROKER,
     PUSHED,
     Apply,
-    Ask,
     Cause,
     ErrorReply,
     Hello,
     Message,
     Notice,
+    StatusRequest,
     Welcome,
 )
 from ringway.control.release import RELEASE
@@ -179,7 +179,7 @@ class AgentSession(Connection):
     """An agent's conversation with its broker; `socket` and `monitor` are for the agent's own zmq.Poller.
 
     When `monitor` is readable, `rejoined` says whether it is time for another hello. The session is known by a random
-    identity that stays the same over all its connections: a new broker sees by it who has held the ends before.
+    identity that stays the same over all its connections: a new broker sees by it which agent held the ends before.
     """
 
     def __init__(self, runtime: Path, vm: str, version: str = RELEASE) -> None:
@@ -207,8 +207,10 @@ class AgentSession(Connection):
                 raise _refuse(received.message)
             elif isinstance(received.message, Welcome):
                 # It says all that was pushed before it, with fresh tickets; questions are still to be answered.
-                self._superseded += [kept.request_id for kept in self._pushed if not isinstance(kept.message, Ask)]
-                self._pushed = deque(kept for kept in self._pushed if isinstance(kept.message, Ask))
+                self._superseded += [
+                    kept.request_id for kept in self._pushed if not isinstance(kept.message, StatusRequest)
+                ]
+                self._pushed = deque(kept for kept in self._pushed if isinstance(kept.message, StatusRequest))
                 return received.message
         raise ControlError(Cause.TIMEOUT, f"the broker at {self._path} did not answer hello within {timeout:g} s")
 

@@ -1,9 +1,9 @@
-"""How an end's descriptors reach its agent: both sides of the handover socket (SEQPACKET, SCM_RIGHTS).
+"""How an end's descriptors reach its agent: the agent's side of the handover socket (SEQPACKET, SCM_RIGHTS).
 
     agent                        broker
     connect                      check SO_PEERCRED
-    Take{vm, link, side, ticket}
-                                 Granted{...} + region, four bells per queue, lifeline     or ErrorReply, and close
+    Claim{vm, link, side, ticket}
+                                 Grant{...} + region, four bells per queue, lifeline     or ErrorReply, and close
                                  Peer{...} + the other end's lifeline, whenever somebody takes that end
     (the connection stays open)  its closing tells that the end has detached or died
 
@@ -11,7 +11,7 @@ A lifeline is a pipe in which nothing is ever written. Its write end is held by 
 its read end by the other end: that hangs up when the holder lets go or dies, whether there is a broker or not.
 
 Each ring has two pipes: one wakes its consumer, one its producer. Everybody gets the read end of what wakes them and
-the write end of what wakes the other (ARCHITECTURE, law 11).
+the write end of what wakes the other.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import Final, NamedTuple
 
 from ringway.control import wire
 from ringway.control.errors import ControlError
-from ringway.control.messages import FROM_HANDOVER, Cause, ErrorReply, Geometry, Granted, Message, Peer, Take
+from ringway.control.messages import FROM_HANDOVER, Cause, Claim, ErrorReply, GeometryPart, Grant, Message, Peer
 
-TAKE_SIZE: Final = 4096  # bytes of a message on this socket
+CLAIM_SIZE: Final = 4096  # bytes of a message on this socket
 QUEUES_MAX: Final = 16
 BELLS: Final = 4  # descriptors per queue
 DESCRIPTORS_MAX: Final = 1 + BELLS * QUEUES_MAX + 1
-TAKE_TIMEOUT: Final = 5.0  # seconds
+CLAIM_TIMEOUT: Final = 5.0  # seconds
 DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 
 
@@ -53,7 +53,7 @@ class Handover:
     region_fd: int
     bells: list[Bells]  # by queue
     link_id: int
-    geometry: Geometry
+    geometry: GeometryPart
     incarnation: int
     life_fd: int  # to be kept open while attached, and by nobody else
 
@@ -66,18 +66,18 @@ class Handover:
 class LaterWord(NamedTuple):
     """What the broker says after the handover. The caller owns the descriptor."""
 
-    message: Peer | Granted
-    fd: int  # the other end's lifeline (Peer), or a new one of one's own (Granted)
+    message: Peer | Grant
+    fd: int  # the other end's lifeline (Peer), or a new one of one's own (Grant)
 
 
-def take(path: Path, ticket: Take, timeout: float = TAKE_TIMEOUT) -> Handover:
+def take(path: Path, ticket: Claim, timeout: float = CLAIM_TIMEOUT) -> Handover:
     """Redeem a ticket at the broker's handover socket."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.settimeout(timeout)
         try:
             connection.connect(os.fsencode(path))
-            connection.sendall(wire.encode(wire.new_id(), ticket, TAKE_SIZE))
+            connection.sendall(wire.encode(wire.new_id(), ticket, CLAIM_SIZE))
             granted, descriptors = _receive_granted(connection)
         except TimeoutError:
             raise ControlError(Cause.TIMEOUT, f"the broker at {path} did not answer within {timeout:g} s") from None
@@ -103,7 +103,7 @@ def hear(connection: socket.socket) -> LaterWord | None:
         if not payload:
             return None
         message = _check_answer(payload, descriptors, flags)
-        assert isinstance(message, Peer | Granted)
+        assert isinstance(message, Peer | Grant)
         if not descriptors:
             raise ControlError(Cause.PROTOCOL, f"a {type(message).__name__} came without the lifeline it is to bring")
         return LaterWord(message, descriptors.pop())
@@ -113,11 +113,11 @@ def hear(connection: socket.socket) -> LaterWord | None:
 
 def _receive(connection: socket.socket, how: int = 0) -> tuple[bytes, list[int], int]:
     room = socket.CMSG_SPACE(DESCRIPTORS_MAX * DESCRIPTOR_BYTES)
-    payload, ancillary, flags, _ = connection.recvmsg(TAKE_SIZE, room, socket.MSG_CMSG_CLOEXEC | how)
+    payload, ancillary, flags, _ = connection.recvmsg(CLAIM_SIZE, room, socket.MSG_CMSG_CLOEXEC | how)
     return payload, _descriptors(ancillary), flags
 
 
-def _receive_granted(connection: socket.socket) -> tuple[Granted, list[int]]:
+def _receive_granted(connection: socket.socket) -> tuple[Grant, list[int]]:
     payload, descriptors, flags = _receive(connection)
     try:
         return _check_granted(payload, descriptors, flags), descriptors
@@ -126,11 +126,11 @@ def _receive_granted(connection: socket.socket) -> tuple[Granted, list[int]]:
         raise
 
 
-def _check_granted(payload: bytes, descriptors: Sequence[int], flags: int) -> Granted:
+def _check_granted(payload: bytes, descriptors: Sequence[int], flags: int) -> Grant:
     if not payload:
         raise ControlError(Cause.NO_BROKER, "the broker closed the connection: look at its log, then say hello again")
     answer = _check_answer(payload, descriptors, flags)
-    if not isinstance(answer, Granted):
+    if not isinstance(answer, Grant):
         raise ControlError(Cause.PROTOCOL, f"the broker answered with a {type(answer).__name__}")
     expected = 1 + BELLS * answer.geometry.queues + 1
     if len(descriptors) != expected:
@@ -145,7 +145,7 @@ def _check_answer(payload: bytes, descriptors: Sequence[int], flags: int) -> Mes
         message = f"the handover arrived cut short, with {len(descriptors)} descriptors: raise this process's ulimit -n"
         raise ControlError(Cause.LIMIT, message)
     try:
-        answer = wire.decode(payload, FROM_HANDOVER, TAKE_SIZE).message
+        answer = wire.decode(payload, FROM_HANDOVER, CLAIM_SIZE).message
     except wire.WireError as error:
         raise ControlError(Cause.PROTOCOL, f"the handover is not readable: {error.message}") from None
     if isinstance(answer, ErrorReply):

@@ -1,18 +1,18 @@
 """Every message that broker, agents and command line exchange: the only list.
 
-    who says it       message    answered with
-    command line      Apply      Applied
-                      Plan       Planned
-                      Show       Shown
-    agent             Hello      Welcome
-                      Notice     (nothing)
-    broker to agent   Offered    Done
-                      Withdrawn  Done
-                      SetStack   Done
-                      SetPort    Done
-                      Ask        Told
-    agent, handover   Take       Granted, with descriptors
-    broker, handover  Peer       (nothing), with a descriptor
+    sender            message        answered with
+    command line      Apply          Applied
+                      PlanRequest    Planned
+                      Show           Shown
+    agent             Hello          Welcome
+                      Notice         (nothing)
+    broker to agent   Offered        Done
+                      Withdrawn      Done
+                      SetStack       Done
+                      SetPort        Done
+                      StatusRequest  Status
+    agent, handover   Claim          Grant, with descriptors
+    broker, handover  Peer           (nothing), with a descriptor
 
 Any request may be answered with ErrorReply instead. A field that has its default is not sent (omit_defaults).
 """
@@ -58,7 +58,7 @@ class Cause(StrEnum):
     SYSTEM = "system"  # the operating system refused
     UNKNOWN_VM = "unknown_vm"
     AGENT_EXISTS = "agent_exists"
-    NOT_GREETED = "not_greeted"  # an agent's message from somebody who has not said hello
+    NOT_GREETED = "not_greeted"  # an agent's message from a peer that has not said hello
     TICKET_WRONG = "ticket_wrong"
     TICKET_USED = "ticket_used"
     TICKET_EXPIRED = "ticket_expired"
@@ -76,7 +76,7 @@ class Part(Struct, forbid_unknown_fields=True):
     """Base of what messages are made of."""
 
 
-class Geometry(Part):
+class GeometryPart(Part):
     """struct rway_geometry; sizes in bytes."""
 
     queues: Uint
@@ -93,14 +93,14 @@ class Offer(Part, omit_defaults=True):
     port: PlainName
     side: Side
     incarnation: Uint
-    geometry: Geometry
+    geometry: GeometryPart
     settings: Settings
     carrier: Carriers
     ticket: TicketText
     full: WhenFull | None = None  # None: the port's producer waits if it can
 
 
-class PortTold(Part):
+class PortStatus(Part):
     port: PlainName
     link: Name
     state: Literal["attached", "broken", "failed"]  # failed: not attached, or what the agent is to run over it does not
@@ -108,12 +108,12 @@ class PortTold(Part):
     full: WhenFull | None = None  # what the agent does when the port's ring is full; None: an application decides
 
 
-class LoopTold(Part):
+class LoopStatus(Part):
     name: Word
     counters: Counters = {}
 
 
-class FunctionTold(Part):
+class FunctionStatus(Part):
     """What a packet function has counted, by its own names."""
 
     name: Word
@@ -178,7 +178,7 @@ class LinkShown(Part):
     link_id: Uint
     state: Literal["up", "half", "down", "broken", "lost"]  # lost: its memory is not the broker's any more
     ends: list[EndShown]
-    geometry: Geometry
+    geometry: GeometryPart
     frame_max: Uint
     memory: Uint
     pages: Literal["ordinary", "huge"]
@@ -192,12 +192,12 @@ class VmShown(Part):
     pid: int | None
     version: Word
     problem: Text  # what its agent fails to do, or last failed to do
-    ports: list[PortTold]
-    loops: list[LoopTold]
+    ports: list[PortStatus]
+    loops: list[LoopStatus]
     rules: list[RuleCount]
     connections: Connections | None = None  # None: its filter judges each frame alone, or there is none
     unparsed: list[UnparsedCount] = []
-    functions: list[FunctionTold] = []
+    functions: list[FunctionStatus] = []
 
 
 class Hello(Message, omit_defaults=True):
@@ -246,7 +246,7 @@ class SetStack(Message):
     stack: Stack | None
 
 
-class Ask(Message):
+class StatusRequest(Message):
     pass
 
 
@@ -254,13 +254,13 @@ class Done(Message):
     pass
 
 
-class Told(Message, omit_defaults=True):
-    ports: list[PortTold]
-    loops: list[LoopTold]
+class Status(Message, omit_defaults=True):
+    ports: list[PortStatus]
+    loops: list[LoopStatus]
     rules: list[RuleCount]
     connections: Connections | None = None
     unparsed: list[UnparsedCount] = []
-    functions: list[FunctionTold] = []
+    functions: list[FunctionStatus] = []
     problem: Text = ""  # why its stack does not run, or not as the broker said
 
 
@@ -286,7 +286,7 @@ class Applied(Message, omit_defaults=True):
     failed: list[AgentFailed] = []
 
 
-class Plan(Message):
+class PlanRequest(Message):
     """What would Apply do with this text?"""
 
     name: Text
@@ -321,18 +321,18 @@ class Shown(Message):
     vms: list[VmShown]
 
 
-class Take(Message):
+class Claim(Message):
     vm: PlainName
     link: Name
     side: Side
     ticket: TicketText
 
 
-class Granted(Message):
+class Grant(Message):
     """A second one on the same connection: the broker died before it knew that the first one was sent."""
 
     link_id: Uint
-    geometry: Geometry
+    geometry: GeometryPart
     incarnation: Uint
 
 
@@ -347,14 +347,14 @@ class ErrorReply(Message):
     message: Text
 
 
-TO_BROKER: Final[tuple[type[Message], ...]] = (Hello, Notice, Apply, Plan, Show, Done, Told, ErrorReply)
+TO_BROKER: Final[tuple[type[Message], ...]] = (Hello, Notice, Apply, PlanRequest, Show, Done, Status, ErrorReply)
 FROM_BROKER: Final[tuple[type[Message], ...]] = (
     *(Welcome, Applied, Planned, Shown, ErrorReply),
-    *(Offered, Withdrawn, SetStack, SetPort, Ask),
+    *(Offered, Withdrawn, SetStack, SetPort, StatusRequest),
 )
-PUSHED: Final[tuple[type[Message], ...]] = (Offered, Withdrawn, SetStack, SetPort, Ask)
-TO_HANDOVER: Final[tuple[type[Message], ...]] = (Take,)
-FROM_HANDOVER: Final[tuple[type[Message], ...]] = (Granted, Peer, ErrorReply)
+PUSHED: Final[tuple[type[Message], ...]] = (Offered, Withdrawn, SetStack, SetPort, StatusRequest)
+TO_HANDOVER: Final[tuple[type[Message], ...]] = (Claim,)
+FROM_HANDOVER: Final[tuple[type[Message], ...]] = (Grant, Peer, ErrorReply)
 KINDS: Final[dict[str, type[Message]]] = {
     kind.__name__: kind for kind in (*TO_BROKER, *FROM_BROKER, *TO_HANDOVER, *FROM_HANDOVER)
 }

@@ -113,7 +113,7 @@ def _unpack(payload: bytes) -> object:
             max_map_len=MAP_MAX,
             max_ext_len=0,
         )
-    # msgpack's own errors derive from ValueError, but for a few; the recursion is that of its pure Python twin.
+    # msgpack's own errors derive from ValueError, except for a few; the recursion is that of its pure Python twin.
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise WireError(WireCause.ENCODING, f"not msgpack within limits: {error or type(error).__name__}") from None
     _check_plain(value)

@@ -9,7 +9,7 @@ from ringway.shm._native import ffi, lib
 
 
 class Holdable(Protocol):
-    """What a job uses of a region: the region itself, a half of a queue, a spread."""
+    """What a job uses of a region: the region itself, a half of a queue, a steering."""
 
     def hold(self, name: str) -> contextlib.AbstractContextManager[None]: ...
 

@@ -12,16 +12,6 @@ from ringway.shm.errors import (
 )
 from ringway.shm.frame import Frame, GsoType, Offload
 from ringway.shm.geometry import Geometry, Shape
-from ringway.shm.reading import (
-    Counts,
-    RegionReading,
-    RingReading,
-    SideReading,
-    SideState,
-    check_region,
-    read_region,
-    read_sides,
-)
 from ringway.shm.region import (
     LossState,
     QueueBells,
@@ -32,6 +22,16 @@ from ringway.shm.region import (
     watch_losses,
 )
 from ringway.shm.ring import Consumer, Consumers, Producer
+from ringway.shm.snapshot import (
+    Counts,
+    RegionSnapshot,
+    RingSnapshot,
+    SideSnapshot,
+    SideState,
+    check_region,
+    read_region,
+    read_sides,
+)
 
 # A stale extension is found here and not on first use: cffi compares a type's offsets only when it is touched.
 for _name in ffi.list_types()[1]:
@@ -63,10 +63,10 @@ __all__ = [
     "RegionBrokenError",
     "RegionError",
     "RegionHeldError",
-    "RegionReading",
-    "RingReading",
+    "RegionSnapshot",
+    "RingSnapshot",
     "Shape",
-    "SideReading",
+    "SideSnapshot",
     "SideState",
     "carried_from",
     "check_region",

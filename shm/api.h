@@ -122,7 +122,7 @@ void rway_region_peer(const struct rway_region *region, struct rway_side *peer);
 
 /*
  * Publish in which queues this side wants its frames: bit q for queue q; what the link does not have is left out, and
- * none means any. The peer's spreads (stack/api.h) follow, flow by flow, as frames are released. It is a wish:
+ * none means any. The peer's steering (stack/api.h) follow, flow by flow, as frames are released. It is a wish:
  * frames come in the other queues too, and have to be taken out. All queues are wanted from attach on. Any thread.
  */
 void rway_region_serve(struct rway_region *region, uint32_t queues);
@@ -130,7 +130,7 @@ void rway_region_serve(struct rway_region *region, uint32_t queues);
 /* The queues in which the peer wants frames, its word checked: at least one, and only what there is. Any thread. */
 uint32_t rway_region_served(const struct rway_region *region);
 
-enum { RWAY_BURST = 64 /* frames of a queue that a forwarder holds between release and publish, at the most */ };
+enum { RWAY_BURST = 64 /* frames of a queue that a forwarder holds between release and publish, at most */ };
 
 enum rway_losses {
     RWAY_LOSSES_UNKNOWN = 0,    /* nothing is known of a forwarder before */
@@ -142,7 +142,7 @@ enum rway_losses {
  * Before a forwarder starts: count what those before it held when they were killed, as RWAY_DROP_RESTART of queue 0 of
  * the first of regions that they sent to. Of a forwarder (rway_losses_watch) all regions have to be here, and nothing
  * may have been moved since they were attached: so call it with all of the VM's that nobody uses, before a thread does.
- * To be believed, it held RWAY_BURST frames at the most of each queue that it took from, for each region that it sent
+ * To be believed, it held RWAY_BURST frames at most of each queue that it took from, for each region that it sent
  * to. Returns enum rway_losses.
  */
 int rway_losses_count(struct rway_region *const *regions, uint32_t count, uint64_t *lost);
@@ -324,7 +324,7 @@ struct rway_offload {
 };
 
 /*
- * What a frame may be cut into at the most. UDP: what Linux sends and takes at once (UDP_MAX_SEGMENTS). TCP: what the
+ * What a frame may be cut into at most. UDP: what Linux sends and takes at once (UDP_MAX_SEGMENTS). TCP: what the
  * longest frame makes at the smallest segment size that Linux comes to (TCP_MIN_GSO_SIZE, 8 bytes).
  */
 enum { RWAY_SEGMENTS_UDP_MAX = 128, RWAY_SEGMENTS_TCP_MAX = RWAY_FRAME_MAX / 8 };
@@ -410,7 +410,7 @@ uint32_t rway_frames_copy_out(struct rway_consumer *consumer, uint8_t *bytes, si
 int rway_segments_wait(const struct rway_consumer *consumer);
 
 /*
- * The same for who passes frames on: they stay whole, and what is left to do to each goes into offloads. Segments that
+ * The same for forwarders: they stay whole, and what is left to do to each goes into offloads. Segments that
  * a call of rway_frames_copy_out has left come first, with nothing left to do.
  */
 uint32_t rway_frames_copy_out_whole(struct rway_consumer *consumer, uint8_t *bytes, size_t size, uint32_t *lens,
@@ -438,18 +438,18 @@ int rway_waiter_wait(struct rway_waiter *waiter, uint64_t bound_us);
  * harmed by what happens to the memory. What the ends wrote is returned as found; only the header is checked.
  * Returns 0 or -enum rway_refusal.
  */
-struct rway_reading {
+struct rway_snapshot {
     struct rway_header header;
     struct rway_side sides[2];
 };
-int rway_region_read(int fd, struct rway_reading *reading, struct rway_error *error);
+int rway_region_read(int fd, struct rway_snapshot *snapshot, struct rway_error *error);
 
 /*
  * One ring as pread found it. On a live link the counters are not of one instant; on a quiet one they are exact. Counts
  * are those that belong to head and tail, also where an end was killed before it had stored them: as the next attach
  * will find them, but that it will not take frames that were begun for in flight.
  */
-struct rway_ring_reading {
+struct rway_ring_snapshot {
     uint64_t head; /* slots */
     uint64_t tail;
     uint64_t in_flight; /* frames, counted by walking the descriptors between tail and head */
@@ -464,8 +464,8 @@ struct rway_ring_reading {
  * RWAY_REFUSED_COUNTERS when head and tail cannot be; the counts are filled in all the same, and nothing is in flight.
  * A descriptor that cannot be ends the walk.
  */
-int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producing_side, uint32_t queue,
-                   struct rway_ring_reading *ring, struct rway_error *error);
+int rway_ring_read(int fd, const struct rway_snapshot *snapshot, uint32_t producing_side, uint32_t queue,
+                   struct rway_ring_snapshot *ring, struct rway_error *error);
 
 /* Version of the layout this library was compiled for: major << 16 | minor. */
 uint32_t rway_layout_version(void);

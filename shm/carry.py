@@ -11,7 +11,7 @@ from typing import Any
 
 from ringway.shm._native import ffi
 from ringway.shm.errors import DropCause, RegionError
-from ringway.shm.reading import Counts, RingReading, read_what_is_left
+from ringway.shm.snapshot import Counts, RingSnapshot, read_what_is_left
 
 _WRAP = (1 << 64) - 1
 _NONE = Counts(0, 0, 0, 0, 0, 0, {})
@@ -72,8 +72,8 @@ def carried_from(fd: int) -> Carried:
     return Carried((tuple(sides[0]), tuple(sides[1])))
 
 
-def _carried(ring: RingReading) -> CarriedRing:
-    """Frames that the consumer had begun to hand on were delivered, but for the last, of which nobody knows."""
+def _carried(ring: RingSnapshot) -> CarriedRing:
+    """Frames that the consumer had begun to hand on were delivered, except for the last, of which nobody knows."""
     handed_on = max(0, ring.begun - 1)
     frames = (ring.consumed.frames + handed_on) & _WRAP
     consumed = dataclasses.replace(ring.consumed, frames=frames)

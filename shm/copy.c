@@ -67,8 +67,7 @@ uint32_t rway_frames_copy_in_whole(struct rway_producer *producer, const uint8_t
     return done;
 }
 
-uint32_t rway_frames_copy_in(struct rway_producer *producer, const uint8_t *bytes, const uint32_t *lens,
-                             uint32_t count)
+uint32_t rway_frames_copy_in(struct rway_producer *producer, const uint8_t *bytes, const uint32_t *lens, uint32_t count)
 {
     return rway_frames_copy_in_whole(producer, bytes, lens, NULL, count);
 }

@@ -18,8 +18,8 @@ uint32_t rway_layout_version(void)
 static void add_section(struct rway_header *header, uint32_t kind, uint64_t offset, uint64_t length, uint32_t writer,
                         uint32_t reader)
 {
-    header->sections[header->section_count++] = (struct rway_section){
-        .kind = kind, .offset = offset, .length = length, .writer = writer, .reader = reader};
+    header->sections[header->section_count++] =
+        (struct rway_section){.kind = kind, .offset = offset, .length = length, .writer = writer, .reader = reader};
 }
 
 static void format(struct rway_header *header, const struct rway_geometry *geometry, const struct rway_shape *shape,
@@ -110,8 +110,7 @@ static int fill(int fd, const struct rway_geometry *geometry, const struct rway_
     return 0;
 }
 
-int rway_region_create(const struct rway_geometry *geometry, uint64_t link_id, uint32_t flags,
-                       struct rway_error *error)
+int rway_region_create(const struct rway_geometry *geometry, uint64_t link_id, uint32_t flags, struct rway_error *error)
 {
     return rway_region_create_from(geometry, link_id, flags, NULL, error);
 }

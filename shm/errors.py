@@ -53,7 +53,7 @@ class DropCause(enum.IntEnum):
     SINK = lib.RWAY_DROP_SINK
     DOWN = lib.RWAY_DROP_DOWN
     RESTART = lib.RWAY_DROP_RESTART
-    FLOWS = lib.RWAY_DROP_FLOWS
+    CONNECTIONS = lib.RWAY_DROP_CONNECTIONS
 
 
 _REMEDIES = {

@@ -53,8 +53,7 @@ int rway_geometry_shape(const struct rway_geometry *geometry, struct rway_shape 
         (refused = check_range("slot_count", geometry->slot_count, RWAY_SLOTS_MIN, RWAY_SLOTS_MAX, 1, error)) ||
         (refused = check_range("slot_payload", geometry->slot_payload, RWAY_PAYLOAD_MIN, RWAY_PAYLOAD_MAX, RWAY_LINE,
                                error)) ||
-        (refused = check_range("headroom", geometry->headroom, RWAY_HEADROOM_MIN, RWAY_HEADROOM_MAX, RWAY_LINE,
-                               error)))
+        (refused = check_range("headroom", geometry->headroom, RWAY_HEADROOM_MIN, RWAY_HEADROOM_MAX, RWAY_LINE, error)))
         return refused;
     if (geometry->slot_count & (geometry->slot_count - 1)) {
         uint32_t power = RWAY_SLOTS_MIN;
@@ -88,8 +87,8 @@ static int check_geometry(const struct rway_header *header, const struct rway_sh
 }
 
 /* The place of a known section, found once, and what it must look like. Unknown kinds are skipped. */
-static int place_section(const struct rway_section *section, const struct rway_shape *shape,
-                         struct rway_places *places, struct rway_error *error)
+static int place_section(const struct rway_section *section, const struct rway_shape *shape, struct rway_places *places,
+                         struct rway_error *error)
 {
     uint64_t *place;
     uint64_t length;

@@ -80,14 +80,14 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
     pass_on(number, info, context);
 }
 
-/* Somebody may have put a handler of his own over ours since the last region; then he is the one we pass on to. */
+/* Other code may have put its own handler over ours since the last region; then that is the one we pass on to. */
 static int install(void)
 {
     struct sigaction current;
     struct sigaction ours;
     memset(&ours, 0, sizeof ours);
     ours.sa_sigaction = on_sigbus;
-    /* NODEFER, so that a previous handler that sends the signal on does it while we know who that is: pass_on. */
+    /* NODEFER, so that a previous handler that sends the signal on does it while we know which one that is: pass_on. */
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     sigemptyset(&ours.sa_mask);
     if (sigaction(SIGBUS, NULL, &current) != 0)
@@ -112,8 +112,8 @@ int rway_guard_add(struct rway_region *region, struct rway_error *error)
     pthread_mutex_lock(&changes);
     int place = find_free();
     if (place == REGIONS_MAX) {
-        refused = rway_refuse(error, RWAY_REFUSED_ARGUMENT, "attached regions in this process", REGIONS_MAX + 1,
-                              REGIONS_MAX);
+        refused =
+            rway_refuse(error, RWAY_REFUSED_ARGUMENT, "attached regions in this process", REGIONS_MAX + 1, REGIONS_MAX);
     } else if (install() != 0) {
         refused = rway_refuse_errno(error, "sigaction of SIGBUS");
     } else {

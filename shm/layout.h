@@ -18,7 +18,7 @@
  *        └──────────────────────────────┘
  *
  * All words are little-endian and naturally aligned. Every offset is relative to the header, which need not be the
- * start of its carrier. Each shared word has one writer, named beside it; nobody reads back what it wrote, but for
+ * start of its carrier. Each shared word has one writer, named beside it; nobody reads back what it wrote, except for
  * once, at attach. Bytes of a region that no section covers belong to nobody: no end touches them. The same holds for
  * members called pad and reserved: they are 0 in a new region, and no end reads or writes them.
  */
@@ -97,7 +97,7 @@
  * each half's tally gets what it owes or has paid by then as base, and the number of its group. What the sum of a group
  * has grown by when all its members are found again was lost, and is counted as RWAY_DROP_RESTART of an output.
  *
- * In a new region all of this is 0, but for the commits of one that begins with the counts of a region before it.
+ * In a new region all of this is 0, except for the commits of one that begins with the counts of a region before it.
  */
 
 /*
@@ -112,7 +112,7 @@
  *      slot_stride = ((headroom + slot_payload) / 64 | 1) × 64
  *      queue_size  = 1536 + slot_count × (16 + slot_stride), rounded up to 4096
  *      rings_size  = queues × queue_size, the length of the section
- *      frame_max   = slot_count / 2 × slot_payload, but 65664 (RWAY_FRAME_MAX) at the most
+ *      frame_max   = slot_count / 2 × slot_payload, but 65664 (RWAY_FRAME_MAX) at most
  *
  * The stride is an odd number of lines: with an even one the first bytes of all frames would crowd a few cache sets.
  * An end takes the offsets of sections from the table. The broker puts a→b at 2 MiB, b→a at the next multiple of 2 MiB
@@ -188,14 +188,14 @@
  *
  * It then continues from the head, tail and counts that it finds in its rings, as Restarts says, unless a head and tail
  * contradict each other. In its own side it stores incarnation, cause and queues_served, and RWAY_SIDE_ATTACHED last.
- * It may store queues_served anew at any time, and must take frames out of all queues whatever it says.
+ * It may store queues_served again at any time, and must take frames out of all queues whatever it says.
  */
 
 /*
  * Versions
  *
  * Until the first release there is one layout, and all of it may change: both ends, the broker and the tools are of one
- * build. From then on nothing that has a name here moves, changes its size or its value while major is 1, but for
+ * build. From then on nothing that has a name here moves, changes its size or its value while major is 1, except for
  * RWAY_LAYOUT_MINOR, RWAY_FLAGS_KNOWN and what is called pad or reserved.
  */
 
@@ -213,16 +213,16 @@ enum {
     RWAY_QUEUES_MAX = 16,         /* rings per direction */
     RWAY_SLOTS_MIN = 64,          /* slots per ring, a power of two */
     RWAY_SLOTS_MAX = 32768,
-    RWAY_SLOTS_DEFAULT = 1024,    /* where nothing is asked for */
-    RWAY_PAYLOAD_MIN = 256,       /* frame bytes per slot, a multiple of 64 */
+    RWAY_SLOTS_DEFAULT = 1024, /* where nothing is asked for */
+    RWAY_PAYLOAD_MIN = 256,    /* frame bytes per slot, a multiple of 64 */
     RWAY_PAYLOAD_MAX = 16384,
-    RWAY_PAYLOAD_DEFAULT = 2048,  /* where nothing is asked for */
-    RWAY_HEADROOM_MIN = 64,       /* the extension line alone */
+    RWAY_PAYLOAD_DEFAULT = 2048, /* where nothing is asked for */
+    RWAY_HEADROOM_MIN = 64,      /* the extension line alone */
     RWAY_HEADROOM_MAX = 512,
-    RWAY_FRAME_MIN = 14,          /* an Ethernet header; shorter is no frame */
-    RWAY_FRAME_MAX = 65664,       /* 64 KiB and 128 bytes of headers; a link's own limit may be lower */
-    RWAY_STALL_MAX = 7,           /* waiting consumers in a row that are told apart */
-    RWAY_DROPS = 32               /* drop causes a counter block has room for */
+    RWAY_FRAME_MIN = 14,    /* an Ethernet header; shorter is no frame */
+    RWAY_FRAME_MAX = 65664, /* 64 KiB and 128 bytes of headers; a link's own limit may be lower */
+    RWAY_STALL_MAX = 7,     /* waiting consumers in a row that are told apart */
+    RWAY_DROPS = 32         /* drop causes a counter block has room for */
 };
 
 /* The two sides of a link; also the writer and reader of a section. */
@@ -231,8 +231,8 @@ enum rway_side_id { RWAY_SIDE_A = 0, RWAY_SIDE_B = 1, RWAY_SIDE_BROKER = 2, RWAY
 /* What a section holds. A kind that an end does not know is skipped. */
 enum rway_section_kind {
     RWAY_SECTION_NONE = 0,
-    RWAY_SECTION_SIDE = 1,  /* struct rway_side */
-    RWAY_SECTION_RINGS = 2  /* one direction's rings, queue after queue */
+    RWAY_SECTION_SIDE = 1, /* struct rway_side */
+    RWAY_SECTION_RINGS = 2 /* one direction's rings, queue after queue */
 };
 
 /* Geometry: what the broker chooses for a link. Sizes in bytes. */
@@ -255,12 +255,12 @@ struct rway_section {
 
 /* Writer: the broker, at creation. Read once, at attach. */
 struct rway_header {
-    uint64_t magic;       /* RWAY_MAGIC_HIGH, RWAY_MAGIC_LOW; stored last */
-    uint16_t major;       /* RWAY_LAYOUT_MAJOR */
-    uint16_t minor;       /* RWAY_LAYOUT_MINOR */
-    uint32_t header_size; /* RWAY_HEADER_SIZE */
-    uint64_t region_size; /* bytes from the header to where no section goes beyond, a multiple of 2 MiB */
-    uint64_t link_id;     /* the broker's number for the link */
+    uint64_t magic;             /* RWAY_MAGIC_HIGH, RWAY_MAGIC_LOW; stored last */
+    uint16_t major;             /* RWAY_LAYOUT_MAJOR */
+    uint16_t minor;             /* RWAY_LAYOUT_MINOR */
+    uint32_t header_size;       /* RWAY_HEADER_SIZE */
+    uint64_t region_size;       /* bytes from the header to where no section goes beyond, a multiple of 2 MiB */
+    uint64_t link_id;           /* the broker's number for the link */
     uint32_t features_required; /* an unknown bit: do not attach */
     uint32_t features_optional; /* an unknown bit: skip what it announces */
     uint32_t features_readable; /* an unknown bit: tools may read, ends may not attach */
@@ -288,10 +288,10 @@ struct rway_tally {
 
 /* Writer: that side. Readers: the other side, the broker, tools. */
 struct rway_side {
-    uint32_t state;         /* enum rway_side_state */
-    uint32_t cause;         /* enum rway_break, when broken */
-    uint32_t incarnation;   /* from the broker's offer */
-    uint32_t queues_served; /* bit q: this side wants frames in queue q; 0: in any */
+    uint32_t state;          /* enum rway_side_state */
+    uint32_t cause;          /* enum rway_break, when broken */
+    uint32_t incarnation;    /* from the broker's offer */
+    uint32_t queues_served;  /* bit q: this side wants frames in queue q; 0: in any */
     struct rway_tally taken; /* of its consumers: frames that it owes to other links */
     struct rway_tally given; /* of its producers: frames that it had from other links */
     uint8_t reserved[4032];
@@ -299,16 +299,16 @@ struct rway_side {
 
 /* Why a frame went no further. Producers count frames that never entered the ring, consumers frames they took out. */
 enum rway_drop {
-    RWAY_DROP_FULL = 0,      /* the ring had no room */
-    RWAY_DROP_OVERSIZE = 1,  /* longer than the link's frame_max */
-    RWAY_DROP_RUNT = 2,      /* shorter than RWAY_FRAME_MIN */
-    RWAY_DROP_OFFLOAD = 3,   /* checksum or segmentation data that does not fit the frame */
-    RWAY_DROP_POLICY = 4,    /* a filter rule or its default denied it */
-    RWAY_DROP_MALFORMED = 5, /* headers that cannot be judged */
-    RWAY_DROP_SINK = 6,      /* the port's sink, such as a kernel interface, refused it */
-    RWAY_DROP_DOWN = 7,      /* the way out is not attached, or is broken */
-    RWAY_DROP_RESTART = 8,   /* lost when an end restarted */
-    RWAY_DROP_FLOWS = 9      /* no room to remember its connection */
+    RWAY_DROP_FULL = 0,       /* the ring had no room */
+    RWAY_DROP_OVERSIZE = 1,   /* longer than the link's frame_max */
+    RWAY_DROP_RUNT = 2,       /* shorter than RWAY_FRAME_MIN */
+    RWAY_DROP_OFFLOAD = 3,    /* checksum or segmentation data that does not fit the frame */
+    RWAY_DROP_POLICY = 4,     /* a filter rule or its default denied it */
+    RWAY_DROP_MALFORMED = 5,  /* headers that cannot be judged */
+    RWAY_DROP_SINK = 6,       /* the port's sink, such as a kernel interface, refused it */
+    RWAY_DROP_DOWN = 7,       /* the way out is not attached, or is broken */
+    RWAY_DROP_RESTART = 8,    /* lost when an end restarted */
+    RWAY_DROP_CONNECTIONS = 9 /* no room to remember its connection */
 };
 
 /* One side's account of one ring. Writer: its producer or its consumer. */
@@ -325,8 +325,8 @@ struct rway_counts {
 
 /* What an account was when a counter was where at says. Writer: the producer or consumer whose counter it is. */
 struct rway_commit {
-    uint64_t at;      /* head or tail; stored last */
-    uint64_t frames;  /* as in struct rway_counts */
+    uint64_t at;     /* head or tail; stored last */
+    uint64_t frames; /* as in struct rway_counts */
     uint64_t bytes;
     uint64_t dropped; /* frames, by whatever cause */
 };
@@ -346,10 +346,10 @@ struct rway_ring_control {
     struct rway_counts consumed; /* consumer: its account */
     uint8_t pad5[64];
     struct rway_commit published[2]; /* producer: its account at this head and the one before */
-    uint64_t originated[2]; /* producer: frames so far that no link owed, at each of the two */
+    uint64_t originated[2];          /* producer: frames so far that no link owed, at each of the two */
     uint8_t pad6[48];
     struct rway_commit released[2]; /* consumer: its account at this tail and the one before */
-    uint64_t begun; /* consumer: position behind the frame that it began to hand on last; 0: none */
+    uint64_t begun;                 /* consumer: position behind the frame that it began to hand on last; 0: none */
     uint64_t stalled; /* consumer: how many wait in a row from this one on, RWAY_STALL_MAX at most; 0: it does not */
     uint64_t replicated[2]; /* consumer: frames so far owed beyond those taken out, at each of the two */
     uint8_t reserved[32];
@@ -357,9 +357,9 @@ struct rway_ring_control {
 
 /* What a slot holds. A kind that is not listed here breaks the ring. */
 enum rway_desc_kind {
-    RWAY_DESC_NONE = 0,         /* nothing yet: never published */
-    RWAY_DESC_FRAME = 1,        /* first slot of a frame */
-    RWAY_DESC_CONTINUATION = 2  /* a further slot of the frame before it */
+    RWAY_DESC_NONE = 0,        /* nothing yet: never published */
+    RWAY_DESC_FRAME = 1,       /* first slot of a frame */
+    RWAY_DESC_CONTINUATION = 2 /* a further slot of the frame before it */
 };
 
 /* A bit that is not listed here breaks the ring. */
@@ -391,10 +391,10 @@ enum rway_ext_flag {
 /* Segmentation types, numbered as in virtio 1.2, 5.1.6 (struct virtio_net_hdr); UFO (3) is not carried. */
 enum rway_gso {
     RWAY_GSO_NONE = 0,
-    RWAY_GSO_TCP4 = 1,   /* TCP over IPv4 */
-    RWAY_GSO_TCP6 = 4,   /* TCP over IPv6 */
-    RWAY_GSO_UDP = 5,    /* UDP datagrams of gso_size bytes each */
-    RWAY_GSO_ECN = 0x80  /* beside TCP: it has ECN set */
+    RWAY_GSO_TCP4 = 1,  /* TCP over IPv4 */
+    RWAY_GSO_TCP6 = 4,  /* TCP over IPv6 */
+    RWAY_GSO_UDP = 5,   /* UDP datagrams of gso_size bytes each */
+    RWAY_GSO_ECN = 0x80 /* beside TCP: it has ECN set */
 };
 
 /* The first line of a frame's first slot. Writer: the producer. Read once, and only when flagged. */

@@ -186,7 +186,7 @@ static inline void describe(const struct rway_ring *ring, const struct rway_fram
         store_desc(ring, at + i, (struct rway_desc){.kind = RWAY_DESC_CONTINUATION});
 }
 
-/* Describe and show the frames. Returns whether head moved; who rings, and when, is the caller's business. */
+/* Describe and show the frames. Returns whether head moved; when to ring is the caller's business. */
 static bool publish(struct rway_producer *producer, const struct rway_frame *frames, uint32_t count)
 {
     const struct rway_ring ring = producer->ring; /* a copy: nothing that is stored below can change it */

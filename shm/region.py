@@ -16,8 +16,8 @@ from ringway.shm._native import ffi, lib
 from ringway.shm.carry import Carried
 from ringway.shm.errors import BreakCause, RefusalCause, RegionError, RegionHeldError, error_of
 from ringway.shm.geometry import Geometry
-from ringway.shm.reading import SideReading, _side_of
 from ringway.shm.ring import Consumer, Consumers, Producer
+from ringway.shm.snapshot import SideSnapshot, _side_of
 
 _BELL_SIZE = 4096  # bytes: one page is the smallest pipe, and one byte is a whole message
 
@@ -89,7 +89,7 @@ class QueueBells:
 class Region:
     """One side's mapping of a region, with the producers and consumers of its queues.
 
-    Nothing may use them after `detach`: Producer and Consumer objects refuse from then on, and who uses the memory
+    Nothing may use them after `detach`: Producer and Consumer objects refuse from then on, and whatever uses the memory
     without them, such as a thread in C, holds the region for as long.
     """
 
@@ -164,7 +164,7 @@ class Region:
         """WHOLE while the link can be used."""
         return BreakCause(lib.rway_region_broken(self.native))
 
-    def peer(self) -> SideReading:
+    def peer(self) -> SideSnapshot:
         """What the other side says of itself."""
         side = ffi.new("struct rway_side *")
         lib.rway_region_peer(self.native, side)
@@ -203,7 +203,7 @@ class Region:
     def detach(self, timeout: float | None = None) -> None:
         """Wait until nobody holds the region, mark the side detached and unmap. Safe to call twice.
 
-        RegionHeldError after `timeout` seconds (None: 10), with the names of who still does; the region stays as it
+        RegionHeldError after `timeout` seconds (None: 10), with the names of what still does; the region stays as it
         was. Threads that use it without holding it must have ended.
         """
         timeout = _HELD_S if timeout is None else timeout

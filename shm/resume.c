@@ -125,8 +125,8 @@ int rway_consumer_resume(struct rway_consumer *consumer, struct rway_ring ring, 
     uint64_t head = rway_load_acquire(&control->head);
     if (head - tail > ring.slot_count)
         return rway_refuse(error, RWAY_REFUSED_COUNTERS, "tail of the peer's ring", head - tail, ring.slot_count);
-    *consumer = (struct rway_consumer){
-        .ring = ring, .tail = tail, .looked_at = tail, .bell = {.wait_fd = -1, .ring_fd = -1}};
+    *consumer =
+        (struct rway_consumer){.ring = ring, .tail = tail, .looked_at = tail, .bell = {.wait_fd = -1, .ring_fd = -1}};
     read_words(&consumer->counts, &control->consumed, sizeof consumer->counts);
     settle(&consumer->counts, control->released, tail, &consumer->next_commit, control->replicated,
            &consumer->replicated);

@@ -60,7 +60,7 @@ struct rway_consumer {
     uint64_t looked_at; /* as in a producer, for the producer's wake word */
     uint32_t stalled;   /* as last said */
     uint64_t taken_frames;
-    uint32_t usual_len; /* bytes to prefetch of a frame, from what the last one had */
+    uint32_t usual_len;   /* bytes to prefetch of a frame, from what the last one had */
     uint64_t taken_bytes; /* since the last release */
     struct rway_counts counts;
     uint64_t dropped;     /* the sum of counts.drops */

@@ -171,7 +171,7 @@ class Consumers(_Half):
     def receive(self, count: int = 256, *, whole: bool = False) -> list[bytes] | list[Frame]:
         """As `Consumer.receive`, from each queue in turn; an empty list when there are no frames.
 
-        The frames of a flow come in the order in which a sender that spreads by flow has sent them.
+        The frames of a flow come in the order in which a sender that steers by flow has sent them.
         RegionBrokenError once the link is broken and nothing more can come.
         """
         frames: list[Any] = []

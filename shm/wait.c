@@ -151,7 +151,7 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Empty the pipe, one page of it at the most: a ringer cannot keep us reading. */
+/* Empty the pipe, one page of it at most: a ringer cannot keep us reading. */
 static void drain(int fd)
 {
     char bytes[4096];

@@ -135,13 +135,13 @@ struct rway_rule_counts {
 };
 
 /*
- * Rules, first match wins, and the action for what none matches. Immutable once built, but for its counts: one array
+ * Rules, first match wins, and the action for what none matches. Immutable once built, except for its counts: one array
  * of count + 1 per reader, the last for the default. NULL on refusal: a rule that fails its check, a name twice, too
  * many rules, no memory.
  */
 struct rway_filter_table;
-struct rway_filter_table *rway_filter_table_new(const struct rway_rule *rules, uint32_t count,
-                                                uint32_t default_action, struct rway_error *error);
+struct rway_filter_table *rway_filter_table_new(const struct rway_rule *rules, uint32_t count, uint32_t default_action,
+                                                struct rway_error *error);
 void rway_filter_table_free(struct rway_filter_table *table);
 
 /* Before it is put in force: frames whose headers cannot be judged pass by this table. Otherwise they are dropped. */
@@ -191,7 +191,7 @@ void rway_filter_leave(struct rway_filter *filter, uint32_t reader);
 
 /*
  * Put a table in force; it belongs to the filter from here on. Waits until no reader can hold the one before, a second
- * at the longest, and carries its counts over. Returns 0, or -1 when a reader did not come by: the new table is in
+ * at most, and carries its counts over. Returns 0, or -1 when a reader did not come by: the new table is in
  * force for all who do, the old one stays until that reader has passed.
  */
 int rway_filter_replace(struct rway_filter *filter, struct rway_filter_table *table);
@@ -206,20 +206,20 @@ uint32_t rway_filter_counts(struct rway_filter *filter, struct rway_rule_counts 
  * the peer wants (rway_region_serve). When that changes, a flow changes its queue at a moment when the peer has
  * released all its frames, so that none is overtaken on this link. Belongs to one thread, as its producers do.
  */
-struct rway_spread;
+struct rway_steering;
 
 /* owned: the queues this thread produces into, bit q for queue q. NULL without memory, or when the link has none. */
-struct rway_spread *rway_spread_new(struct rway_region *region, uint32_t owned);
-void rway_spread_free(struct rway_spread *spread);
+struct rway_steering *rway_steering_new(struct rway_region *region, uint32_t owned);
+void rway_steering_free(struct rway_steering *steering);
 
-uint32_t rway_spread_owned(const struct rway_spread *spread);
-struct rway_producer *rway_spread_producer(const struct rway_spread *spread, uint32_t queue);
+uint32_t rway_steering_owned(const struct rway_steering *steering);
+struct rway_producer *rway_steering_producer(const struct rway_steering *steering, uint32_t queue);
 
 /* At the start of each burst, when what was chosen before is claimed or given up: see what the peer wants now. */
-void rway_spread_follow(struct rway_spread *spread);
+void rway_steering_follow(struct rway_steering *steering);
 
 /* The queue for the next frame with this hash. A queue's frames are to be claimed in the order they were chosen in. */
-uint32_t rway_spread_choose(struct rway_spread *spread, uint32_t hash);
+uint32_t rway_steering_choose(struct rway_steering *steering, uint32_t hash);
 
 /*
  * Copy frames into the queues of their flows and publish them, with their hash: count frames stand in bytes one after
@@ -228,13 +228,13 @@ uint32_t rway_spread_choose(struct rway_spread *spread, uint32_t hash);
  * length, or because offload data does not fit its frame. Stops early at a frame that has to wait; then *stopped_by is
  * the queue that is full.
  */
-uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens,
-                             const struct rway_offload *offloads, uint32_t count, uint32_t *stopped_by);
+uint32_t rway_steering_copy_in(struct rway_steering *steering, const uint8_t *bytes, const uint32_t *lens,
+                               const struct rway_offload *offloads, uint32_t count, uint32_t *stopped_by);
 
 /* ---- connections ---- */
 
 /* Seconds for which a connection is remembered after its last frame. */
-struct rway_flow_timeouts {
+struct rway_conntrack_timeouts {
     uint32_t tcp_opening;     /* before the handshake is complete */
     uint32_t tcp_established; /* RFC 5382 REQ-5: 2 h 4 min at least */
     uint32_t tcp_closing;     /* after a FIN from both ends, or a RST; RFC 5382 REQ-5: 4 min at least */
@@ -244,26 +244,26 @@ struct rway_flow_timeouts {
 };
 
 /* Bytes of private memory that remembering so many connections takes, and the places for them there are in it. */
-uint64_t rway_flows_size(uint32_t connections);
-uint32_t rway_flows_places(uint32_t connections);
+uint64_t rway_conntrack_size(uint32_t connections);
+uint32_t rway_conntrack_places(uint32_t connections);
 
 /*
  * Have the filter remember connections, RWAY_CONNECTIONS_MIN to RWAY_CONNECTIONS_MAX of them; once, before the first
  * reader. All memory is taken now. Returns 0, or -RWAY_REFUSED_ARGUMENT or -RWAY_REFUSED_SYSTEM.
  */
-int rway_filter_track(struct rway_filter *filter, uint32_t connections, const struct rway_flow_timeouts *timeouts,
+int rway_filter_track(struct rway_filter *filter, uint32_t connections, const struct rway_conntrack_timeouts *timeouts,
                       struct rway_error *error);
 
 /* A reader's access to the connections of its filter, for its own thread; NULL when the filter remembers none. */
-struct rway_flow_reader;
-struct rway_flow_reader *rway_filter_flows(struct rway_filter *filter, uint32_t reader);
+struct rway_conntrack_reader;
+struct rway_conntrack_reader *rway_filter_conntrack(struct rway_filter *filter, uint32_t reader);
 
 /*
  * After each enter: judge by this table, count there; now_s is a clock of whole seconds that goes on while the machine
  * runs. Also frees the places of a few connections whose time is over.
  */
-void rway_flow_turn(struct rway_flow_reader *reader, const struct rway_filter_table *table,
-                    struct rway_rule_counts *counts, uint32_t now_s);
+void rway_conntrack_turn(struct rway_conntrack_reader *reader, const struct rway_filter_table *table,
+                         struct rway_rule_counts *counts, uint32_t now_s);
 
 enum { RWAY_PASSES = -1 };
 
@@ -274,7 +274,7 @@ struct rway_judged {
     uint32_t copied;
     uint32_t frame_len;
     uint16_t vlan;   /* the tag (TCI) that stands beside the frame; 0: none */
-    int32_t stopped; /* out: RWAY_PASSES, RWAY_DROP_POLICY or RWAY_DROP_FLOWS */
+    int32_t stopped; /* out: RWAY_PASSES, RWAY_DROP_POLICY or RWAY_DROP_CONNECTIONS */
 };
 
 /*
@@ -282,17 +282,17 @@ struct rway_judged {
  * in both directions; over others the rules decide, and a frame that they allow may make a connection known. Best in
  * bursts of 32, which share the time of their fetches from memory.
  */
-void rway_flow_judge(struct rway_flow_reader *reader, uint32_t in_port, uint32_t out_port, struct rway_judged *frames,
-                     uint32_t count);
+void rway_conntrack_judge(struct rway_conntrack_reader *reader, uint32_t in_port, uint32_t out_port,
+                          struct rway_judged *frames, uint32_t count);
 
 /* What became of connections. Writer: one reader; others may read at any time. */
-struct rway_flow_counts {
+struct rway_conntrack_counts {
     uint64_t frames;    /* that passed because their connection is known, and no rule was asked */
     uint64_t bytes;     /* of those */
     uint64_t made;      /* connections */
     uint64_t gone;      /* expired or replaced; made - gone are in use, those included whose time is over */
     uint64_t replaced;  /* gave way to a new one before their time was over: unanswered, or closed */
-    uint64_t refused;   /* frames dropped as RWAY_DROP_FLOWS: no place, and none that gives way */
+    uint64_t refused;   /* frames dropped as RWAY_DROP_CONNECTIONS: no place, and none that gives way */
     uint64_t fragments; /* later fragments that passed because the first one of their datagram had */
     uint64_t fragment_bytes;
     uint64_t invalid; /* frames of known TCP connections dropped as RWAY_DROP_POLICY: flags that no segment has */
@@ -300,7 +300,7 @@ struct rway_flow_counts {
 };
 
 /* The sum over all readers. All 0 when the filter remembers none. Any thread. */
-void rway_filter_flow_counts(const struct rway_filter *filter, struct rway_flow_counts *out);
+void rway_filter_conntrack_counts(const struct rway_filter *filter, struct rway_conntrack_counts *out);
 
 /* ---- stacks ---- */
 
@@ -319,16 +319,16 @@ struct rway_hook *rway_pipeline_hook(struct rway_pipeline *pipeline);
 int rway_pipeline_filter(struct rway_pipeline *pipeline, struct rway_filter *filter);
 
 /*
- * Send what leaves by that port into one queue, or into all queues that the spread owns, each flow into its own and
- * with its flow hash. The spread stays the caller's and outlives the pipeline. 0 or -1.
+ * Send what leaves by that port into one queue, or into all queues that the steering owns, each flow into its own and
+ * with its flow hash. The steering stays the caller's and outlives the pipeline. 0 or -1.
  */
 int rway_pipeline_out(struct rway_pipeline *pipeline, uint32_t port, struct rway_producer *out);
-int rway_pipeline_out_spread(struct rway_pipeline *pipeline, uint32_t port, struct rway_spread *spread);
+int rway_pipeline_out_steered(struct rway_pipeline *pipeline, uint32_t port, struct rway_steering *steering);
 
 /*
  * Mode "wire": what comes in by in, as in_port, leaves by out_port, past the functions. NULL without memory, or without
  * out_port in the pipeline. Frames that go no further are counted: at in when they are judged (offload, malformed,
- * policy, flows), at the out-queue when that does not take them (full, oversize, down).
+ * policy, connections), at the out-queue when that does not take them (full, oversize, down).
  *
  * While a single out-queue is full, frames stay in in, until its consumer has not moved for patience_us microseconds,
  * and as many again for each of those who wait in a row from it on: from then on until it moves, those without room are
@@ -353,7 +353,7 @@ void rway_bridge_free(struct rway_bridge *bridge);
 /* A port is gone: so are the addresses seen by it. Any thread. */
 void rway_bridge_forget(struct rway_bridge *bridge, uint32_t port);
 
-/* Frames, but for the addresses. */
+/* Frames, except for the addresses. */
 struct rway_bridge_counts {
     uint64_t addresses;     /* known now, those included whose time is over and that nobody has missed */
     uint64_t learnt;        /* addresses, and so on up to aged */

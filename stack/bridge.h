@@ -35,8 +35,8 @@ struct rway_bridge {
     uint32_t ageing_s;
     uint32_t flood_rate; /* frames a second that come in by one port and go out by several */
     uint64_t secret[2];
-    uint32_t swept;                 /* bucket to look through next; any loop */
-    uint64_t now_ns;                /* as the last loop to turn had it */
+    uint32_t swept;                  /* bucket to look through next; any loop */
+    uint64_t now_ns;                 /* as the last loop to turn had it */
     uint32_t learnt[RWAY_PORTS_MAX]; /* addresses that each port has */
     struct rway_bridge_allowance allowances[RWAY_PORTS_MAX];
     struct rway_bridge_counts counts;

@@ -18,7 +18,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "flow.h"
+#include "conntrack.h"
 
 enum { AWAY = 0, FIRST_EPOCH = 1, WAIT_MS = 1000, LOOK_AGAIN_US = 50 };
 
@@ -33,8 +33,8 @@ struct rway_filter {
     struct reader readers[RWAY_READERS_MAX];
     struct rway_filter_table *current; /* writer: replace */
     uint64_t epoch;                    /* writer: replace */
-    struct rway_flows *flows;          /* NULL: no connections are remembered */
-    struct rway_flow_reader *flow_readers;
+    struct rway_conntrack *conntrack;  /* NULL: no connections are remembered */
+    struct rway_conntrack_reader *conntrack_readers;
     uint8_t pad[2 * RWAY_LINE - 3 * sizeof(void *) - sizeof(uint64_t)];
     pthread_mutex_t lock; /* guards what follows, and all writing of the two above */
     uint64_t readers_taken;
@@ -72,33 +72,33 @@ void rway_filter_free(struct rway_filter *filter)
     }
     rway_filter_table_free(filter->current);
     pthread_mutex_destroy(&filter->lock);
-    free(filter->flow_readers);
-    rway_flows_free(filter->flows);
+    free(filter->conntrack_readers);
+    rway_conntrack_free(filter->conntrack);
     free(filter);
 }
 
-int rway_filter_track(struct rway_filter *filter, uint32_t connections, const struct rway_flow_timeouts *timeouts,
+int rway_filter_track(struct rway_filter *filter, uint32_t connections, const struct rway_conntrack_timeouts *timeouts,
                       struct rway_error *error)
 {
-    if (filter->flows)
+    if (filter->conntrack)
         return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "tables of connections", 2, 1);
-    filter->flows = rway_flows_new(connections, timeouts, error);
-    if (!filter->flows)
+    filter->conntrack = rway_conntrack_new(connections, timeouts, error);
+    if (!filter->conntrack)
         return error ? -(int)error->cause : -RWAY_REFUSED_SYSTEM;
-    filter->flow_readers = rway_flow_readers_new(filter->flows);
-    return filter->flow_readers ? 0 : rway_refuse_errno(error, "memory for connections");
+    filter->conntrack_readers = rway_conntrack_readers_new(filter->conntrack);
+    return filter->conntrack_readers ? 0 : rway_refuse_errno(error, "memory for connections");
 }
 
-struct rway_flow_reader *rway_filter_flows(struct rway_filter *filter, uint32_t reader)
+struct rway_conntrack_reader *rway_filter_conntrack(struct rway_filter *filter, uint32_t reader)
 {
-    return filter->flow_readers ? rway_flow_reader_at(filter->flow_readers, reader) : NULL;
+    return filter->conntrack_readers ? rway_conntrack_reader_at(filter->conntrack_readers, reader) : NULL;
 }
 
-void rway_filter_flow_counts(const struct rway_filter *filter, struct rway_flow_counts *out)
+void rway_filter_conntrack_counts(const struct rway_filter *filter, struct rway_conntrack_counts *out)
 {
-    *out = (struct rway_flow_counts){0};
-    for (uint32_t reader = 0; filter->flow_readers && reader < RWAY_READERS_MAX; reader++)
-        rway_flow_counts_add(rway_flow_reader_at(filter->flow_readers, reader), out);
+    *out = (struct rway_conntrack_counts){0};
+    for (uint32_t reader = 0; filter->conntrack_readers && reader < RWAY_READERS_MAX; reader++)
+        rway_conntrack_counts_add(rway_conntrack_reader_at(filter->conntrack_readers, reader), out);
 }
 
 struct rway_unparsed_counts *rway_filter_unparsed(struct rway_filter *filter, uint32_t reader)
@@ -142,7 +142,7 @@ const struct rway_filter_table *rway_filter_enter(struct rway_filter *filter, ui
                                                   struct rway_rule_counts **counts)
 {
     uint64_t *seen = &filter->readers[reader].seen;
-    /* Acquire pairs with the release of epoch in replace: who shows an epoch will load its table, or a later one. */
+    /* Acquire pairs with the release of epoch in replace: what shows an epoch loads its table or a later one. */
     uint64_t epoch = __atomic_load_n(&filter->epoch, __ATOMIC_ACQUIRE);
     const struct rway_filter_table *table;
 

@@ -68,7 +68,7 @@ class RuleLike(Protocol):
 
 
 @dataclass(frozen=True)
-class RuleCount:
+class RuleTotals:
     """Frames that a rule, or the default action, has decided over, and their bytes."""
 
     name: str
@@ -77,7 +77,7 @@ class RuleCount:
 
 
 class TimeoutsLike(Protocol):
-    """Seconds for which a connection is remembered after its last frame; struct rway_flow_timeouts."""
+    """Seconds for which a connection is remembered after its last frame; struct rway_conntrack_timeouts."""
 
     @property
     def tcp_opening(self) -> int: ...
@@ -94,7 +94,7 @@ class TimeoutsLike(Protocol):
 
 
 @dataclass(frozen=True)
-class Connections:
+class ConnectionTotals:
     """What a filter remembers: `in_use` of `places`, those included whose time is over and that nobody has missed.
 
     `made` and `replaced` count connections (`replaced`: unanswered or closed ones that gave way to new ones),
@@ -120,7 +120,7 @@ CAUSES = {
     if name.startswith(_MALFORMED) and value != lib.RWAY_MALFORMED_CAUSES
 }
 
-TIMEOUT_NAMES = tuple(field for field, _ in ffi.typeof("struct rway_flow_timeouts").fields)
+TIMEOUT_NAMES = tuple(field for field, _ in ffi.typeof("struct rway_conntrack_timeouts").fields)
 
 _ACTIONS = {"allow": lib.RWAY_ALLOW, "deny": lib.RWAY_DENY}
 
@@ -139,14 +139,14 @@ class Filter:
         self._native = lib.rway_filter_new()
         if self._native == ffi.NULL:
             raise FilterError(FilterCause.MEMORY, "there is no memory for a filter; free some and try again")
-        self._places = lib.rway_flows_places(connections) if connections else 0
+        self._places = lib.rway_conntrack_places(connections) if connections else 0
         if connections:
             self._track(connections, timeouts)
 
     def _track(self, connections: int, timeouts: TimeoutsLike | None) -> None:
         if timeouts is None:
             raise TypeError("a filter that remembers connections needs their timeouts")
-        native = ffi.new("struct rway_flow_timeouts *", {name: getattr(timeouts, name) for name in TIMEOUT_NAMES})
+        native = ffi.new("struct rway_conntrack_timeouts *", {name: getattr(timeouts, name) for name in TIMEOUT_NAMES})
         error = ffi.new("struct rway_error *")
         if lib.rway_filter_track(self._native, connections, native, error) == 0:
             return
@@ -155,7 +155,7 @@ class Filter:
             least, most = lib.RWAY_CONNECTIONS_MIN, lib.RWAY_CONNECTIONS_MAX
             message = f"{connections} connections cannot be remembered: use {least} to {most}"
             raise FilterError(FilterCause.CONNECTIONS, message)
-        size = lib.rway_flows_size(connections) / (1 << 20)
+        size = lib.rway_conntrack_size(connections) / (1 << 20)
         message = f"there is no memory to remember {connections} connections, {size:.1f} MiB: free some, or use fewer"
         raise FilterError(FilterCause.MEMORY, message)
 
@@ -175,7 +175,7 @@ class Filter:
         return self._ports[port]
 
     def replace(self, rules: Sequence[RuleLike], default: str, unparsed: str = "deny") -> None:
-        """Put other rules in force while traffic flows. Counts stay with the names of the rules.
+        """Put other rules in force while traffic conntrack. Counters stay with the names of the rules.
 
         `unparsed`: what becomes of frames whose headers cannot be judged, "deny" or "allow"; no rule sees them.
         """
@@ -193,7 +193,7 @@ class Filter:
                     " ones are in force for all others. If this lasts, restart the agent",
                 )
 
-    def counts(self) -> list[RuleCount]:
+    def counts(self) -> list[RuleTotals]:
         """What each rule has decided over so far, in the rules' order; then the default action.
 
         Where connections are remembered, what was decided because of them comes last: frames that passed; and, once
@@ -203,14 +203,14 @@ class Filter:
             names = [*self._names, DEFAULT_NAME]
             counts = ffi.new("struct rway_rule_counts[]", len(names))
             lib.rway_filter_counts(self.native, counts, len(names))
-            found = [RuleCount(name, count.frames, count.bytes) for name, count in zip(names, counts, strict=True)]
+            found = [RuleTotals(name, count.frames, count.bytes) for name, count in zip(names, counts, strict=True)]
             if self._places:
-                flows = self._flow_counts()
-                found.append(RuleCount(ESTABLISHED_NAME, flows.frames, flows.bytes))
-                if flows.fragments:
-                    found.append(RuleCount(FRAGMENTS_NAME, flows.fragments, flows.fragment_bytes))
-                if flows.invalid:
-                    found.append(RuleCount(INVALID_NAME, flows.invalid, flows.invalid_bytes))
+                conntrack = self._conntrack_counts()
+                found.append(RuleTotals(ESTABLISHED_NAME, conntrack.frames, conntrack.bytes))
+                if conntrack.fragments:
+                    found.append(RuleTotals(FRAGMENTS_NAME, conntrack.fragments, conntrack.fragment_bytes))
+                if conntrack.invalid:
+                    found.append(RuleTotals(INVALID_NAME, conntrack.invalid, conntrack.invalid_bytes))
             return found
 
     def unparsed(self) -> list[tuple[str, int, int]]:
@@ -221,18 +221,18 @@ class Filter:
         found = [(name, counts.dropped[cause], counts.passed[cause]) for cause, name in CAUSES.items()]
         return [count for count in found if any(count[1:])]
 
-    def connections(self) -> Connections | None:
+    def connections(self) -> ConnectionTotals | None:
         """None when none are remembered."""
         with self._lock:
             if not self._places:
                 return None
-            counts = self._flow_counts()
+            counts = self._conntrack_counts()
             in_use = max(0, counts.made - counts.gone)  # not of one instant
-            return Connections(self._places, in_use, counts.made, counts.replaced, counts.refused)
+            return ConnectionTotals(self._places, in_use, counts.made, counts.replaced, counts.refused)
 
-    def _flow_counts(self) -> Any:
-        counts = ffi.new("struct rway_flow_counts *")
-        lib.rway_filter_flow_counts(self.native, counts)
+    def _conntrack_counts(self) -> Any:
+        counts = ffi.new("struct rway_conntrack_counts *")
+        lib.rway_filter_conntrack_counts(self.native, counts)
         return counts
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ struct judge {
     const struct rway_filter_table *table;
     struct rway_rule_counts *counts;
     struct rway_unparsed_counts *unparsed;
-    struct rway_flow_reader *flows;
+    struct rway_conntrack_reader *conntrack;
     struct rway_judged judged[RWAY_BURST];
 };
 
@@ -30,7 +30,7 @@ static void *judge_start(const struct rway_function_start *start)
     judge->filter = filter;
     judge->reader = (uint32_t)reader;
     judge->unparsed = rway_filter_unparsed(filter, judge->reader);
-    judge->flows = rway_filter_flows(filter, judge->reader);
+    judge->conntrack = rway_filter_conntrack(filter, judge->reader);
     return judge;
 }
 
@@ -53,7 +53,7 @@ static void conntrack_turn(void *state, uint64_t now_ns)
 {
     struct judge *judge = state;
     filter_turn(state, now_ns);
-    rway_flow_turn(judge->flows, judge->table, judge->counts, (uint32_t)(now_ns / 1000000000u));
+    rway_conntrack_turn(judge->conntrack, judge->table, judge->counts, (uint32_t)(now_ns / 1000000000u));
 }
 
 static void judge_rest(void *state)
@@ -93,7 +93,7 @@ static void judge_run(struct judge *judge, struct rway_packet *const *packets, u
                                                 .copied = packets[i]->private_len,
                                                 .frame_len = packets[i]->len,
                                                 .vlan = packets[i]->vlan};
-    rway_flow_judge(judge->flows, packets[0]->in_port, packets[0]->peer_port, judge->judged, count);
+    rway_conntrack_judge(judge->conntrack, packets[0]->in_port, packets[0]->peer_port, judge->judged, count);
     for (uint32_t i = 0; i < count; i++)
         if (judge->judged[i].stopped != RWAY_PASSES)
             rway_packet_drop(packets[i], (enum rway_drop)judge->judged[i].stopped);
@@ -143,5 +143,5 @@ static const struct rway_function CONNTRACK = {
 
 const struct rway_function *rway_filter_function(struct rway_filter *filter)
 {
-    return rway_filter_flows(filter, 0) != NULL ? &CONNTRACK : &FILTER;
+    return rway_filter_conntrack(filter, 0) != NULL ? &CONNTRACK : &FILTER;
 }

@@ -9,7 +9,7 @@
 
 #include "stack/packet.h"
 
-/* The loop's thread alone writes a counter; who reads it wants whole words. */
+/* Only the loop's thread writes a counter; readers want whole words. */
 static inline void rway_counter_add(uint64_t *counter, uint64_t more)
 {
     rway_write_once(counter, *counter + more);

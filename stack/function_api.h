@@ -89,7 +89,7 @@ union rway_option_value {
     const char *text;
 };
 
-/* What start is given. All of it, but for ports, is valid until stop. */
+/* What start is given. All of it, except for ports, is valid until stop. */
 struct rway_function_start {
     const union rway_option_value *options; /* in the order of the entry's table */
     uint64_t *counters;                     /* likewise: add to them, they may not be 0; rway_counter_add */
@@ -115,7 +115,7 @@ struct rway_function {
     /* The state for one loop; NULL is a failure. A function without start has none: its state is NULL. */
     void *(*start)(const struct rway_function_start *start);
     void (*stop)(void *state);
-    /* At the top of each turn of the loop; now_ns is a clock that goes on, as of the last timer tick. May be NULL. */
+    /* At the top of each turn of the loop; now_ns is a monotonic clock, read at the last timer tick. May be NULL. */
     void (*turn)(void *state, uint64_t now_ns);
     /* Before the loop sleeps or ends: hold nothing that others wait for. May be NULL. */
     void (*rest)(void *state);

@@ -15,13 +15,13 @@ static uint16_t checksum_place(const struct rway_headers *headers)
     if (headers->ip_version == 0 || headers->flags & (RWAY_HEADERS_FIRST_FRAGMENT | RWAY_HEADERS_LATER_FRAGMENT))
         return 0;
     if (headers->protocol == IPPROTO_TCP)
-        return 16; /* RFC 9293 3.1 */
+        return 16;                                   /* RFC 9293 3.1 */
     return headers->protocol == IPPROTO_UDP ? 6 : 0; /* RFC 768 */
 }
 
 /*
  * hdr_len is a hint (virtio 1.2, 5.1.6.2) for which Linux gives the linear part of its buffer, so it may be longer
- * than the headers: who cuts by it repeats some payload behind the judged headers, and harms itself only. Shorter, it
+ * than the headers: whatever cuts by it repeats some payload behind the judged headers: its own loss. Shorter, it
  * would end the repeated headers early and make the rest of each segment's header of bytes that nobody judged.
  */
 static bool segmentation_fits(const struct rway_headers *headers, const struct rway_offload *offload)

@@ -19,17 +19,17 @@ struct rway_outlet *rway_outlet_new(struct rway_producer *out)
     return outlet;
 }
 
-struct rway_outlet *rway_outlet_spread_new(struct rway_spread *spread)
+struct rway_outlet *rway_outlet_steered_new(struct rway_steering *steering)
 {
-    uint32_t owned = rway_spread_owned(spread);
+    uint32_t owned = rway_steering_owned(steering);
     struct rway_outlet *outlet = outlet_with_ways((uint32_t)__builtin_popcount(owned));
     if (outlet == NULL)
         return NULL;
-    outlet->spread = spread;
+    outlet->steering = steering;
     for (uint32_t at = 0; owned != 0; owned &= owned - 1, at++) {
         uint32_t queue = (uint32_t)__builtin_ctz(owned);
         outlet->way_of[queue] = (uint8_t)at;
-        outlet->ways[at].out = rway_spread_producer(spread, queue);
+        outlet->ways[at].out = rway_steering_producer(steering, queue);
     }
     return outlet;
 }
@@ -54,9 +54,9 @@ static uint32_t drop_cause(const struct rway_producer *out, const struct rway_fr
 struct rway_way *rway_outlet_choose(struct rway_outlet *outlet, struct rway_packet *packet)
 {
     if (!outlet->touched)
-        rway_spread_follow(outlet->spread);
+        rway_steering_follow(outlet->steering);
     outlet->touched = true;
-    return &outlet->ways[outlet->way_of[rway_spread_choose(outlet->spread, rway_packet_hash(packet))]];
+    return &outlet->ways[outlet->way_of[rway_steering_choose(outlet->steering, rway_packet_hash(packet))]];
 }
 
 /* Drop a frame that the out-ring did not take, and count it there. */

@@ -1,5 +1,5 @@
 /*
- * A port as one loop sends to it: one out-queue, or several that a spread chooses among by flow. Each out-queue has its
+ * A port as one loop sends to it: one out-queue, or several that steering chooses among by flow. Each out-queue has its
  * part of a burst, in the order of the whole.
  */
 #ifndef RWAY_STACK_OUTLET_H
@@ -16,29 +16,29 @@ struct rway_way {
 };
 
 struct rway_outlet {
-    struct rway_spread *spread;      /* NULL when there is one out-queue */
-    uint8_t way_of[RWAY_QUEUES_MAX]; /* by the spread's queue */
-    bool touched;                    /* by this burst, over the spread */
+    struct rway_steering *steering;  /* NULL when there is one out-queue */
+    uint8_t way_of[RWAY_QUEUES_MAX]; /* by the steering's queue */
+    bool touched;                    /* by this burst, over the steering */
     uint32_t way_count;
     struct rway_way ways[];
 };
 
-/* One out-queue, or all that the spread owns, which stays the caller's. NULL without memory. */
+/* One out-queue, or all that the steering owns, which stays the caller's. NULL without memory. */
 struct rway_outlet *rway_outlet_new(struct rway_producer *out);
-struct rway_outlet *rway_outlet_spread_new(struct rway_spread *spread);
+struct rway_outlet *rway_outlet_steered_new(struct rway_steering *steering);
 
 /* Settles what was put off. */
 void rway_outlet_free(struct rway_outlet *outlet);
 
-/* Which way a packet leaves over a spread, by its flow. */
+/* Which way a packet leaves over a steering, by its flow. */
 struct rway_way *rway_outlet_choose(struct rway_outlet *outlet, struct rway_packet *packet);
 
-/* Add a packet to the burst: RWAY_BURST of them at the most between two publishes. */
+/* Add a packet to the burst: RWAY_BURST of them at most between two publishes. */
 static inline void rway_outlet_add(struct rway_outlet *outlet, struct rway_packet *packet)
 {
     struct rway_way *way = outlet->ways;
     uint8_t flags = packet->tagged ? RWAY_FLAG_VLAN : 0;
-    if (__builtin_expect(outlet->spread != NULL, 0)) {
+    if (__builtin_expect(outlet->steering != NULL, 0)) {
         way = rway_outlet_choose(outlet, packet);
         flags |= RWAY_FLAG_HASH;
     }

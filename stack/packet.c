@@ -151,8 +151,8 @@ static __attribute__((noinline)) void fill_pieces(const struct rway_packet *pack
     copy_rest(from_pieces, to_pieces, packet->skip, packet->private_len, packet->in->len - packet->skip);
 }
 
-void rway_packet_fill(const struct rway_packet *packet, const struct rway_consumer *in,
-                      const struct rway_producer *out, struct rway_frame *to)
+void rway_packet_fill(const struct rway_packet *packet, const struct rway_consumer *in, const struct rway_producer *out,
+                      struct rway_frame *to)
 {
     const struct rway_frame *from = packet->in;
     if (packet->offload.flags != 0)

@@ -47,7 +47,7 @@ static inline void rway_packet_shift(struct rway_packet *packet, int32_t by)
 void rway_packet_open(struct rway_packet *packet, const struct rway_consumer *in, const struct rway_frame *frame);
 
 /* Fill a frame of packet->len bytes that was claimed from out. */
-void rway_packet_fill(const struct rway_packet *packet, const struct rway_consumer *in,
-                      const struct rway_producer *out, struct rway_frame *to);
+void rway_packet_fill(const struct rway_packet *packet, const struct rway_consumer *in, const struct rway_producer *out,
+                      struct rway_frame *to);
 
 #endif

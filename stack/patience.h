@@ -12,7 +12,7 @@
  * The time is what the job has looked on for: of the time between two looks no more counts than a job sleeps. So a
  * machine that stood still as a whole, or a job that had no processor itself, gives nobody up.
  *
- * Too long is lasts_ns for a consumer that does not itself wait for somebody, and as much again for each of those who
+ * Too long is lasts_ns for a consumer that does not itself wait, and as much again for each of those who
  * wait in a row from it on (`stalled` in layout.h). So in a chain before a dead end it is the last job that gives up;
  * then all others' rings move.
  */
@@ -22,13 +22,13 @@
 #include "stack.h"
 
 struct rway_patience {
-    uint64_t lasts_ns; /* 0: nobody waits; written by any thread */
-    uint64_t stuck_at; /* the consumer's tail, where it was full last */
+    uint64_t lasts_ns;  /* 0: nobody waits; written by any thread */
+    uint64_t stuck_at;  /* the consumer's tail, where it was full last */
     uint64_t looked_ns; /* when it was full last; 0: it never was */
     uint64_t waited_ns; /* since it was first seen there, or fewer were seen to wait behind it */
-    uint32_t behind;   /* waiting consumers behind the ring, as seen last */
-    bool given_up;     /* until the tail moves */
-    uint32_t depth;    /* of the stall that the last admit was part of, for rway_consumer_stall; 0: nothing waits */
+    uint32_t behind;    /* waiting consumers behind the ring, as seen last */
+    bool given_up;      /* until the tail moves */
+    uint32_t depth;     /* of the stall that the last admit was part of, for rway_consumer_stall; 0: nothing waits */
 };
 
 /* How long to wait from now on; 0: not at all. Any thread. */

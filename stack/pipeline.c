@@ -104,9 +104,9 @@ int rway_pipeline_out(struct rway_pipeline *pipeline, uint32_t port, struct rway
     return outlet_set(pipeline, port, rway_outlet_new(out));
 }
 
-int rway_pipeline_out_spread(struct rway_pipeline *pipeline, uint32_t port, struct rway_spread *spread)
+int rway_pipeline_out_steered(struct rway_pipeline *pipeline, uint32_t port, struct rway_steering *steering)
 {
-    return outlet_set(pipeline, port, rway_outlet_spread_new(spread));
+    return outlet_set(pipeline, port, rway_outlet_steered_new(steering));
 }
 
 void rway_burst_open(struct rway_burst *burst, struct rway_consumer *in, uint32_t taken, uint32_t in_port,

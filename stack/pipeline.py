@@ -10,7 +10,7 @@ from ringway.shm import Consumer, Producer
 from ringway.shm._native import ffi, lib
 from ringway.stack.bridge import Bridge
 from ringway.stack.function import Counters, Function, FunctionCause, FunctionError
-from ringway.stack.spread import Spread
+from ringway.stack.steering import Steering
 
 
 class Pipeline:
@@ -39,9 +39,9 @@ class Pipeline:
             message = "it does not start: its start returned NULL, or its stack has too many functions"
             raise FunctionError(FunctionCause.START, function.name, message)
 
-    def out(self, port: int, target: Producer | Spread) -> None:
+    def out(self, port: int, target: Producer | Steering) -> None:
         """What leaves by port number `port` goes into this queue, or each flow into one of several."""
-        add = lib.rway_pipeline_out_spread if isinstance(target, Spread) else lib.rway_pipeline_out
+        add = lib.rway_pipeline_out_steered if isinstance(target, Steering) else lib.rway_pipeline_out
         self._loop.use(target)
         if add(self._native, port, target.native) != 0:
             raise MemoryError(f"no memory for a way out, or port number {port} has one")

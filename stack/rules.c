@@ -82,8 +82,7 @@ static uint32_t find_name(const struct rway_rule *rules, uint32_t count, const c
     return index;
 }
 
-static int check_rules(const struct rway_rule *rules, uint32_t count, uint32_t default_action,
-                       struct rway_error *error)
+static int check_rules(const struct rway_rule *rules, uint32_t count, uint32_t default_action, struct rway_error *error)
 {
     if (count > RWAY_RULES_MAX)
         return refuse_field(error, "number of rules", count, RWAY_RULES_MAX);
@@ -155,8 +154,8 @@ static int allocate(struct rway_filter_table *table, uint32_t count)
     return 0;
 }
 
-struct rway_filter_table *rway_filter_table_new(const struct rway_rule *rules, uint32_t count,
-                                                uint32_t default_action, struct rway_error *error)
+struct rway_filter_table *rway_filter_table_new(const struct rway_rule *rules, uint32_t count, uint32_t default_action,
+                                                struct rway_error *error)
 {
     struct rway_filter_table *table;
 

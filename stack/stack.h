@@ -69,7 +69,7 @@ static inline struct rway_rule_counts *rway_filter_table_row(const struct rway_f
     return table->counts + (size_t)reader * table->row_length;
 }
 
-/* Relaxed: the count belongs to one reader, and who sums up wants whole words only (rway_filter_counts). */
+/* Relaxed: the count belongs to one reader, and the sum wants whole words only (rway_filter_counts). */
 static inline void rway_count_frame(struct rway_rule_counts *counts, uint32_t frame_len)
 {
     rway_write_once(&counts->frames, counts->frames + 1);

@@ -7,9 +7,9 @@
  * Input is released before output is published: whoever dies in between has lost frames, never doubled them.
  *
  * Where all that comes in goes out by one ring, frames wait for room in it: those that do not fit are left in the
- * in-ring, unjudged, so that none is judged twice, and the pressure goes back to who sent them (patience.h says for how
+ * in-ring, unjudged, so that none is judged twice, and the pressure goes back to their senders (patience.h says for how
  * long), who is told how far away the reason lies. It is the job that waits and not its thread: the loop's other jobs
- * go on, and the loop sleeps on the room as it does on frames. Over a spread, or into a ring that several inputs share,
+ * go on, and the loop sleeps on the room as it does on frames. Over steering, or into a ring that several inputs share,
  * one slow output would hold up the others, or one input the others: there a full ring drops.
  *
  * A burst goes through in phases, so that the cache misses of one frame overlap with those of the next:
@@ -60,8 +60,7 @@ static uint32_t wire_take(struct wire *wire)
     uint32_t peeked = rway_ring_peek(wire->in, taken, RWAY_BURST);
     if (wire->out == NULL)
         return peeked;
-    uint32_t admitted =
-        wire->pipeline->runs_others ? wire_admit_longer(wire, peeked) : wire_admit(wire, taken, peeked);
+    uint32_t admitted = wire->pipeline->runs_others ? wire_admit_longer(wire, peeked) : wire_admit(wire, taken, peeked);
     if (__builtin_expect(admitted != peeked, 0))
         rway_consumer_put_back(wire->in, &taken[admitted], peeked - admitted);
     return admitted;
@@ -111,7 +110,7 @@ struct rway_job *rway_wire_new(struct rway_pipeline *pipeline, struct rway_consu
     wire->job = (struct rway_job){.run = wire_run, .arm = wire_arm, .free = wire_free};
     wire->pipeline = pipeline;
     wire->in = in;
-    wire->out = outlet->spread == NULL ? outlet->ways[0].out : NULL;
+    wire->out = outlet->steering == NULL ? outlet->ways[0].out : NULL;
     wire->in_port = in_port;
     wire->out_port = out_port;
     rway_patience_set(&wire->patience, patience_us);

@@ -9,13 +9,13 @@ from ringway.agent.carriers import Attached
 from ringway.agent.lifeline import Lifeline
 from ringway.control.carriers import Fd
 from ringway.control.handover import take
-from ringway.control.messages import Offer, Take
+from ringway.control.messages import Claim, Offer
 from ringway.shm import Geometry, QueueBells, Region
 
 
 def attach(vm: str, offer: Offer) -> Attached:
     assert isinstance(offer.carrier, Fd)
-    claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
+    claim = Claim(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
     handover = take(Path(offer.carrier.handover), claim)
     lifeline = Lifeline(handover)
     granted = handover.geometry

@@ -19,7 +19,7 @@ class KindFile(Protocol):
         """Run an attached port of this kind; None when it is an application's."""
 
     def tidy(self, owner: Owner, wanted: Collection[Kind]) -> list[str]:
-        """Remove what the owner's agents have left on this host, but for ports of these settings. What was removed."""
+        """Remove what the owner's agents have left on this host, except for ports of these settings. Returns it."""
 
 
 def run(port: Port, terms: Terms) -> PortRunner | None:

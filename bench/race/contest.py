@@ -1,4 +1,4 @@
-"""The race itself: who runs against whom, and the rows that come of it."""
+"""The race itself: what runs against what, and the rows that come of it."""
 
 from __future__ import annotations
 

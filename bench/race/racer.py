@@ -11,7 +11,7 @@ from pathlib import Path
 
 from namespaces import start
 
-from bench.form import BenchError, Reading, go_on, stop
+from bench.form import BenchError, Snapshot, go_on, stop
 
 _ROOT = Path(__file__).resolve().parents[2]
 _BOOKS = ("sent", "delivered", "bytes", "lost", "reordered", "duplicated", "damaged")  # as in race.h
@@ -75,11 +75,11 @@ class Racer:
             time.sleep(0.002)
         stop(self.sink.pid, *self._carriers)
 
-    def read(self) -> Reading:
+    def read(self) -> Snapshot:
         self.sender.check()
         self.sink.check()
         books = self.sink.books()
-        return Reading(time.monotonic_ns(), books[self._counts], books["lost"], machine_busy_ns())
+        return Snapshot(time.monotonic_ns(), books[self._counts], books["lost"], machine_busy_ns())
 
 
 def machine_busy_ns() -> int:

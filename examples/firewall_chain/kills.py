@@ -35,7 +35,7 @@ def broker_killed(chain: Chain) -> Iterator[str]:
     expect(not lost, f"frames were lost: {dict(lost)}")
     chain.apply_text((HERE / "fabric.toml").read_text())
     yield f"killed {_KILLS} times beside iperf3 and ping: {summary.partition(', time')[0]}; no ring has dropped a frame"
-    yield f"each new broker had the links, with the ends that hold them, after {max(back) * 1000:.0f} ms at the most"
+    yield f"each new broker had the links, with the ends that hold them, after {max(back) * 1000:.0f} ms at most"
 
 
 def firewall_killed(chain: Chain) -> Iterator[str]:
@@ -49,7 +49,7 @@ def firewall_killed(chain: Chain) -> Iterator[str]:
     received, summary = ping(SERVER)
     expect(received == 5, summary)
     expect(load.wait(30) == 0, "iperf3 did not go on")
-    expect([link["link_id"] for link in chain.show()["links"]] == ids, "the links were made anew")
+    expect([link["link_id"] for link in chain.show()["links"]] == ids, "the links were recreated")
     chain.quiet_books()
     lost = _losses(chain) - lost_before
     expect(not lost["full"], f"{lost['full']} frames were dropped as 'full': the firewall did not wait for the server")
@@ -57,7 +57,7 @@ def firewall_killed(chain: Chain) -> Iterator[str]:
 
 
 def _identities(chain: Chain) -> list[tuple[object, ...]]:
-    """Which links there are, and who holds their ends for the how-many-th time."""
+    """Which links there are, and the incarnation of each end."""
     ends = [(link["link_id"], end) for link in chain.show()["links"] for end in link["ends"]]
     return [(link_id, end["vm"], end["pid"], end["incarnation"], end["held"]) for link_id, end in ends]
 

@@ -88,8 +88,8 @@ static const uint8_t *address(uint64_t number)
     static uint8_t made[4][6];
     static uint32_t next;
     uint8_t *to = made[next++ % 4];
-    const uint8_t bytes[6] = {2, 0, (uint8_t)(number >> 24), (uint8_t)(number >> 16), (uint8_t)(number >> 8),
-                              (uint8_t)number};
+    const uint8_t bytes[6] = {
+        2, 0, (uint8_t)(number >> 24), (uint8_t)(number >> 16), (uint8_t)(number >> 8), (uint8_t)number};
     return memcpy(to, bytes, 6);
 }
 

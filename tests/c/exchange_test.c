@@ -39,8 +39,14 @@
 static struct {
     long frames, seed, queues, slots, payload, headroom, pushed, most, burst, slow, idle, threads, lose_bells;
     bool drop;
-} options = {.frames = 100000, .seed = 1, .queues = 1, .slots = 1024, .payload = 2048, .headroom = 64,
-             .most = 65664, .burst = 32};
+} options = {.frames = 100000,
+             .seed = 1,
+             .queues = 1,
+             .slots = 1024,
+             .payload = 2048,
+             .headroom = 64,
+             .most = 65664,
+             .burst = 32};
 
 static uint64_t mix(uint64_t x)
 {
@@ -188,8 +194,7 @@ static void *produce(void *argument)
         for (; claimed < burst && number < (uint64_t)options.frames; number++) {
             uint32_t len = length_of(number, most);
             uint32_t pushed = len > (uint32_t)options.pushed ? (uint32_t)options.pushed : 0;
-            frames[claimed] = (struct rway_frame){
-                .len = len, .pushed = (uint16_t)pushed, .hash = (uint32_t)number};
+            frames[claimed] = (struct rway_frame){.len = len, .pushed = (uint16_t)pushed, .hash = (uint32_t)number};
             if (!options.drop) /* what is claimed must not wait unpublished for room that the consumer has to make */
                 if (rway_producer_room(producer) < rway_producer_slots(producer, len, pushed)) {
                     if (claimed > 0)
@@ -252,8 +257,8 @@ static int pipes[2][RWAY_QUEUES_MAX][2][2]; /* producing side, queue, whose slee
 static void set_bells(struct rway_region *region, uint32_t side)
 {
     for (uint32_t queue = 0; queue < (uint32_t)options.queues; queue++) {
-        int(*out)[2] = pipes[side][queue];
-        int(*in)[2] = pipes[1 - side][queue];
+        int (*out)[2] = pipes[side][queue];
+        int (*in)[2] = pipes[1 - side][queue];
         CHECK(rway_producer_bells(rway_region_producer(region, queue), dup(out[0][0]), dup(out[1][1]), NULL) == 0,
               "bells");
         CHECK(rway_consumer_bells(rway_region_consumer(region, queue), dup(in[1][0]), dup(in[0][1]), NULL) == 0,
@@ -297,13 +302,13 @@ static struct rway_region *attach(int fd, void *memory, uint64_t size, uint32_t 
 
 static void check_books(int fd, uint64_t frames)
 {
-    struct rway_reading reading;
+    struct rway_snapshot reading;
     struct rway_error error;
     uint64_t dropped = 0;
     CHECK(rway_region_read(fd, &reading, &error) == 0, "read: %s", error.what);
     for (uint32_t side = 0; side < 2; side++)
         for (uint32_t queue = 0; queue < (uint32_t)options.queues; queue++) {
-            struct rway_ring_reading ring;
+            struct rway_ring_snapshot ring;
             CHECK(rway_ring_read(fd, &reading, side, queue, &ring, &error) == 0, "read: %s", error.what);
             uint64_t full = ring.produced.drops[RWAY_DROP_FULL];
             CHECK(ring.produced.frames + full == frames, "offered %lu", (unsigned long)(ring.produced.frames + full));
@@ -325,10 +330,18 @@ static void parse(int argc, char **argv)
     const struct {
         const char *name;
         long *value;
-    } known[] = {{"--frames", &options.frames},     {"--seed", &options.seed},     {"--queues", &options.queues},
-                 {"--slots", &options.slots},       {"--payload", &options.payload}, {"--headroom", &options.headroom},
-                 {"--pushed", &options.pushed},     {"--most", &options.most},     {"--burst", &options.burst},
-                 {"--slow", &options.slow},         {"--idle", &options.idle},     {"--threads", &options.threads},
+    } known[] = {{"--frames", &options.frames},
+                 {"--seed", &options.seed},
+                 {"--queues", &options.queues},
+                 {"--slots", &options.slots},
+                 {"--payload", &options.payload},
+                 {"--headroom", &options.headroom},
+                 {"--pushed", &options.pushed},
+                 {"--most", &options.most},
+                 {"--burst", &options.burst},
+                 {"--slow", &options.slow},
+                 {"--idle", &options.idle},
+                 {"--threads", &options.threads},
                  {"--lose-bells", &options.lose_bells}};
     for (int i = 1; i + 1 < argc; i += 2) {
         bool found = strcmp(argv[i], "--full") == 0;

@@ -6,12 +6,12 @@
 
 static int failures;
 
-#define EXPECT(fact) \
-    do { \
-        if (!(fact)) { \
+#define EXPECT(fact)                                                                \
+    do {                                                                            \
+        if (!(fact)) {                                                              \
             printf("%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #fact); \
-            failures++; \
-        } \
+            failures++;                                                             \
+        }                                                                           \
     } while (0)
 
 #endif

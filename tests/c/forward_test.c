@@ -119,8 +119,7 @@ static void a_slow_consumer_loses_nothing_and_each_frame_is_judged_once(void)
     CHECK(judged_by(&way.forwarder, 0) == denied && first.consumed_drops[RWAY_DROP_POLICY] == denied,
           "%lu judged, %lu dropped, %lu denied", (unsigned long)judged_by(&way.forwarder, 0),
           (unsigned long)first.consumed_drops[RWAY_DROP_POLICY], (unsigned long)denied);
-    CHECK(judged_by(&way.forwarder, 1) == FRAMES - denied, "%lu allowed",
-          (unsigned long)judged_by(&way.forwarder, 1));
+    CHECK(judged_by(&way.forwarder, 1) == FRAMES - denied, "%lu allowed", (unsigned long)judged_by(&way.forwarder, 1));
     CHECK(sum_of(second.produced_drops) == 0 && second.published == FRAMES - denied, "dropped");
     close_way(&way);
 }

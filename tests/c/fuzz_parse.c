@@ -13,12 +13,12 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define MUST(fact) \
-    do { \
-        if (!(fact)) { \
+#define MUST(fact)                                                             \
+    do {                                                                       \
+        if (!(fact)) {                                                         \
             fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #fact); \
-            abort(); \
-        } \
+            abort();                                                           \
+        }                                                                      \
     } while (0)
 
 static void check_offsets(const struct rway_headers *headers, uint32_t copied)
@@ -111,4 +111,3 @@ int main(int argc, char **argv)
     }
     return 0;
 }
-

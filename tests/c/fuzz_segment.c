@@ -15,12 +15,12 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define MUST(fact) \
-    do { \
-        if (!(fact)) { \
+#define MUST(fact)                                                             \
+    do {                                                                       \
+        if (!(fact)) {                                                         \
             fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #fact); \
-            abort(); \
-        } \
+            abort();                                                           \
+        }                                                                      \
     } while (0)
 
 /* Into memory of exactly the length that was announced, so that a byte too many is found. */
@@ -81,7 +81,9 @@ static size_t seed_input(uint64_t *state, uint8_t *bytes)
     uint8_t protocol = tcp ? IPPROTO_TCP : IPPROTO_UDP, *frame = bytes + sizeof(struct rway_offload);
     uint8_t *ip = frame + l3;
     struct rway_offload offload = {.flags = RWAY_EXT_CSUM | RWAY_EXT_GSO,
-                                   .gso_type = !tcp ? RWAY_GSO_UDP : ip6 ? RWAY_GSO_TCP6 : RWAY_GSO_TCP4,
+                                   .gso_type = !tcp  ? RWAY_GSO_UDP
+                                               : ip6 ? RWAY_GSO_TCP6
+                                                     : RWAY_GSO_TCP4,
                                    .gso_size = (uint16_t)(3 + next_random(state) % 200),
                                    .csum_start = l4,
                                    .csum_offset = tcp ? 16 : 6};

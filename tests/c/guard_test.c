@@ -109,9 +109,9 @@ static void check_shortened(void (*touch)(struct rway_region *), off_t left)
 
 static void shortened_memory_breaks_its_region_alone(void)
 {
-    static void (*const TOUCHES[])(struct rway_region *) = {touch_claim,    touch_publish, touch_offload, touch_room,
-                                                            touch_peek,     touch_copy_in, touch_copy_out, touch_peer,
-                                                            touch_serve,   touch_sleep,   touch_break};
+    static void (*const TOUCHES[])(struct rway_region *) = {touch_claim, touch_publish, touch_offload,  touch_room,
+                                                            touch_peek,  touch_copy_in, touch_copy_out, touch_peer,
+                                                            touch_serve, touch_sleep,   touch_break};
     for (size_t i = 0; i < sizeof TOUCHES / sizeof *TOUCHES; i++)
         check_shortened(TOUCHES[i], 0);
     /* Header and sides left, rings gone. */

@@ -165,8 +165,8 @@ static void flip_descriptors(struct attack *attack, uint64_t random)
 
 static void write_udp(uint8_t *packet, uint32_t len)
 {
-    static const uint8_t START[42] = {2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 0, 0, 0, 0,
-                                      0, 64, IPPROTO_UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 1, 0, 0, 80};
+    static const uint8_t START[42] = {2, 0, 0, 0,  0,           2, 2, 0,  0, 0, 0, 1,  8, 0, 0x45, 0, 0, 0, 0,
+                                      0, 0, 0, 64, IPPROTO_UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,    1, 0, 0, 80};
     memcpy(packet, START, sizeof START);
     packet[16] = (uint8_t)((len - 14) >> 8);
     packet[17] = (uint8_t)(len - 14);
@@ -220,9 +220,8 @@ static void craft_frame(struct attack *attack, uint64_t random)
 static void near_counters(struct attack *attack, uint64_t random)
 {
     struct rway_ring_control *control = (struct rway_ring_control *)ring_at(attack, random >> 16 & 1, random >> 17);
-    uint64_t *const words[] = {&control->head,          &control->tail,    &control->wake_consumer,
-                               &control->wake_producer, &control->stalled, &control->begun,
-                               &control->published[0].at, &control->released[1].at};
+    uint64_t *const words[] = {&control->head,    &control->tail,  &control->wake_consumer,   &control->wake_producer,
+                               &control->stalled, &control->begun, &control->published[0].at, &control->released[1].at};
     uint64_t *word = words[random >> 24 & 7];
     uint64_t before = rway_read_once(word);
     rway_write_once(word, beside(before, random >> 32));
@@ -327,8 +326,8 @@ static void behave(struct attack *attack, uint64_t random)
 static void come_back(struct attack *attack)
 {
     rway_region_detach(attack->region);
-    attack->region = rway_region_over(attack->memory, attack->shape.region_size, &attack->geometry, LINK, RWAY_SIDE_B,
-                                      1, NULL);
+    attack->region =
+        rway_region_over(attack->memory, attack->shape.region_size, &attack->geometry, LINK, RWAY_SIDE_B, 1, NULL);
 }
 
 static void be_hostile(struct attack *attack)
@@ -336,8 +335,8 @@ static void be_hostile(struct attack *attack)
     pthread_t thread;
     struct attack other = *attack;
     other.random = mix(attack->random);
-    attack->region = rway_region_over(attack->memory, attack->shape.region_size, &attack->geometry, LINK, RWAY_SIDE_B,
-                                      1, NULL);
+    attack->region =
+        rway_region_over(attack->memory, attack->shape.region_size, &attack->geometry, LINK, RWAY_SIDE_B, 1, NULL);
     if (pthread_create(&thread, NULL, do_deeds, &other) != 0)
         _exit(3);
     bool crafting = next_random(attack) % 3 == 0;

@@ -29,7 +29,7 @@
 
 enum {
     ROUND_S = 60, /* a round that takes longer hangs */
-    LIVES = 8,    /* attachments in a round at the most */
+    LIVES = 8,    /* attachments in a round at most */
     DENIED_PORT = 23,
     PAGE = 4096
 };
@@ -67,8 +67,8 @@ static struct rway_region *attach(int fd, const struct rway_geometry *geometry, 
         return rway_region_attach(fd, geometry, LINK, RWAY_SIDE_A, 1, &error);
     mapping->reserved = mmap(NULL, shape.region_size + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(mapping->reserved != MAP_FAILED, "reserve");
-    void *memory = mmap(mapping->reserved + PAGE, shape.region_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-                        fd, 0);
+    void *memory =
+        mmap(mapping->reserved + PAGE, shape.region_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
     CHECK(memory != MAP_FAILED, "map");
     return rway_region_over(memory, shape.region_size, geometry, LINK, RWAY_SIDE_A, 1, &error);
 }
@@ -138,9 +138,9 @@ static void drain(struct rway_region *far)
 
 static void check_books(int fd)
 {
-    struct rway_reading reading;
+    struct rway_snapshot reading;
     struct rway_error error;
-    struct rway_ring_reading ring;
+    struct rway_ring_snapshot ring;
     CHECK(rway_region_read(fd, &reading, &error) == 0, "%s", error.what);
     CHECK(rway_ring_read(fd, &reading, RWAY_SIDE_A, 0, &ring, &error) == 0, "%s", error.what);
     CHECK(ring.in_flight == 0 && ring.produced.frames == ring.consumed.frames, "the good region's books");
@@ -155,7 +155,7 @@ static void forward(struct rway_region *hostile, uint64_t random)
     struct rway_region *far = rway_region_attach(fd, &geometry, LINK, RWAY_SIDE_B, 1, &error);
     CHECK(near != NULL && far != NULL, "%s", error.what);
     struct rway_filter *filter = filter_that_denies(DENIED_PORT);
-    const struct rway_flow_timeouts timeouts = {1, 1, 1, 1, 1, 1};
+    const struct rway_conntrack_timeouts timeouts = {1, 1, 1, 1, 1, 1};
     CHECK(random & 64 || rway_filter_track(filter, RWAY_CONNECTIONS_MIN, &timeouts, NULL) == 0, "connections");
     uint64_t patience_us = random & 128 ? random >> 8 & 0xffff : 0;
     struct rway_loop *loop = rway_loop_new((uint32_t)(random & 63));
@@ -166,7 +166,8 @@ static void forward(struct rway_region *hostile, uint64_t random)
     CHECK(rway_pipeline_out(pipeline, 1, rway_region_producer(near, 0)) == 0, "port");
     for (uint32_t queue = 0; queue < rway_region_geometry(hostile)->queues; queue++)
         CHECK(rway_loop_add(loop, rway_wire_new(pipeline, rway_region_consumer(hostile, queue), 0, 1, patience_us)) ==
-                  0, "job");
+                  0,
+              "job");
     rway_loop_add(loop, rway_wire_new(pipeline, rway_region_consumer(near, 0), 1, 0, patience_us));
     CHECK(rway_loop_start(loop) == 0, "start");
     struct patience patience = {.region = hostile, .until_ms = now_ms() + ROUND_MS};
@@ -197,18 +198,18 @@ static void *read_on(void *argument)
     struct worker *worker = argument;
     struct patience patience = {.region = worker->region, .until_ms = now_ms() + ROUND_MS};
     while (goes_on(&patience)) {
-        struct rway_reading reading;
-        struct rway_ring_reading ring;
+        struct rway_snapshot reading;
+        struct rway_ring_snapshot ring;
         struct rway_side peer;
         struct rway_error error;
         rway_region_peer(worker->region, &peer);
         if (rway_region_read(worker->fd, &reading, &error) != 0)
             continue;
-        CHECK(reading.header.geometry.queues <= RWAY_QUEUES_MAX, "queues");
-        for (uint32_t queue = 0; queue < reading.header.geometry.queues; queue++)
+        CHECK(snapshot.header.geometry.queues <= RWAY_QUEUES_MAX, "queues");
+        for (uint32_t queue = 0; queue < snapshot.header.geometry.queues; queue++)
             for (uint32_t side = 0; side < 2; side++)
                 if (rway_ring_read(worker->fd, &reading, side, queue, &ring, &error) == 0) {
-                    CHECK(ring.in_flight <= reading.header.geometry.slot_count, "in flight");
+                    CHECK(ring.in_flight <= snapshot.header.geometry.slot_count, "in flight");
                     COUNT(seen.readings, 1);
                 }
     }
@@ -220,10 +221,12 @@ static void *read_on(void *argument)
 static void set_bells(struct rway_region *region, struct bells *bells)
 {
     for (uint32_t queue = 0; queue < rway_region_geometry(region)->queues; queue++) {
-        CHECK(rway_producer_bells(rway_region_producer(region, queue), dup(bells->to_victim[0]),
-                                  dup(bells->to_peer[1]), NULL) == 0, "bells");
-        CHECK(rway_consumer_bells(rway_region_consumer(region, queue), dup(bells->to_victim[0]),
-                                  dup(bells->to_peer[1]), NULL) == 0, "bells");
+        CHECK(rway_producer_bells(rway_region_producer(region, queue), dup(bells->to_victim[0]), dup(bells->to_peer[1]),
+                                  NULL) == 0,
+              "bells");
+        CHECK(rway_consumer_bells(rway_region_consumer(region, queue), dup(bells->to_victim[0]), dup(bells->to_peer[1]),
+                                  NULL) == 0,
+              "bells");
     }
 }
 

@@ -176,7 +176,7 @@ static void udp_behind_ip6_extension_headers_is_read(void)
     add_ip6(&frame, IPPROTO_HOPOPTS, 8 + 16 + 16 + 24 + 8 + 5);
     add_extension(&frame, IPPROTO_DSTOPTS, 1);
     add_extension(&frame, IPPROTO_ROUTING, 2);
-    add_extension(&frame, IPPROTO_AH, 2)[2] = 4; /* segment routing passes */
+    add_extension(&frame, IPPROTO_AH, 2)[2] = 4;  /* segment routing passes */
     add_extension(&frame, IPPROTO_UDP, 3)[1] = 4; /* AH counts 4-byte units, less 2 */
     add_udp(&frame, 5);
     EXPECT(parse(&frame, &headers) == RWAY_WELL_FORMED);

@@ -16,9 +16,9 @@ enum { MS = 1000 * 1000, LASTS_MS = 1000, WAKES_MS = 80, CHAIN_MAX = RWAY_STALL_
 
 struct hop {
     struct rway_patience patience;
-    uint64_t tail;    /* of the ring that it fills */
+    uint64_t tail;     /* of the ring that it fills */
     uint64_t looks_ms; /* at the latest */
-    uint32_t stalled; /* as it says to the hop before it */
+    uint32_t stalled;  /* as it says to the hop before it */
 };
 
 /* Let it look, as a forwarder with frames and no room does. Returns whether it gives up. */
@@ -31,7 +31,7 @@ static bool look(struct hop *hop, uint32_t behind, uint64_t now_ms, uint64_t ran
 }
 
 /*
- * Until each ring has stood still for ten seconds, whoever looks first, but for the one before the dead end. A ring
+ * Until each ring has stood still for ten seconds, whoever looks first, except for the one before the dead end. A ring
  * moves when the hop behind it gives up and drops what is in there. Returns which hops gave up, a bit each.
  */
 static uint32_t who_gives_up(uint32_t count, uint64_t random)

@@ -51,8 +51,8 @@ static inline bool is_denied(uint64_t number)
 /* A UDP packet over IPv4; all that is looked at lies in the first slot. */
 static inline void write_frame(uint8_t *bytes, uint64_t number)
 {
-    static const uint8_t START[NUMBER_AT] = {2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 0, 0, 0, 0,
-                                             0, 64, IPPROTO_UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 1, 0, 0, 80};
+    static const uint8_t START[NUMBER_AT] = {2, 0, 0, 0,  0,           2, 2, 0,  0, 0, 0, 1,  8, 0, 0x45, 0, 0, 0, 0,
+                                             0, 0, 0, 64, IPPROTO_UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,    1, 0, 0, 80};
     uint32_t len = len_of(number);
     memcpy(bytes, START, sizeof START);
     bytes[16] = (uint8_t)((len - 14) >> 8);
@@ -186,11 +186,11 @@ static inline uint64_t delivered_in(const struct books *books)
     return books->released - sum_of(books->consumed_drops);
 }
 
-static inline struct rway_ring_reading read_ring(int fd, uint32_t queue)
+static inline struct rway_ring_snapshot read_ring(int fd, uint32_t queue)
 {
     struct rway_error error;
-    struct rway_reading reading;
-    struct rway_ring_reading ring;
+    struct rway_snapshot reading;
+    struct rway_ring_snapshot ring;
     CHECK(rway_region_read(fd, &reading, &error) == 0, "%s", error.what);
     CHECK(rway_ring_read(fd, &reading, RWAY_SIDE_A, queue, &ring, &error) == 0, "%s", error.what);
     return ring;
@@ -201,7 +201,7 @@ static inline struct books read_books(int fd, uint32_t queues)
 {
     struct books books = {0};
     for (uint32_t queue = 0; queue < queues; queue++) {
-        struct rway_ring_reading ring = read_ring(fd, queue);
+        struct rway_ring_snapshot ring = read_ring(fd, queue);
         CHECK(ring.produced.frames == ring.consumed.frames + ring.in_flight,
               "queue %u: published %lu, released %lu + %lu", queue, (unsigned long)ring.produced.frames,
               (unsigned long)ring.consumed.frames, (unsigned long)ring.in_flight);

@@ -4,7 +4,7 @@
  * frame, and the books say what really is in the rings.
  *
  * Which stores there are is found out and not listed: the operation runs once by single steps (ptrace), and whoever
- * changes it changes the list. Then it runs anew for each of them, up to that instruction, and the process gets a
+ * changes it changes the list. Then it runs again for each of them, up to that instruction, and the process gets a
  * SIGKILL there. Recovery is such an operation too: an end is killed while it takes up what a killed one left.
  */
 /* arguments: */
@@ -43,8 +43,8 @@ static void make_world(const struct rway_carried carried[2])
     CHECK(rway_geometry_shape(&GEOMETRY, &world.shape, NULL) == 0, "geometry");
     world.size = world.shape.memory;
     for (int i = 0; i < 2; i++) {
-        world.fds[i] = rway_region_create_from(&GEOMETRY, i == 0 ? FIRST_LINK : SECOND_LINK, 0,
-                                               i == 0 ? carried : NULL, &error);
+        world.fds[i] =
+            rway_region_create_from(&GEOMETRY, i == 0 ? FIRST_LINK : SECOND_LINK, 0, i == 0 ? carried : NULL, &error);
         CHECK(world.fds[i] >= 0, "create: %s", error.what);
         world.memory[i] = mmap(NULL, world.shape.region_size, PROT_READ | PROT_WRITE, MAP_SHARED, world.fds[i], 0);
         CHECK(world.memory[i] != MAP_FAILED, "mmap");
@@ -293,7 +293,7 @@ static void check_first_link(const struct books *before)
     struct rway_region *sender = end_of(0, RWAY_SIDE_A);
     struct rway_region *receiver = end_of(0, RWAY_SIDE_B);
     struct books books = read_books(world.fds[0], 1);
-    struct rway_ring_reading ring = read_ring(world.fds[0], 0);
+    struct rway_ring_snapshot ring = read_ring(world.fds[0], 0);
     struct rway_frame frames[64];
     uint64_t bytes = 0;
     uint32_t left = rway_ring_peek(rway_region_consumer(receiver, 0), frames, 64);
@@ -341,8 +341,10 @@ static void after_release(const struct books *before)
     struct books after = read_books(world.fds[0], 1);
     uint64_t released = after.released - before->released;
     uint64_t drops = sum_of(after.consumed_drops) - sum_of(before->consumed_drops);
-    CHECK(drops == (released == 0 ? 0 : released == 8 ? 3 : 2), "%lu dropped of %lu", (unsigned long)drops,
-          (unsigned long)released);
+    CHECK(drops == (released == 0   ? 0
+                    : released == 8 ? 3
+                                    : 2),
+          "%lu dropped of %lu", (unsigned long)drops, (unsigned long)released);
 }
 
 static void after_sleep(const struct books *before)
@@ -539,7 +541,7 @@ static struct lefts *step_through(const struct operation *operation)
     return lefts;
 }
 
-/* Run it anew from the first state up to this one, and kill it there. */
+/* Run it again from the first state up to this one, and kill it there. */
 static void kill_in(const struct operation *operation, const struct lefts *lefts, const struct left *left)
 {
     put_back(&lefts->each[0]);
@@ -628,7 +630,7 @@ static void send_numbered(uint32_t count)
 
 static uint64_t dropped_full; /* by the forwarder, so far */
 
-/* The second link is full but for the frames of which the receiver has taken some; the first has more than fit. */
+/* The second link is full except for the frames of which the receiver has taken some; the first has more than fit. */
 static void leave_little_room(void)
 {
     for (uint32_t burst = 0; burst < 12; burst++) {

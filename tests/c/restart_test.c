@@ -1,6 +1,6 @@
 /*
  * A sender, a forwarder and a receiver are killed at random moments while frames go through, and start again on the
- * same two links. Each frame arrives once at the most and in order, and the books of the whole way balance by the
+ * same two links. Each frame arrives once at most and in order, and the books of the whole way balance by the
  * frame: what the sender offered was delivered or dropped by cause, and what a kill cost is under restart.
  *
  * The forwarder waits while the second link is full, so that it drops nothing; with --full drop, both drop.

@@ -29,8 +29,9 @@ static void one_after_all_regions_are_gone_ends_the_process(void)
     struct link link = make_link(true);
     volatile uint8_t *stale = link.a->memory;
     detach(&link);
-    CHECK(mmap((void *)stale, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-               memfd_create("empty", MFD_CLOEXEC), 0) != MAP_FAILED, "map");
+    CHECK(mmap((void *)stale, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memfd_create("empty", MFD_CLOEXEC),
+               0) != MAP_FAILED,
+          "map");
     *stale = 1;
 }
 

@@ -1,5 +1,5 @@
 /*
- * R27: a peer that rings bells without work cannot keep a sleeper awake. The sleeper stops listening, says so in its
+ * A peer that rings bells without work cannot keep a sleeper awake. The sleeper stops listening, says so in its
  * counters, still finds frames within its bounded sleeps, and listens again later. Counted in bells and wake-ups, not
  * in seconds, so that a slow machine changes nothing.
  */
@@ -156,8 +156,8 @@ static void a_storm_wakes_a_sleeper_hardly_ever(void)
     CHECK(counts->bells_idle < STREAK * (counts->mutes + 1), "%lu idle bells, %lu mutes",
           (unsigned long)counts->bells_idle, (unsigned long)counts->mutes);
     CHECK(wakes < BELLS / 40, "%lu wake-ups by %d bells", (unsigned long)wakes, BELLS);
-    struct rway_reading reading;
-    struct rway_ring_reading shown;
+    struct rway_snapshot reading;
+    struct rway_ring_snapshot shown;
     CHECK(rway_region_read(victim.fd, &reading, NULL) == 0, "read");
     CHECK(rway_ring_read(victim.fd, &reading, RWAY_SIDE_B, 0, &shown, NULL) == 0, "read");
     CHECK(shown.consumed.mutes >= 1, "nobody can see that it was muted");

@@ -126,7 +126,7 @@ def test_a_side_that_no_link_has_is_refused(side: int) -> None:
         assert (error.cause, error.what, error.found) == (RefusalCause.ARGUMENT, "side", side)
 
 
-def test_R26_a_header_rewritten_after_the_attach_changes_nothing() -> None:
+def test_a_header_rewritten_after_the_attach_changes_nothing() -> None:
     with carrier() as made, made.attach(0) as a, made.attach(1) as b:
         for junk in (b"\0", b"\xff", b"\x55"):
             os.pwrite(made.fd, junk * 4096, 0)
@@ -139,13 +139,13 @@ def test_R26_a_header_rewritten_after_the_attach_changes_nothing() -> None:
         assert not b.broken
 
 
-def test_F12_memory_is_allocated_when_a_region_is_made() -> None:
+def test_memory_is_allocated_when_a_region_is_made() -> None:
     with carrier() as made:
         assert os.fstat(made.fd).st_blocks * 512 >= MEMORY
         assert os.fstat(made.fd).st_size == REGION
 
 
-def test_F13_a_region_is_sealed_against_shrinking_and_growing() -> None:
+def test_a_region_is_sealed_against_shrinking_and_growing() -> None:
     with carrier() as made:
         seals = fcntl.fcntl(made.fd, fcntl.F_GET_SEALS)
         assert seals == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL

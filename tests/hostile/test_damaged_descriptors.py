@@ -53,7 +53,7 @@ BAD_DESCRIPTORS = {
 
 @pytest.mark.parametrize("before", [0, 3, SLOTS - 1], ids=["first", "fourth", "last slot"])
 @pytest.mark.parametrize(("descriptors", "cause"), BAD_DESCRIPTORS.values(), ids=BAD_DESCRIPTORS)
-def test_R22_a_bad_descriptor_breaks_the_link_and_what_came_before_it_arrives(
+def test_a_bad_descriptor_breaks_the_link_and_what_came_before_it_arrives(
     victim: Victim, descriptors: list[dict[str, int]], cause: BreakCause, before: int
 ) -> None:
     victim.publish(*[{}] * before)
@@ -68,7 +68,7 @@ def test_R22_a_bad_descriptor_breaks_the_link_and_what_came_before_it_arrives(
     victim.breaks_with(cause)
 
 
-def test_R24_a_frame_that_never_ends_is_not_waited_for(victim: Victim) -> None:
+def test_a_frame_that_never_ends_is_not_waited_for(victim: Victim) -> None:
     victim.publish({"len": FRAME_MAX, "slots": SLOTS // 2}, *[CONTINUATION] * (SLOTS // 2 - 2))
     with pytest.raises(RegionBrokenError):
         victim.receive()
@@ -133,7 +133,7 @@ def test_random_descriptors_are_frames_or_break_the_link(descriptors: list[bytes
             assert all(lib.RWAY_FRAME_MIN <= len(frame) <= FRAME_MAX + 4 for frame in frames)
 
 
-def test_R25_a_descriptor_rewritten_after_the_peek_changes_nothing(victim: Victim) -> None:
+def test_a_descriptor_rewritten_after_the_peek_changes_nothing(victim: Victim) -> None:
     victim.publish(THREE, CONTINUATION, CONTINUATION)
     (frame,) = peek(victim.region)
     os.pwrite(victim.carrier.fd, b"\xff" * 16 * SLOTS, victim.carrier.descriptor(victim.inward, 0))
@@ -146,7 +146,7 @@ def test_R25_a_descriptor_rewritten_after_the_peek_changes_nothing(victim: Victi
     assert not victim.region.broken
 
 
-def test_R25_bytes_rewritten_after_publishing_are_received_as_some_frame(victim: Victim) -> None:
+def test_bytes_rewritten_after_publishing_are_received_as_some_frame(victim: Victim) -> None:
     victim.publish({})
     (frame,) = peek(victim.region)
     first = victim.carrier.slot(victim.inward, 0)

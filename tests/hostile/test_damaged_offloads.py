@@ -20,29 +20,29 @@ GOOD_TCP = {"flags": CSUM | GSO, "gso_type": TCP4, "gso_size": 100, "hdr_len": 5
 GOOD_UDP = {"flags": CSUM | GSO, "gso_type": UDP, "gso_size": 100, "hdr_len": 42, "csum_start": 34, "csum_offset": 6}
 LENGTH = 200
 BAD_OFFLOADS = {
-    "P1 checksum place past the end": {**GOOD_TCP, "flags": CSUM, "csum_start": LENGTH - 17},
-    "P1 checksum offset past the end": {**GOOD_TCP, "flags": CSUM, "csum_offset": LENGTH - 35},
-    "P1 sum of both wraps 16 bits": {**GOOD_TCP, "flags": CSUM, "csum_start": 65535, "csum_offset": 65535},
-    "P1 start wraps with its offset": {**GOOD_TCP, "flags": CSUM, "csum_start": 34, "csum_offset": 65504},
-    "P1 start at the end": {**GOOD_TCP, "flags": CSUM, "csum_start": LENGTH, "csum_offset": 0},
-    "P1 start in the Ethernet header": {**GOOD_TCP, "flags": CSUM, "csum_start": 13},
-    "P1 start 0": {**GOOD_TCP, "flags": CSUM, "csum_start": 0},
-    "P2 segments of 0 bytes": {**GOOD_TCP, "gso_size": 0},
-    "P2 more than 128 segments of UDP": {**GOOD_UDP, "gso_size": 1},
-    "P2 segmentation without checksum": {**GOOD_TCP, "flags": GSO},
-    "P2 no type": {**GOOD_TCP, "gso_type": 0},
-    "P2 unknown type": {**GOOD_TCP, "gso_type": 2},
-    "P2 UFO": {**GOOD_TCP, "gso_type": 3},
-    "P2 type 255": {**GOOD_TCP, "gso_type": 255},
-    "P2 type with high bits": {**GOOD_TCP, "gso_type": 0x100 | TCP4},
-    "P2 ECN alone": {**GOOD_TCP, "gso_type": lib.RWAY_GSO_ECN},
-    "P2 ECN with UDP": {**GOOD_UDP, "gso_type": UDP | lib.RWAY_GSO_ECN},
-    "P2 headers longer than the frame": {**GOOD_TCP, "hdr_len": LENGTH + 1},
-    "P2 headers of 65535 bytes": {**GOOD_TCP, "hdr_len": 65535},
-    "P2 headers that end before TCP's": {**GOOD_TCP, "hdr_len": 53},
-    "P2 no room for a TCP header": {**GOOD_TCP, "csum_start": LENGTH - 19, "hdr_len": 0},
-    "P2 TCP with UDP's checksum place": {**GOOD_TCP, "csum_offset": 6},
-    "P2 UDP with TCP's checksum place": {**GOOD_UDP, "csum_offset": 16},
+    "checksum place past the end": {**GOOD_TCP, "flags": CSUM, "csum_start": LENGTH - 17},
+    "checksum offset past the end": {**GOOD_TCP, "flags": CSUM, "csum_offset": LENGTH - 35},
+    "sum of both wraps 16 bits": {**GOOD_TCP, "flags": CSUM, "csum_start": 65535, "csum_offset": 65535},
+    "start wraps with its offset": {**GOOD_TCP, "flags": CSUM, "csum_start": 34, "csum_offset": 65504},
+    "start at the end": {**GOOD_TCP, "flags": CSUM, "csum_start": LENGTH, "csum_offset": 0},
+    "start in the Ethernet header": {**GOOD_TCP, "flags": CSUM, "csum_start": 13},
+    "start 0": {**GOOD_TCP, "flags": CSUM, "csum_start": 0},
+    "segments of 0 bytes": {**GOOD_TCP, "gso_size": 0},
+    "more than 128 segments of UDP": {**GOOD_UDP, "gso_size": 1},
+    "segmentation without checksum": {**GOOD_TCP, "flags": GSO},
+    "no type": {**GOOD_TCP, "gso_type": 0},
+    "unknown type": {**GOOD_TCP, "gso_type": 2},
+    "UFO": {**GOOD_TCP, "gso_type": 3},
+    "type 255": {**GOOD_TCP, "gso_type": 255},
+    "type with high bits": {**GOOD_TCP, "gso_type": 0x100 | TCP4},
+    "ECN alone": {**GOOD_TCP, "gso_type": lib.RWAY_GSO_ECN},
+    "ECN with UDP": {**GOOD_UDP, "gso_type": UDP | lib.RWAY_GSO_ECN},
+    "headers longer than the frame": {**GOOD_TCP, "hdr_len": LENGTH + 1},
+    "headers of 65535 bytes": {**GOOD_TCP, "hdr_len": 65535},
+    "headers that end before TCP's": {**GOOD_TCP, "hdr_len": 53},
+    "no room for a TCP header": {**GOOD_TCP, "csum_start": LENGTH - 19, "hdr_len": 0},
+    "TCP with UDP's checksum place": {**GOOD_TCP, "csum_offset": 6},
+    "UDP with TCP's checksum place": {**GOOD_UDP, "csum_offset": 16},
 }
 GOOD_OFFLOADS = {
     "none": {"flags": 0, "csum_start": 65535, "gso_type": 255},
@@ -122,7 +122,7 @@ def test_the_number_of_segments_is_bounded_and_not_their_size() -> None:
     assert fits(TCP4, 16, 8, lib.RWAY_FRAME_MAX - 54)
 
 
-def test_P1_offload_data_flipped_after_it_was_read_changes_nothing(victim: Victim) -> None:
+def test_offload_data_flipped_after_it_was_read_changes_nothing(victim: Victim) -> None:
     publish_with_offload(victim, 0, GOOD_TCP)
     (frame,) = peek(victim.region)
     offload = ffi.new("struct rway_offload *")

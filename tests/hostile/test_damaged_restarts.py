@@ -1,4 +1,4 @@
-"""What a peer writes into the words that a restart reads costs counts at the most, and no frame of another link."""
+"""What a peer writes into the words that a restart reads costs counts at most, and no frame of another link."""
 
 from __future__ import annotations
 

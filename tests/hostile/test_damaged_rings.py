@@ -17,7 +17,7 @@ BAD_HEADS = [9, 0, 10 + SLOTS + 1, 10 + 2 * SLOTS, 2**32 + 10, 2**63, WORD - 1]
 
 
 @pytest.mark.parametrize("head", BAD_HEADS)
-def test_R23_a_head_that_goes_back_or_too_far_breaks_the_link(victim: Victim, head: int) -> None:
+def test_a_head_that_goes_back_or_too_far_breaks_the_link(victim: Victim, head: int) -> None:
     after_ten_frames(victim)
     victim.carrier.set_head(victim.inward, head)
     assert victim.region.consumers[0].wait(1)
@@ -26,7 +26,7 @@ def test_R23_a_head_that_goes_back_or_too_far_breaks_the_link(victim: Victim, he
     victim.breaks_with(BreakCause.HEAD)
 
 
-def test_R1_R2_the_reading_of_a_broken_link_names_side_and_cause(victim: Victim) -> None:
+def test_the_reading_of_a_broken_link_names_side_and_cause(victim: Victim) -> None:
     after_ten_frames(victim)
     victim.carrier.set_head(victim.inward, 10 + SLOTS)
     victim.carrier.describe(victim.inward, 10, kind=9)
@@ -37,14 +37,14 @@ def test_R1_R2_the_reading_of_a_broken_link_names_side_and_cause(victim: Victim)
     assert read_region(victim.carrier.fd).sides[1].state is SideState.DETACHED
 
 
-def test_R1_a_whole_ring_of_frames_is_the_most_that_a_head_may_announce(victim: Victim) -> None:
+def test_a_whole_ring_of_frames_is_the_most_that_a_head_may_announce(victim: Victim) -> None:
     after_ten_frames(victim)
     victim.publish(*[{}] * SLOTS)
     assert len(victim.receive()) == SLOTS
     assert not victim.region.broken
 
 
-def test_R23_frames_still_held_count_against_what_a_head_may_announce(victim: Victim) -> None:
+def test_frames_still_held_count_against_what_a_head_may_announce(victim: Victim) -> None:
     victim.publish(*[{}] * SLOTS)
     assert len(peek(victim.region, count=SLOTS)) == SLOTS
     victim.carrier.set_head(victim.inward, SLOTS + 1)
@@ -52,7 +52,7 @@ def test_R23_frames_still_held_count_against_what_a_head_may_announce(victim: Vi
     victim.breaks_with(BreakCause.HEAD)
 
 
-def test_R23_a_head_that_went_back_over_frames_still_held_breaks_the_link(victim: Victim) -> None:
+def test_a_head_that_went_back_over_frames_still_held_breaks_the_link(victim: Victim) -> None:
     victim.publish(*[{}] * 10)
     assert len(peek(victim.region, count=10)) == 10
     victim.carrier.set_head(victim.inward, 9)
@@ -61,7 +61,7 @@ def test_R23_a_head_that_went_back_over_frames_still_held_breaks_the_link(victim
 
 
 @pytest.mark.parametrize("tail", [SLOTS + 1, 2 * SLOTS, 2**32, 2**63, WORD - 1])
-def test_R23_a_tail_past_our_head_breaks_the_link(victim: Victim, tail: int) -> None:
+def test_a_tail_past_our_head_breaks_the_link(victim: Victim, tail: int) -> None:
     assert victim.region.producers[0].send([FRAME] * SLOTS) == SLOTS
     victim.carrier.set_tail(victim.outward, tail)
     with pytest.raises(RegionBrokenError):
@@ -70,7 +70,7 @@ def test_R23_a_tail_past_our_head_breaks_the_link(victim: Victim, tail: int) -> 
 
 
 @pytest.mark.parametrize("tail", [0, 9, WORD - 1])
-def test_R23_a_tail_that_goes_back_breaks_the_link(victim: Victim, tail: int) -> None:
+def test_a_tail_that_goes_back_breaks_the_link(victim: Victim, tail: int) -> None:
     producer = victim.region.producers[0]
     assert producer.send([FRAME] * SLOTS) == SLOTS
     victim.carrier.set_tail(victim.outward, 10)
@@ -88,7 +88,7 @@ def test_a_tail_that_stays_fills_the_ring_and_no_more(victim: Victim) -> None:
 
 
 @pytest.mark.parametrize("junk", [0, 1, 2**63, WORD - 1])
-def test_R21_what_we_publish_is_never_read_back(victim: Victim, junk: int) -> None:
+def test_what_we_publish_is_never_read_back(victim: Victim, junk: int) -> None:
     made, producer = victim.carrier, victim.region.producers[0]
     for turn in range(100):
         made.set_head(victim.outward, junk)
@@ -108,7 +108,7 @@ def test_R21_what_we_publish_is_never_read_back(victim: Victim, junk: int) -> No
 
 
 @pytest.mark.parametrize("junk", [0, 1, 2**63, WORD - 1])
-def test_R19_wake_words_of_any_value_change_only_who_is_woken(victim: Victim, junk: int) -> None:
+def test_wake_words_of_any_value_change_only_who_is_woken(victim: Victim, junk: int) -> None:
     made = victim.carrier
     for turn in range(100):
         made.write(junk, victim.outward, "rway_ring_control", "wake_consumer")
@@ -126,7 +126,7 @@ def test_a_peers_word_about_itself_is_only_shown(victim: Victim, junk: bytes) ->
     peer = victim.region.peer()
     assert peer.state in SideState
     assert peer.cause in BreakCause
-    reading = read_region(victim.carrier.fd)
-    assert reading.sides[1] == peer
+    snapshot = read_region(victim.carrier.fd)
+    assert snapshot.sides[1] == peer
     victim.publish({})
     assert len(victim.receive()) == 1

@@ -66,7 +66,7 @@ def test_a_section_over_the_header_or_off_its_page_is_refused(at: int, offset: i
 
 @pytest.mark.parametrize("at", SECTIONS.values(), ids=SECTIONS)
 @pytest.mark.parametrize("offset", [REGION, REGION + 4096, 2**40, 2**63, WORD - 4096])
-def test_R22_a_section_that_ends_outside_or_wraps_is_refused(at: int, offset: int) -> None:
+def test_a_section_that_ends_outside_or_wraps_is_refused(at: int, offset: int) -> None:
     with carrier() as made:
         made.write(offset, 0, "rway_header", "sections", at, "offset")
         refuses_both(made, RefusalCause.SECTION, "end of a section")
@@ -164,7 +164,7 @@ COUNTERS = [(65, 0), (0, 1), (2**63, 0), (0, WORD - 65), (10, 11), (WORD - 1, 0)
 @pytest.mark.parametrize("queue", [0, 1])
 @pytest.mark.parametrize("producing_side", [0, 1])
 @pytest.mark.parametrize(("head", "tail"), COUNTERS)
-def test_R23_counters_that_cannot_be_continued_from_are_refused(
+def test_counters_that_cannot_be_continued_from_are_refused(
     producing_side: int, queue: int, head: int, tail: int
 ) -> None:
     with carrier() as made:

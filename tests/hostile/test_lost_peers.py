@@ -16,7 +16,7 @@ from tests.support.victim import FRAME, Victim, after_ten_frames
 SLOTS = SMALL.slot_count
 
 
-def test_F5_a_peer_that_dies_between_claim_and_publish_leaves_nothing_to_clean_up() -> None:
+def test_a_peer_that_dies_between_claim_and_publish_leaves_nothing_to_clean_up() -> None:
     with carrier() as made, made.attach(0) as a:
         claimed, saying = os.pipe()
         child = os.fork()
@@ -45,7 +45,7 @@ def test_F5_a_peer_that_dies_between_claim_and_publish_leaves_nothing_to_clean_u
         assert all(ring.balanced for ring in read_region(made.fd).rings)
 
 
-def test_F7_a_peer_that_stops_consuming_fills_its_ring_and_costs_nothing_else(victim: Victim) -> None:
+def test_a_peer_that_stops_consuming_fills_its_ring_and_costs_nothing_else(victim: Victim) -> None:
     producer = victim.region.producers[0]
     assert producer.send([FRAME] * SLOTS) == SLOTS
     for _ in range(1000):
@@ -57,7 +57,7 @@ def test_F7_a_peer_that_stops_consuming_fills_its_ring_and_costs_nothing_else(vi
 
 
 @pytest.mark.parametrize("target", ["descriptors", "slots", "header", "own side", "peer's side"])
-def test_F13_holes_punched_into_a_live_region_break_the_link_or_read_as_zeros(victim: Victim, target: str) -> None:
+def test_holes_punched_into_a_live_region_break_the_link_or_read_as_zeros(victim: Victim, target: str) -> None:
     made = victim.carrier
     after_ten_frames(victim)
     victim.publish(*[{}] * 10)

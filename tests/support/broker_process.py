@@ -18,7 +18,7 @@ from typing import Self
 from ringway.broker.registry import remove_leftovers
 from ringway.control.client import AgentSession, Client
 from ringway.control.handover import Handover, take
-from ringway.control.messages import Applied, Apply, LinkShown, Offer, Show, Shown, Take, VmShown, Welcome
+from ringway.control.messages import Applied, Apply, Claim, LinkShown, Offer, Show, Shown, VmShown, Welcome
 from ringway.control.runtime import control_path, handover_path
 from tests.support.fabrics import FABRIC
 from tools.soak.census import keeper_pid
@@ -129,7 +129,7 @@ class BrokerProcess:
         return sum(target not in clients for target in found)
 
     def take(self, offer: Offer, vm: str) -> Handover:
-        claim = Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
+        claim = Claim(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
         return take(handover_path(self.runtime), claim)
 
 

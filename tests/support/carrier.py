@@ -68,7 +68,7 @@ class Carrier:
         return slots + number % self.geometry.slot_count * self.shape.slot_stride
 
     def describe(self, ring: int, number: int, **fields: int) -> None:
-        """Write one descriptor: a frame of 60 bytes in one slot, but for what is named."""
+        """Write one descriptor: a frame of 60 bytes in one slot, except for what is named."""
         for field, value in {"kind": lib.RWAY_DESC_FRAME, "slots": 1, "len": 60, **fields}.items():
             self.write(value, self.descriptor(ring, number), "rway_desc", field)
 

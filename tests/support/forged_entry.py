@@ -23,7 +23,7 @@ GOOD_LINK: dict[str, Any] = {
 
 
 def forged(fabric_id: str, /, **changes: object) -> bytes:
-    """A good entry but for the changes."""
+    """A good entry except for the changes."""
     entry = {
         "fabric_id": fabric_id,
         "broker_pid": 4710,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ringway.shm import Geometry, QueueBells, Region, RingReading, create_region, make_bell, read_region
+from ringway.shm import Geometry, QueueBells, Region, RingSnapshot, create_region, make_bell, read_region
 
 LINK = 5  # its id
 
@@ -30,7 +30,7 @@ class Link:
             made.append(QueueBells(own[0][0], own[1][1], peers[1][0], peers[0][1]))
         return made
 
-    def ring(self, side: int = 0, queue: int = 0) -> RingReading:
+    def ring(self, side: int = 0, queue: int = 0) -> RingSnapshot:
         (found,) = [r for r in read_region(self.fd).rings if (r.producing_side, r.queue) == (side, queue)]
         return found
 

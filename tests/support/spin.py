@@ -37,7 +37,7 @@ class Search:
 
     @property
     def unreached(self) -> list[str]:
-        """Statements that no execution came to, but for the ends of processes that go on for ever."""
+        """Statements that no execution came to, except for the ends of processes that go on for ever."""
         places = re.findall(r"^\t\S*?(\w+\.pml:\d+), state \d+, (.*)$", self.output, re.MULTILINE)
         return [f"{place}: {statement}" for place, statement in places if statement != '"-end-"']
 

@@ -17,7 +17,7 @@ import pytest
 from ringway.agent import Agent, AgentCause, AgentError, Port
 from ringway.agent.functions import FunctionDirectory
 from ringway.agent.interface import Owner
-from ringway.agent.member import Member
+from ringway.agent.ports import Ports
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.control.runtime import handover_path
@@ -147,19 +147,19 @@ def test_a_replaced_link_that_somebody_will_not_let_go_of_keeps_no_port_from_its
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ringway.shm.region._HELD_S", 0.05)
-    member = Member("client", Owner.of(fabric.runtime, "client"), 0, 1, FunctionDirectory(None), lambda _: None)
+    ports = Ports("client", Owner.of(fabric.runtime, "client"), 0, 1, FunctionDirectory(None), lambda _: None)
     fabric.broker.apply(TWO_LINKS)
     with session_of(fabric.runtime, "client") as session:
-        member.take_up(session.hello().offers, None)
-        held, other = member.port("p", 0), member.port("q", 0)
+        ports.take_up(session.hello().offers, None)
+        held, other = ports.port("p", 0), ports.port("q", 0)
         with held.region.hold("an application"):
             fabric.broker.apply(TWO_LINKS.replace("slots = 64", "slots = 128"))
             with pytest.raises(RegionHeldError, match="an application"):
-                member.take_up(session.hello().offers, None)
-            assert [member.port(name, 0).region.geometry.slot_count for name in "pq"] == [128, 128]
+                ports.take_up(session.hello().offers, None)
+            assert [ports.port(name, 0).region.geometry.slot_count for name in "pq"] == [128, 128]
             assert (held.attached, other.attached) == (True, False)
         held.detach()
-        member.close()
+        ports.close()
 
 
 def test_links_come_and_go_beside_one_that_loses_nothing(fabric: Fabric) -> None:
@@ -376,7 +376,7 @@ def test_a_peer_that_writes_nonsense_breaks_its_link_and_no_other(fabric: Fabric
     (left,) = (vm for vm in shown["vms"] if vm["name"] == "left")
     ports = {port["port"]: (port["state"], port["cause"]) for port in left["ports"]}
     assert ports == {"p": ("broken", cause.name.lower()), "q": ("attached", "")}
-    fabric.apply(PAIR)  # a broken link is made anew
+    fabric.apply(PAIR)  # a broken link is recreated
     fabric.peer("echo", "right")
     there_and_back(agent.port("p"), [bytes(60)])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ringway.agent import Agent, AgentCause, AgentError, Port
-from ringway.control.messages import PortTold
+from ringway.control.messages import PortStatus
 from ringway.shm import RegionHeldError
 from tests.support.broker_process import run_ringway
 from tests.support.fabric import AgentProcess, Fabric
@@ -40,7 +40,7 @@ TOO_MANY = CHAIN.replace("connections = 1024", "connections = 16777216")
 FRAME = bytes(12) + b"\x88\xb5" + bytes(46)
 
 
-def told(fabric: Fabric, vm: str) -> dict[str, PortTold]:
+def told(fabric: Fabric, vm: str) -> dict[str, PortStatus]:
     return {port.port: port for port in fabric.broker.vm(vm).ports}
 
 
@@ -175,7 +175,7 @@ def test_apply_names_the_agents_that_do_not_answer_and_the_broker_answers_others
 def test_an_agent_stops_all_but_the_port_that_is_held_and_the_next_stop_tries_again(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ringway.agent.member._STOP_S", 0.2)
+    monkeypatch.setattr("ringway.agent.ports._STOP_S", 0.2)
     fabric.apply(TAP_AND_LOCAL)
     agent = Agent("east", fabric.runtime)
     agent.start()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.form import BenchError, Reading, duel
+from bench.form import BenchError, Snapshot, duel
 from bench.race.racer import End
 from tests.conftest import require
 from tests.support.waiting import until
@@ -72,9 +72,9 @@ class Counting:
 
     def pause(self) -> None: ...
 
-    def read(self) -> Reading:
+    def read(self) -> Snapshot:
         self._frames += self._step
-        return Reading(time.monotonic_ns(), self._frames)
+        return Snapshot(time.monotonic_ns(), self._frames)
 
 
 def test_a_chain_that_delivered_nothing_is_an_error() -> None:

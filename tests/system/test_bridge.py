@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from ringway.agent import Port
-from ringway.shm import RingReading, read_region
+from ringway.shm import RingSnapshot, read_region
 from tests.support.broker_process import run_ringway
 from tests.support.fabric import AgentProcess, Fabric
 from tests.support.network import await_carriers, namespaces, ping, transfer
@@ -177,7 +177,7 @@ def have_received(talkers: list[Talker], frames: list[int]) -> bool:
     return all(talker.received >= due for talker, due in zip(talkers, frames, strict=True))
 
 
-def rings_of(regions: list[int]) -> list[RingReading]:
+def rings_of(regions: list[int]) -> list[RingSnapshot]:
     return [ring for fd in regions for ring in read_region(fd).rings]
 
 

@@ -15,25 +15,25 @@ from threading import Thread
 
 import pytest
 
-from ringway.broker.loop import Loop
+from ringway.broker.loop import Broker
 from ringway.control import wire
 from ringway.control.client import AgentSession, Client
 from ringway.control.errors import ControlError
 from ringway.control.handover import Handover
 from ringway.control.messages import (
-    Ask,
     Cause,
     ErrorReply,
     Hello,
-    LoopTold,
+    LoopStatus,
     Notice,
     Offered,
-    PortTold,
+    PortStatus,
     RuleCount,
     SetStack,
     Show,
     Shown,
-    Told,
+    Status,
+    StatusRequest,
     Withdrawn,
 )
 from ringway.control.release import RELEASE
@@ -190,8 +190,8 @@ def test_a_second_agent_is_refused_while_the_first_answers(broker: BrokerProcess
         first.hello()
         second._send("f" * 32, _hello("client"), 5)
         asked = pushed(first)
-        assert asked.message == Ask()
-        first.answer(asked.request_id, Told(ports=[], loops=[], rules=[]))
+        assert asked.message == StatusRequest()
+        first.answer(asked.request_id, Status(ports=[], loops=[], rules=[]))
         received = second._receive(5)
         assert received is not None
         assert isinstance(received.message, ErrorReply)
@@ -223,9 +223,9 @@ def _hello(vm: str) -> Hello:
 
 def test_show_asks_the_agents_and_says_who_is_silent_or_away(broker: BrokerProcess, runtime: Path) -> None:
     broker.apply()
-    told = Told(
-        ports=[PortTold(port="net", link="one", state="broken", cause="head")],
-        loops=[LoopTold(name="net", counters={"loops": 2**64 - 1})],
+    told = Status(
+        ports=[PortStatus(port="net", link="one", state="broken", cause="head")],
+        loops=[LoopStatus(name="net", counters={"loops": 2**64 - 1})],
         rules=[RuleCount(name="default", frames=1, bytes=60)],
     )
     with session_of(runtime, "client") as session, Client(runtime) as asking:
@@ -249,7 +249,7 @@ def test_show_asks_the_agents_and_says_who_is_silent_or_away(broker: BrokerProce
 def loop_here(runtime: Path) -> Iterator[list[str]]:
     """A broker in a thread of this process, with its log."""
     log: list[str] = []
-    loop = Loop(runtime, log.append)
+    loop = Broker(runtime, log.append)
     stop_fd, stopping = os.pipe()
     thread = Thread(target=loop.run, args=(stop_fd,))
     try:
@@ -279,10 +279,10 @@ def test_an_answer_that_cannot_be_given_is_refused_by_name_and_ends_no_broker(
         client.hello()
         server.hello()
         asking._send("e" * 32, Show(), 5)
-        client.answer(pushed(client).request_id, Told(ports=[], loops=[], rules=rules))
+        client.answer(pushed(client).request_id, Status(ports=[], loops=[], rules=rules))
         asked = pushed(server).request_id
         if not silent:
-            server.answer(asked, Told(ports=[], loops=[], rules=rules))
+            server.answer(asked, Status(ports=[], loops=[], rules=rules))
         received = asking._receive(5)
         assert received is not None
         assert isinstance(received.message, ErrorReply)
@@ -313,7 +313,7 @@ def test_an_agent_that_reads_nothing_holds_nobody_up(broker: BrokerProcess, runt
         assert len(broker.show().links) == 1
 
 
-def test_F28_a_second_broker_is_refused_and_the_first_goes_on(broker: BrokerProcess, runtime: Path) -> None:
+def test_a_second_broker_is_refused_and_the_first_goes_on(broker: BrokerProcess, runtime: Path) -> None:
     broker.apply()
     second = run_ringway("broker", "--runtime", str(runtime))
     assert second.returncode == 1

@@ -13,11 +13,11 @@ import msgspec
 import pytest
 import zmq
 
-from ringway.broker.desk import SILENCE, SILENT_MAX
+from ringway.broker.handover_server import SILENCE, SILENT_MAX
 from ringway.control import wire
 from ringway.control.errors import ControlError
-from ringway.control.handover import TAKE_SIZE, take
-from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, ErrorReply, Notice, Offer, Show, Take, Told
+from ringway.control.handover import CLAIM_SIZE, take
+from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, Claim, ErrorReply, Notice, Offer, Show, Status
 from ringway.control.runtime import control_path, handover_path
 from tests.support.broker_process import (
     BrokerProcess,
@@ -50,11 +50,11 @@ def knocking(broker: BrokerProcess) -> Iterator[socket.socket]:
         yield connection
 
 
-def claim_of(offer: Offer) -> Take:
-    return Take(vm="client", link=offer.link, side=offer.side, ticket=offer.ticket)
+def claim_of(offer: Offer) -> Claim:
+    return Claim(vm="client", link=offer.link, side=offer.side, ticket=offer.ticket)
 
 
-def refused(broker: BrokerProcess, claim: Take) -> Cause:
+def refused(broker: BrokerProcess, claim: Claim) -> Cause:
     with pytest.raises(ControlError) as caught:
         take(handover_path(broker.runtime), claim)
     return caught.value.cause
@@ -91,7 +91,7 @@ def test_taking_and_letting_go_leaks_no_descriptor_on_either_side(broker: Broker
         before = (broker.descriptors(), own_descriptors())
         for _ in range(50):
             broker.take(only_offer(session.hello()), "client").discard()
-            assert refused(broker, Take(vm="client", link="one", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
+            assert refused(broker, Claim(vm="client", link="one", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
         assert (broker.descriptors(), own_descriptors()) == before
 
 
@@ -99,32 +99,32 @@ def test_taking_and_letting_go_leaks_no_descriptor_on_either_side(broker: Broker
     "payload",
     [
         b"\xc1",
-        b"\x91" * TAKE_SIZE,
-        b"x" * (TAKE_SIZE + 1),
+        b"\x91" * CLAIM_SIZE,
+        b"x" * (CLAIM_SIZE + 1),
         b"x" * 60_000,
         wire.encode("a" * 32, Show()),
-        wire.encode("a" * 32, Take(vm="client", link="one", side=7, ticket="x")),
-        msgpack.packb({"v": 1, "id": "a" * 32, "kind": "Take", "body": {"é" * 1988: 1}}),
+        wire.encode("a" * 32, Claim(vm="client", link="one", side=7, ticket="x")),
+        msgpack.packb({"v": 1, "id": "a" * 32, "kind": "Claim", "body": {"é" * 1988: 1}}),
     ],
     ids=["not msgpack", "deep", "one byte too long", "far too long", "another kind", "bad body", "a key to be quoted"],
 )
 def test_a_claim_that_is_none_is_answered_and_hung_up_on(broker: BrokerProcess, payload: bytes) -> None:
     with knocking(broker) as connection:
         connection.send(payload)
-        answer = wire.decode(connection.recv(TAKE_SIZE), FROM_HANDOVER).message
+        answer = wire.decode(connection.recv(CLAIM_SIZE), FROM_HANDOVER).message
         assert isinstance(answer, ErrorReply)
         assert answer.cause is Cause.BAD_MESSAGE
-        assert connection.recv(TAKE_SIZE) == b""
+        assert connection.recv(CLAIM_SIZE) == b""
 
 
-def test_B10_descriptors_sent_with_a_claim_are_not_kept(broker: BrokerProcess, offer: Offer) -> None:
+def test_descriptors_sent_with_a_claim_are_not_kept(broker: BrokerProcess, offer: Offer) -> None:
     before = broker.descriptors()
     claim = wire.encode("a" * 32, claim_of(offer))
     gift = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 100))]
     for _ in range(20):
         with knocking(broker) as connection:
             connection.sendmsg([claim], gift)
-            answer = wire.decode(connection.recv(TAKE_SIZE), FROM_HANDOVER).message
+            answer = wire.decode(connection.recv(CLAIM_SIZE), FROM_HANDOVER).message
             assert isinstance(answer, ErrorReply)
     assert broker.descriptors() == before
     broker.take(offer, "client").discard()
@@ -133,17 +133,17 @@ def test_B10_descriptors_sent_with_a_claim_are_not_kept(broker: BrokerProcess, o
 def test_a_connection_that_says_nothing_is_closed_after_its_second(broker: BrokerProcess) -> None:
     with knocking(broker) as connection:
         connection.settimeout(SILENCE * 10)
-        assert connection.recv(TAKE_SIZE) == b""
+        assert connection.recv(CLAIM_SIZE) == b""
 
 
 def test_silent_connections_take_all_places_for_a_second_at_most(broker: BrokerProcess, offer: Offer) -> None:
     with contextlib.ExitStack() as crowd:
         silent = [crowd.enter_context(knocking(broker)) for _ in range(SILENT_MAX)]
         with knocking(broker) as late:
-            answer = wire.decode(late.recv(TAKE_SIZE), FROM_HANDOVER).message
+            answer = wire.decode(late.recv(CLAIM_SIZE), FROM_HANDOVER).message
         assert isinstance(answer, ErrorReply)
         assert answer.cause is Cause.BUSY
-        assert all(connection.recv(TAKE_SIZE) == b"" for connection in silent)
+        assert all(connection.recv(CLAIM_SIZE) == b"" for connection in silent)
         broker.take(offer, "client").discard()
 
 
@@ -207,18 +207,18 @@ def answer_to(peer: zmq.Socket[bytes]) -> ErrorReply:
 
 def test_an_answer_of_an_agent_that_was_forgotten_is_told_so(broker: BrokerProcess) -> None:
     with dealer(broker) as peer:
-        peer.send(wire.encode(wire.new_id(), Told(ports=[], loops=[], rules=[])))
+        peer.send(wire.encode(wire.new_id(), Status(ports=[], loops=[], rules=[])))
         assert answer_to(peer).cause is Cause.NOT_GREETED
 
 
-def test_B1_a_message_over_the_size_limit_is_dropped_and_disturbs_nobody(broker: BrokerProcess) -> None:
+def test_a_message_over_the_size_limit_is_dropped_and_disturbs_nobody(broker: BrokerProcess) -> None:
     with dealer(broker) as peer:
         peer.send(b"x" * (wire.MESSAGE_SIZE + 1))
         assert not peer.poll(200)
         assert broker.link().name == "one"
 
 
-def test_B1_a_message_of_100000_frames_is_refused(broker: BrokerProcess) -> None:
+def test_a_message_of_100000_frames_is_refused(broker: BrokerProcess) -> None:
     with dealer(broker) as peer:
         peer.send_multipart([b"x"] * 100_000)
         assert answer_to(peer).cause is Cause.BAD_MESSAGE
@@ -226,7 +226,7 @@ def test_B1_a_message_of_100000_frames_is_refused(broker: BrokerProcess) -> None
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x91" * 100_000, b"\xdf\xff\xff\xff\xff"])
-def test_B2_bytes_that_are_no_message_are_answered_and_all_goes_on(broker: BrokerProcess, payload: bytes) -> None:
+def test_bytes_that_are_no_message_are_answered_and_all_goes_on(broker: BrokerProcess, payload: bytes) -> None:
     with dealer(broker) as peer:
         peer.send(payload)
         assert answer_to(peer).cause is Cause.BAD_MESSAGE
@@ -235,7 +235,7 @@ def test_B2_bytes_that_are_no_message_are_answered_and_all_goes_on(broker: Broke
         assert wire.decode(peer.recv(), FROM_BROKER).request_id == "a" * 32
 
 
-def test_B4_raw_bytes_on_the_control_socket_disturb_nobody(broker: BrokerProcess) -> None:
+def test_raw_bytes_on_the_control_socket_disturb_nobody(broker: BrokerProcess) -> None:
     with contextlib.ExitStack() as crowd:
         for payload in (b"", b"\xff" * 1000, b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f", b"GET / HTTP/1.1\r\n\r\n"):
             raw = crowd.enter_context(socket.socket(socket.AF_UNIX))

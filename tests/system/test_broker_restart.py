@@ -52,7 +52,7 @@ def rounds(config: pytest.Config, few: int, many: int) -> int:
 
 
 @pytest.mark.timeout(1800)  # with --full
-def test_F1_a_broker_killed_under_traffic_costs_no_frame_and_the_next_has_everything(
+def test_a_broker_killed_under_traffic_costs_no_frame_and_the_next_has_everything(
     fabric: Fabric, pytestconfig: pytest.Config
 ) -> None:
     chosen = random.Random(SEED)

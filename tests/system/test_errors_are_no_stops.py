@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ringway.broker.loop import Loop
+from ringway.broker.loop import Broker
 from tests.support.broker_process import RINGWAY, BrokerProcess, run_ringway, short_directory
 from tests.support.fabric import Fabric
 from tests.support.fabrics import FABRIC
@@ -59,7 +59,7 @@ def leave_a_link(runtime: Path, *options: str) -> int:
 
 def test_an_error_that_nobody_foresaw_leaves_links_and_keeper_to_the_next_broker(runtime: Path) -> None:
     before = leave_a_link(runtime)
-    loop = Loop(runtime, print)
+    loop = Broker(runtime, print)
     with pytest.raises(ZeroDivisionError), loop:
         raise ZeroDivisionError
     assert keeper_pid(runtime) is not None

@@ -21,7 +21,7 @@ from ringway.control import wire
 from ringway.control.client import AgentSession
 from ringway.control.errors import ControlError
 from ringway.control.handover import Handover, LaterWord, hear, take
-from ringway.control.messages import Cause, Granted, Offer, Peer, Take
+from ringway.control.messages import Cause, Claim, Grant, Offer, Peer
 from ringway.control.runtime import handover_path
 from tests.support.broker_process import BrokerProcess, only_offer, session_of, short_directory
 from tests.support.fabrics import FABRIC
@@ -38,17 +38,17 @@ def broker() -> Iterator[BrokerProcess]:
 
 
 @contextlib.contextmanager
-def greeted(broker: BrokerProcess, vm: str) -> Iterator[tuple[AgentSession, Take]]:
+def greeted(broker: BrokerProcess, vm: str) -> Iterator[tuple[AgentSession, Claim]]:
     """A session with a claim that its ticket is good for."""
     with session_of(broker.runtime, vm) as session:
         yield session, claim_of(only_offer(session.hello()), vm)
 
 
-def claim_of(offer: Offer, vm: str) -> Take:
-    return Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
+def claim_of(offer: Offer, vm: str) -> Claim:
+    return Claim(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
 
 
-def taken(broker: BrokerProcess, claim: Take) -> Handover:
+def taken(broker: BrokerProcess, claim: Claim) -> Handover:
     return take(handover_path(broker.runtime), claim)
 
 
@@ -135,7 +135,7 @@ def test_a_claim_granted_and_not_read_is_granted_once_more_to_the_same_incarnati
             handover.connection.send(wire.encode(wire.new_id(), claim))
         broker.start()
         word = heard(handover)
-        assert isinstance(word.message, Granted)
+        assert isinstance(word.message, Grant)
         assert (word.message.link_id, word.message.incarnation) == (handover.link_id, 1)
         assert end_of(broker, "client") == (handover.link_id, os.getpid(), 1)
         os.close(word.fd)
@@ -151,7 +151,7 @@ def test_the_two_ends_are_introduced_once_more_when_a_claim_was_not_read(broker:
             client.connection.send(wire.encode(wire.new_id(), claim))
         broker.start()
         granted, met, known = heard(client), heard(client), heard(server)
-        assert isinstance(granted.message, Granted)
+        assert isinstance(granted.message, Grant)
         assert (met.message, known.message) == (Peer(incarnation=1), Peer(incarnation=1))
         os.close(client.life_fd)  # the one that is of no use any more
         assert hangs_up(first["client"].fd)
@@ -172,7 +172,7 @@ def test_a_held_end_that_claims_anything_else_of_the_next_broker_gets_nothing_an
     with greeted(broker, "client") as (_, claim):
         handover = taken(broker, claim)
         with stopped(broker):
-            wrong = Take(
+            wrong = Claim(
                 vm="client",
                 link="one" if change == "another ticket" else "two",
                 side=0,

@@ -45,7 +45,9 @@ def test_a_killed_keeper_costs_no_frame_and_the_next_one_has_everything(fabric: 
         broker.stop(signal.SIGKILL)
         with reached(fabric.runtime) as keeper:
             kinds = [key.partition("/")[0] for key in keys(keeper)]
-        assert kinds == ["desk", *["end"] * 6, *["link"] * 3], "no moment at which a link is there without its holders"
+        assert kinds == [*["end"] * 6, "handover", *["link"] * 3], (
+            "no moment at which a link is there without its holders"
+        )
         broker.start()
         assert ends_of(broker.show()) == before
         chain.await_agents()
@@ -76,7 +78,7 @@ def test_links_go_on_when_broker_and_keeper_are_killed_at_once_and_are_made_anew
             shown = broker.show().links
             assert [(link.state, [end.held for end in link.ends]) for link in shown] == [("lost", [True, True])] * 3
             assert all("its memory was lost with broker and keeper" in link.note for link in shown)
-            assert broker.log().count("it is made anew when an end needs it") == 3
+            assert broker.log().count("it is recreated when an end needs it") == 3
             for stream in streams + others:
                 stream.pass_on(1000)
         chain.firewall.stop(signal.SIGKILL)

@@ -14,7 +14,7 @@ import pytest
 
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
-from ringway.control.messages import Applied, Apply, Cause, Plan, Planned, Show, Shown
+from ringway.control.messages import Applied, Apply, Cause, Planned, PlanRequest, Show, Shown
 from tests.support.broker_process import BrokerProcess, run_ringway, short_directory
 from tests.support.fabrics import FABRIC
 
@@ -42,7 +42,7 @@ def test_a_fabric_that_wants_more_memory_than_there_is_is_refused_and_nothing_is
     with BrokerProcess(runtime) as broker, Client(runtime) as client:
         broker.apply()
         before = broker.show().links
-        for request, expected in ((Apply(name="f", text=text), Applied), (Plan(name="f", text=text), Planned)):
+        for request, expected in ((Apply(name="f", text=text), Applied), (PlanRequest(name="f", text=text), Planned)):
             with pytest.raises(ControlError, match=REFUSAL) as caught:
                 client.call(request, expected, 20)
             assert caught.value.cause is Cause.LIMIT

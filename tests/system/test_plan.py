@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from ringway.agent import Port
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
-from ringway.control.messages import Applied, Apply, Cause, LinkShown, Plan, Planned, Shown
+from ringway.control.messages import Applied, Apply, Cause, LinkShown, Planned, PlanRequest, Shown
 from tests.support.broker_process import BrokerProcess, run_ringway, short_directory
 from tests.support.fabric import Fabric
 from tests.support.numbered_stream import HEADER
@@ -160,7 +160,7 @@ class FabricsThatChange(RuleBasedStateMachine):
 
     def plan(self, shape: Shape) -> Planned:
         with Client(self.broker.runtime) as client:
-            return client.call(Plan(name="fabric.toml", text=shape.text()), Planned, timeout=20)
+            return client.call(PlanRequest(name="fabric.toml", text=shape.text()), Planned, timeout=20)
 
     def check(self, planned: Planned, shape: Shape) -> None:
         """It says what anybody would who compares the two fabrics."""
@@ -198,7 +198,7 @@ class FabricsThatChange(RuleBasedStateMachine):
         wanted = Shape({**self.shape.links, **more}, self.shape.stack)
         before = self.broker.show()
         with Client(self.broker.runtime) as client:
-            client.call(Plan(name="fabric.toml", text=wanted.text()), Planned)  # it is connected by now
+            client.call(PlanRequest(name="fabric.toml", text=wanted.text()), Planned)  # it is connected by now
             needed = len(more) * (1 + 8 * geometry[0])
             with (
                 room_for(self.broker.process.pid, int(share * (needed - ZMQ_MAY_CLOSE))),
@@ -212,7 +212,7 @@ class FabricsThatChange(RuleBasedStateMachine):
     def fail_beyond_limits(self, shape: Shape) -> None:
         before = self.broker.show()
         text = shape.text() + '\n[vm.c.port.x]\nkind = "local"\n[link.x]\nends = ["c.p2", "c.x"]\nslots = 65\n'
-        for ask in (Apply, Plan):
+        for ask in (Apply, PlanRequest):
             with Client(self.broker.runtime) as client, pytest.raises(ControlError) as caught:
                 client.call(ask(name="fabric.toml", text=text), Applied, timeout=20)
             assert caught.value.cause is Cause.BAD_FABRIC

@@ -16,8 +16,8 @@ import zmq
 from ringway.control import wire
 from ringway.control.client import AgentSession
 from ringway.control.errors import ControlError
-from ringway.control.handover import TAKE_SIZE, Handover, hear, take
-from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, Granted, Hello, Peer, Take, Welcome
+from ringway.control.handover import CLAIM_SIZE, Handover, hear, take
+from ringway.control.messages import FROM_BROKER, FROM_HANDOVER, Cause, Claim, Grant, Hello, Peer, Welcome
 from ringway.control.release import RELEASE
 from ringway.control.runtime import control_path, handover_path
 from tests.support.broker_process import BrokerProcess, only_offer, session_of, short_directory
@@ -40,7 +40,7 @@ def broker() -> Iterator[BrokerProcess]:
 
 def take_end(broker: BrokerProcess, session: AgentSession) -> Handover:
     offer = only_offer(session.hello())
-    claim = Take(vm=session.vm, link=offer.link, side=offer.side, ticket=offer.ticket)
+    claim = Claim(vm=session.vm, link=offer.link, side=offer.side, ticket=offer.ticket)
     return take(handover_path(broker.runtime), claim)
 
 
@@ -64,7 +64,7 @@ def test_an_end_that_hears_nothing_of_1000_restarts_of_its_peer_holds_nobody_up(
         deaf.discard()
 
 
-def words(handover: Handover) -> list[Peer | Granted]:
+def words(handover: Handover) -> list[Peer | Grant]:
     """What lies in the connection; the descriptors are closed."""
     found = []
     with contextlib.suppress(BlockingIOError):
@@ -83,19 +83,19 @@ def test_of_two_claims_on_one_connection_the_first_is_answered(
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection,
     ):
         offer = only_offer(session.hello())
-        claim = Take(vm="client", link="one", side=offer.side, ticket=offer.ticket)
+        claim = Claim(vm="client", link="one", side=offer.side, ticket=offer.ticket)
         broker.process.send_signal(signal.SIGSTOP)
         connection.connect(str(handover_path(broker.runtime)))
         for each in (claim, msgspec.structs.replace(claim, **change)):
             connection.send(wire.encode(wire.new_id(), each))
         broker.process.send_signal(signal.SIGCONT)
         connection.settimeout(20)
-        answer = wire.decode(connection.recv(TAKE_SIZE), FROM_HANDOVER).message
-        assert isinstance(answer, Granted)
+        answer = wire.decode(connection.recv(CLAIM_SIZE), FROM_HANDOVER).message
+        assert isinstance(answer, Grant)
         assert ends_of(broker.show())["client.net"][1:] == (os.getpid(), 1)
         connection.setblocking(False)
         with pytest.raises(BlockingIOError):
-            connection.recv(TAKE_SIZE)
+            connection.recv(CLAIM_SIZE)
     until(lambda: ends_of(broker.show())["client.net"].pid == 0, "the end is free")
 
 
@@ -127,7 +127,7 @@ def test_who_steals_an_agents_identity_gets_its_words_until_the_broker_restarts_
             welcome = wire.decode(stolen.recv(), FROM_BROKER).message
             assert isinstance(welcome, Welcome), "it is taken for the agent"
             for offer in welcome.offers:
-                claim = Take(vm="client", link=offer.link, side=offer.side, ticket=offer.ticket)
+                claim = Claim(vm="client", link=offer.link, side=offer.side, ticket=offer.ticket)
                 with pytest.raises(ControlError) as caught:
                     take(handover_path(broker.runtime), claim)
                 assert caught.value.cause in (Cause.ALREADY_ATTACHED, Cause.TICKET_WRONG)

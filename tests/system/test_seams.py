@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ringway.agent.agent import HANDLERS
-from ringway.broker.loop import Loop
+from ringway.broker.loop import Broker
 from ringway.control.carriers import CARRIERS
 from ringway.control.kinds import KINDS
 from ringway.control.messages import PUSHED, TO_BROKER
@@ -335,6 +335,6 @@ def test_what_is_listed_has_its_files_and_its_handlers() -> None:
     for carrier in CARRIERS:
         assert (ROOT / "agent" / "carriers" / f"{carrier}.py").is_file()
         assert (ROOT / "broker" / "carriers" / f"{carrier}.py").is_file()
-    with short_directory() as place, Loop(place / "run", lambda _: None) as loop:
+    with short_directory() as place, Broker(place / "run", lambda _: None) as loop:
         assert {*loop.requests, *loop.words} == set(TO_BROKER)
     assert set(HANDLERS) == set(PUSHED)

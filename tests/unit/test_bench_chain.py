@@ -6,7 +6,7 @@ import pytest
 
 from bench.chain import HOPS, check_lossless, flatness, row
 from bench.form import NEAR_NS, BenchError, Round, Window
-from ringway.control.messages import Geometry, LinkShown, RingShown
+from ringway.control.messages import GeometryPart, LinkShown, RingShown
 
 NEAR, FAR = NEAR_NS / 2, NEAR_NS * 2
 FRAMES = 1000
@@ -57,7 +57,7 @@ def link(**drops: dict[str, int]) -> LinkShown:
         produced={},
         consumed={},
     )
-    geometry = Geometry(queues=1, slot_count=64, slot_payload=2048, headroom=64)
+    geometry = GeometryPart(queues=1, slot_count=64, slot_payload=2048, headroom=64)
     return LinkShown("link3", 1, "up", [], geometry, 65536, 1 << 20, "ordinary", "", [ring])
 
 

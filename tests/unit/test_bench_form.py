@@ -10,7 +10,7 @@ import pytest
 from bench import form, huge
 from bench.board import Board
 from bench.fabric import Worker, Workers
-from bench.form import BenchError, Reading, Round, Window, duel, less_is_better, more_is_better, quartiles, rate_rows
+from bench.form import BenchError, Round, Snapshot, Window, duel, less_is_better, more_is_better, quartiles, rate_rows
 
 NEAR, FAR = form.NEAR_NS / 2, form.NEAR_NS * 2
 SECOND_NS = 1_000_000_000
@@ -31,7 +31,7 @@ class Scripted:
         self.name = name
         self.log = [] if log is None else log
         self._delivers = iter(delivers)
-        self._now = Reading(0, 0)
+        self._now = Snapshot(0, 0)
         self._begun = False
 
     def resume(self) -> None:
@@ -42,10 +42,10 @@ class Scripted:
     def pause(self) -> None:
         self.log.append(f"{self.name} stops")
 
-    def read(self) -> Reading:
+    def read(self) -> Snapshot:
         if self._begun:
             frames, self._left = self._now.frames + self._left, 0
-            self._now = Reading(self._now.time_ns + 2 * SECOND_NS, frames, lost=frames * 2, cpu_ns=frames * 3)
+            self._now = Snapshot(self._now.time_ns + 2 * SECOND_NS, frames, lost=frames * 2, cpu_ns=frames * 3)
         self._begun = True
         return self._now
 
@@ -126,7 +126,7 @@ def test_cores_that_never_keep_their_distance_are_an_error(monkeypatch: pytest.M
 @pytest.mark.usefixtures("at_once")
 def test_a_contestant_is_stopped_when_its_counters_cannot_be_read() -> None:
     class Broken(Scripted):
-        def read(self) -> Reading:
+        def read(self) -> Snapshot:
             raise BenchError("3 frames came damaged")
 
     broken = Broken("ours", [])
@@ -142,9 +142,9 @@ def test_a_window_without_a_result_goes_on_until_there_is_one(monkeypatch: pytes
 
         looks = 0
 
-        def read(self) -> Reading:
+        def read(self) -> Snapshot:
             self.looks += 1
-            return Reading(self.looks * SECOND_NS, frames=int(self.looks >= 5))
+            return Snapshot(self.looks * SECOND_NS, frames=int(self.looks >= 5))
 
     monkeypatch.setattr(form, "PATIENCE_S", 60.0)
     (only,) = duel([Late("ours", [])], rounds=1, seconds=0.0)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringway.broker.checks import parse_config, read_config
-from ringway.broker.config import End
-from ringway.broker.fabric_file import TEXT_SIZE, FabricCause, FabricError
+from ringway.broker.config.checks import parse_config, read_config
+from ringway.broker.config.tables import EndName
+from ringway.broker.config.text import TEXT_SIZE, FabricCause, FabricError
 from ringway.control.kinds import Tap
 from ringway.control.rules import Timeouts
 
@@ -65,7 +65,7 @@ def line_of(text: str, source: str = GOOD) -> str:
 def test_a_good_file_becomes_a_fabric() -> None:
     config = parse_config(GOOD, "fabric.toml")
     link = config.links["client-firewall"]
-    assert link.ends == (End("client", "net"), End("firewall", "inside"))
+    assert link.ends == (EndName("client", "net"), EndName("firewall", "inside"))
     assert (link.geometry.queues, link.geometry.slot_count, link.huge_pages) == (2, 1024, False)
     port = config.port(link.ends[0])
     assert (port.kind, port.settings) == ("tap", Tap(interface="rway0", address=("10.77.0.1/24",)))
@@ -219,12 +219,12 @@ def test_a_missing_key_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ['"a/b"', '".."', '"a\\u0000"', "A", f'"{"a" * 300}"', '"раyment"', '""', '"a.b"'])
-def test_B9_a_vm_name_that_could_be_mistaken_is_refused(name: str) -> None:
+def test_a_vm_name_that_could_be_mistaken_is_refused(name: str) -> None:
     assert refused(f'[vm.{name}.port.net]\nkind = "local"\n').cause is FabricCause.NAME
 
 
 @pytest.mark.parametrize("name", ['"a/b"', '".."', "A", '"' + "a" * 64 + '"'])
-def test_B9_a_link_or_port_name_that_could_be_mistaken_is_refused(name: str) -> None:
+def test_a_link_or_port_name_that_could_be_mistaken_is_refused(name: str) -> None:
     assert refused(f'[vm.a.port.{name}]\nkind = "local"\n').cause is FabricCause.NAME
     assert refused(f"[link.{name}]\nends = []\n").cause is FabricCause.NAME
 
@@ -289,7 +289,7 @@ def test_an_impossible_carrier_delay_is_refused(delay: str) -> None:
 
 def test_a_carrier_delay_may_be_a_fraction_of_a_second() -> None:
     config = parse_config(GOOD.replace("mtu = 1500", "carrier_delay = 0.1"), "fabric.toml")
-    settings = config.port(End("client", "net")).settings
+    settings = config.port(EndName("client", "net")).settings
     assert isinstance(settings, Tap)
     assert settings.carrier_delay_ms == 100
     assert refused_after('kind = "local"', 'kind = "local"\ncarrier_delay = 1').cause is FabricCause.KIND

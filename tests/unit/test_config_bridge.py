@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ringway.broker.checks import parse_config
-from ringway.broker.fabric_file import FabricCause, FabricError
+from ringway.broker.config.checks import parse_config
+from ringway.broker.config.text import FabricCause, FabricError
 from ringway.control.rules import Bridge
 
 PORTS = ("one", "two", "three")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ringway.broker.checks import parse_config
-from ringway.broker.fabric_file import FabricCause, FabricError
+from ringway.broker.config.checks import parse_config
+from ringway.broker.config.text import FabricCause, FabricError
 from ringway.control.rules import FunctionUse
 
 STACK = """
@@ -36,7 +36,7 @@ def test_functions_stand_in_the_files_order_with_options_of_three_types() -> Non
         ('name = "a.so"', FabricCause.NAME, "never a path"),
         ('name = "conntrack"', FabricCause.NAME, "that ringway has"),
         (f'name = "a"\n{FUNCTION}name = "a"', FabricCause.DUPLICATE, "there twice"),
-        (f"\n{FUNCTION}".join(f'name = "a{number}"' for number in range(16)), FabricCause.LIMIT, "use 15 at the most"),
+        (f"\n{FUNCTION}".join(f'name = "a{number}"' for number in range(16)), FabricCause.LIMIT, "use 15 at most"),
         ('name = "a"\npath = "/tmp"', FabricCause.UNKNOWN_KEY, "known here: name, options"),
         ('name = "a"\noptions = { rate = 1.5 }', FabricCause.TYPE, "options"),
         ('name = "a"\noptions = 5', FabricCause.TYPE, "write options = { most = 1500 }"),

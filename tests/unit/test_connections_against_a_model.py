@@ -179,14 +179,14 @@ def passes(filter_: Filter, reader: int, frame: bytes, by: str, now: int) -> boo
     """As a loop does it, one frame a turn."""
     counts = ffi.new("struct rway_rule_counts **")
     table = lib.rway_filter_enter(filter_.native, reader, counts)
-    flows = lib.rway_filter_flows(filter_.native, reader)
-    lib.rway_flow_turn(flows, table, counts[0], now)
+    flows = lib.rway_filter_conntrack(filter_.native, reader)
+    lib.rway_conntrack_turn(flows, table, counts[0], now)
     headers = ffi.new("struct rway_headers *")
     kept: Any = ffi.from_buffer(frame)
     assert lib.rway_parse(kept, len(frame), len(frame), headers) == lib.RWAY_WELL_FORMED
     judged = ffi.new("struct rway_judged *", [kept, headers, len(frame), len(frame)])
     in_port = PORTS.index(by)
-    lib.rway_flow_judge(flows, in_port, 1 - in_port, judged, 1)
+    lib.rway_conntrack_judge(flows, in_port, 1 - in_port, judged, 1)
     lib.rway_filter_leave(filter_.native, reader)
     return bool(judged.stopped == lib.RWAY_PASSES)
 

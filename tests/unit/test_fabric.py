@@ -10,12 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ringway.broker.checks import parse_config
-from ringway.broker.config import FabricConfig
+from ringway.broker.config.checks import parse_config
+from ringway.broker.config.tables import FabricConfig
 from ringway.broker.end import Holder
 from ringway.broker.fabric import TICKET_LIFE, Fabric, MakeLink, RemoveLink
 from ringway.control.errors import ControlError
-from ringway.control.messages import Cause, Offer, Take
+from ringway.control.messages import Cause, Claim, Offer
 
 VMS = """
 [vm.a.port.one]
@@ -44,11 +44,11 @@ def fabric_with(text: str) -> Fabric:
     return fabric
 
 
-def take_of(offer: Offer, vm: str = "a") -> Take:
-    return Take(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
+def take_of(offer: Offer, vm: str = "a") -> Claim:
+    return Claim(vm=vm, link=offer.link, side=offer.side, ticket=offer.ticket)
 
 
-def refused(fabric: Fabric, take: Take, now: float = 1.0) -> Cause:
+def refused(fabric: Fabric, take: Claim, now: float = 1.0) -> Cause:
     before = [(end.connection, end.incarnation, end.ticket) for link in fabric.links.values() for end in link.ends]
     with pytest.raises(ControlError) as caught:
         fabric.redeem(take, 99, now)
@@ -218,8 +218,8 @@ def test_a_ticket_for_another_vm_link_or_side_is_a_mismatch(change: dict[str, ob
 def test_a_made_up_ticket_or_link_is_wrong() -> None:
     fabric = fabric_with(FIRST)
     fabric.offer("first", 0, 0.0, AGENT)
-    assert refused(fabric, Take(vm="a", link="first", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
-    assert refused(fabric, Take(vm="a", link="none", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
+    assert refused(fabric, Claim(vm="a", link="first", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
+    assert refused(fabric, Claim(vm="a", link="none", side=0, ticket="0" * 32)) is Cause.TICKET_WRONG
 
 
 def test_a_second_holder_of_one_side_is_refused_and_the_ticket_stays_good() -> None:

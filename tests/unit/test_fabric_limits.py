@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ringway.broker.checks import parse_config
-from ringway.broker.fabric_file import LINKS_MAX, MARKS_MAX, FabricCause, FabricError
+from ringway.broker.config.checks import parse_config
+from ringway.broker.config.text import LINKS_MAX, MARKS_MAX, FabricCause, FabricError
 from ringway.control import wire
 from ringway.control.handover import QUEUES_MAX
 from ringway.control.kinds import Tap
@@ -14,7 +14,7 @@ from ringway.control.messages import (
     PID_MAX,
     Applied,
     EndShown,
-    Geometry,
+    GeometryPart,
     LinkShown,
     Planned,
     Replacement,
@@ -69,7 +69,7 @@ def test_a_text_that_takes_long_to_read_is_refused_before_it_is_read(text: str) 
     error = refused(text)
     assert error.cause is FabricCause.LIMIT
     assert f"{MARKS_MAX} are possible" in error.message
-    assert f"{LINKS_MAX} links at the most" in error.message
+    assert f"{LINKS_MAX} links at most" in error.message
 
 
 def test_a_fabric_of_as_many_links_as_there_may_be_is_good_however_it_is_written() -> None:
@@ -81,7 +81,7 @@ def test_a_fabric_of_as_many_links_as_there_may_be_is_good_however_it_is_written
 def test_a_fabric_of_more_links_is_refused_by_their_number(links: int) -> None:
     error = refused(compact(links))
     assert error.cause is FabricCause.LIMIT
-    assert f"{links} links, and a fabric has {LINKS_MAX} at the most" in error.message
+    assert f"{links} links, and a fabric has {LINKS_MAX} at most" in error.message
 
 
 def test_answers_about_as_many_links_as_there_may_be_fit_a_message() -> None:
@@ -101,7 +101,7 @@ def test_answers_about_as_many_links_as_there_may_be_fit_a_message() -> None:
     )
     settings = Tap(interface="x" * 15, mac="02:00:00:00:00:01", address=(f"{'fd00:' * 7}1/128",) * 16)
     end = EndShown(*(LONG, LONG, settings, "unreadable"), cause=LONG, incarnation=MOST, queues_served=16, held=True)
-    geometry = Geometry(queues=16, slot_count=1 << 15, slot_payload=1 << 14, headroom=512)
+    geometry = GeometryPart(queues=16, slot_count=1 << 15, slot_payload=1 << 14, headroom=512)
     link = LinkShown(
         name=LONG,
         link_id=2**63 - 1,

@@ -10,7 +10,7 @@ import pytest
 
 from ringway.control.rules import Timeouts
 from ringway.shm._native import ffi, lib
-from ringway.stack.filter import Connections, Filter, FilterCause, FilterError, RuleCount
+from ringway.stack.filter import ConnectionTotals, Filter, FilterCause, FilterError, RuleTotals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def refusal(filter_: Filter, *rules: Rule, default: str = "deny") -> FilterError
 
 def test_a_filter_without_rules_denies_and_counts_it_under_default(filter_: Filter) -> None:
     assert judge(filter_, 0, 80) == lib.RWAY_DENY
-    assert filter_.counts() == [RuleCount("default", 1, 100)]
+    assert filter_.counts() == [RuleTotals("default", 1, 100)]
 
 
 def test_a_blocked_port_is_counted_under_its_rule(filter_: Filter) -> None:
@@ -71,9 +71,9 @@ def test_a_blocked_port_is_counted_under_its_rule(filter_: Filter) -> None:
     assert judge(filter_, 0, 80) == lib.RWAY_ALLOW
     assert judge(filter_, 1, 80) == lib.RWAY_DENY
     assert filter_.counts() == [
-        RuleCount("no-telnet", 1, 100),
-        RuleCount("inside", 1, 100),
-        RuleCount("default", 1, 100),
+        RuleTotals("no-telnet", 1, 100),
+        RuleTotals("inside", 1, 100),
+        RuleTotals("default", 1, 100),
     ]
 
 
@@ -83,10 +83,10 @@ def test_counts_stay_with_the_name_when_rules_change(filter_: Filter) -> None:
     filter_.replace([INSIDE, TELNET, Rule("new")], "allow")
     judge(filter_, 1, 23)
     assert filter_.counts() == [
-        RuleCount("inside", 0, 0),
-        RuleCount("no-telnet", 2, 200),
-        RuleCount("new", 0, 0),
-        RuleCount("default", 0, 0),
+        RuleTotals("inside", 0, 0),
+        RuleTotals("no-telnet", 2, 200),
+        RuleTotals("new", 0, 0),
+        RuleTotals("default", 0, 0),
     ]
 
 
@@ -94,7 +94,7 @@ def test_a_refused_change_leaves_the_rules_before_in_force(filter_: Filter) -> N
     filter_.replace([INSIDE], "deny")
     refusal(filter_, TELNET, Rule(action="reject"))
     assert judge(filter_, 0, 23) == lib.RWAY_ALLOW
-    assert filter_.counts()[0] == RuleCount("inside", 1, 100)
+    assert filter_.counts()[0] == RuleTotals("inside", 1, 100)
 
 
 def test_a_rule_from_an_unknown_port_is_refused_and_the_ports_are_named(filter_: Filter) -> None:
@@ -147,7 +147,7 @@ def test_a_loop_that_does_not_come_by_is_told_and_the_new_rules_are_in_force(fil
     assert judge(filter_, 0, 80) == lib.RWAY_ALLOW
     lib.rway_filter_reader_remove(filter_.native, reader)
     filter_.replace([INSIDE], "deny")
-    assert filter_.counts() == [RuleCount("inside", 1, 100), RuleCount("default", 0, 0)]
+    assert filter_.counts() == [RuleTotals("inside", 1, 100), RuleTotals("default", 0, 0)]
 
 
 def test_a_closed_filter_says_so() -> None:
@@ -170,8 +170,8 @@ def test_a_number_of_connections_that_cannot_be_is_refused(connections: int) -> 
 
 def test_a_filter_that_remembers_connections_says_how_many() -> None:
     with Filter(["inside", "outside"], 1024, Timeouts()) as made:
-        assert made.connections() == Connections(places=1536, in_use=0, made=0, replaced=0, refused=0)
-        assert made.counts() == [RuleCount("default", 0, 0), RuleCount("established", 0, 0)]
+        assert made.connections() == ConnectionTotals(places=1536, in_use=0, made=0, replaced=0, refused=0)
+        assert made.counts() == [RuleTotals("default", 0, 0), RuleTotals("established", 0, 0)]
 
 
 def test_a_filter_without_connections_says_so(filter_: Filter) -> None:

@@ -87,10 +87,10 @@ def test_the_import_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     path = tmp_path / "stack" / "wrong.py"
     path.parent.mkdir()
-    path.write_text("def f():\n    from ..broker import fabric\n    import ringway.agent.run\n    import shm\n")
+    path.write_text("def f():\n    from ..broker import fabric\n    import ringway.agent.main\n    import shm\n")
     assert wrong_imports("stack", path) == [
         "ringway.broker.fabric",
-        "ringway.agent.run",
+        "ringway.agent.main",
         "shm (as a top-level package)",
     ]
 

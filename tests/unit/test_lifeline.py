@@ -15,9 +15,9 @@ from ringway.agent.lifeline import Lifeline, PeerEvent
 from ringway.control import wire
 from ringway.control.errors import ControlError
 from ringway.control.handover import Handover
-from ringway.control.messages import Cause, Done, Geometry, Granted, Message, Peer
+from ringway.control.messages import Cause, Done, GeometryPart, Grant, Message, Peer
 
-GEOMETRY = Geometry(queues=1, slot_count=64, slot_payload=256, headroom=128)
+GEOMETRY = GeometryPart(queues=1, slot_count=64, slot_payload=256, headroom=128)
 
 
 class World(NamedTuple):
@@ -91,7 +91,7 @@ def test_a_next_incarnation_takes_the_place_of_the_one_before_it_without_a_gap(w
 
 def test_a_second_grant_brings_another_lifeline_of_its_own_which_the_first_one_gives_way_to(world: World) -> None:
     other_read, other_held = os.pipe()
-    world.send(Granted(link_id=1, geometry=GEOMETRY, incarnation=1), other_held)
+    world.send(Grant(link_id=1, geometry=GEOMETRY, incarnation=1), other_held)
     assert world.read() == [None]
     assert hung_up(world.own_life)
     assert not hung_up(other_read)

@@ -42,12 +42,12 @@ def open_descriptors() -> int:
 
 
 def test_a_fresh_region_reads_as_detached_and_empty(fd: int) -> None:
-    reading = read_region(fd)
-    assert (reading.geometry, reading.link_id) == (GEOMETRY, LINK)
-    for side in reading.sides:
+    snapshot = read_region(fd)
+    assert (snapshot.geometry, snapshot.link_id) == (GEOMETRY, LINK)
+    for side in snapshot.sides:
         assert (side.state, side.cause, side.queues_served) == (SideState.DETACHED, BreakCause.WHOLE, 0)
-    assert len(reading.rings) == 4
-    for ring in reading.rings:
+    assert len(snapshot.rings) == 4
+    for ring in snapshot.rings:
         assert (ring.head, ring.tail, ring.in_flight, ring.offered, ring.delivered) == (0, 0, 0, 0, 0)
         assert ring.balanced
 

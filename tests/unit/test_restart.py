@@ -33,7 +33,7 @@ from ringway.shm import (
 from ringway.shm._native import ffi, lib
 from ringway.stack.filter import Filter
 from ringway.stack.pipeline import Pipeline
-from ringway.stack.spread import Spread
+from ringway.stack.steering import Steering
 from tests.support.carrier import LINK, WORD, Carrier, carrier
 
 GEOMETRY = Geometry(queues=2, slot_count=64, slot_payload=256, headroom=64)
@@ -434,13 +434,13 @@ def test_absurd_counts_are_carried_modulo_2_to_the_64_and_their_sums_go_on(carri
     fd = create_region(geometry, LINK, carried=carried)
     try:
         with Region.attach(fd, geometry, LINK, 0), Region.attach(fd, geometry, LINK, 1):
-            reading = read_region(fd)
+            snapshot = read_region(fd)
     finally:
         os.close(fd)
-    assert all(ring.balanced and ring.in_flight == 0 for ring in reading.rings)
+    assert all(ring.balanced and ring.in_flight == 0 for ring in snapshot.rings)
     for side in (0, 1):
         before = carried.sides[side]
-        after = [ring for ring in reading.rings if ring.producing_side == side]
+        after = [ring for ring in snapshot.rings if ring.producing_side == side]
         for of in (
             lambda ring: ring.produced.frames + sum(ring.produced.drops.values()),
             lambda ring: ring.consumed.frames - sum(ring.consumed.drops.values()),
@@ -501,7 +501,7 @@ def test_a_loop_holds_all_regions_that_it_uses_until_it_is_closed(two_links: tup
     packet_filter = Filter(("inside", "outside"))
     pipeline = Pipeline(loop)
     pipeline.filter(packet_filter.native)
-    pipeline.out(1, Spread(target))
+    pipeline.out(1, Steering(target))
     pipeline.wire(source.consumers[0], 0, 1, 0)
     loop.start()
     for region in (source, target):
@@ -516,11 +516,11 @@ def test_a_loop_holds_all_regions_that_it_uses_until_it_is_closed(two_links: tup
 def test_a_spread_alone_keeps_no_region() -> None:
     with carrier(GEOMETRY) as made:
         region = made.attach(0)
-        spread = Spread(region)
-        assert spread.send([FRAME]) == (1, None)
+        steering = Steering(region)
+        assert steering.send([FRAME]) == (1, None)
         region.detach(timeout=0)
         with pytest.raises(ValueError, match="detached"):
-            spread.send([FRAME])
+            steering.send([FRAME])
 
 
 @pytest.mark.parametrize("killed", ["producer", "consumer"])

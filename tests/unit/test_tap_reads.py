@@ -19,7 +19,7 @@ from tests.support.open_link import Link, opened
 
 FRAME_MAX = 1522
 SLOTS = 64
-TURNS_MAX = 200  # a second with the waiter's bound of 10 ms; a loop that spins does thousands at the least
+TURNS_MAX = 200  # a second with the waiter's bound of 10 ms; a loop that spins does thousands at least
 
 
 @contextlib.contextmanager

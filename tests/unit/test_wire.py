@@ -1,4 +1,4 @@
-"""Messages to bytes and back, and the bytes that are no message (reliability.md, B1 to B3, B9)."""
+"""Messages to bytes and back, and the bytes that are no message."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ringway.control.messages import (
     PID_MAX,
     TO_BROKER,
     Apply,
-    Ask,
     Cause,
+    Claim,
     ErrorReply,
     Hello,
     RuleCount,
     SetStack,
     Show,
-    Take,
-    Told,
+    Status,
+    StatusRequest,
 )
 from ringway.control.rules import Rule, Stack
 from ringway.control.wire import NO_ID, WireCause, WireError, decode, encode, new_id
@@ -64,7 +64,7 @@ def test_a_stack_keeps_its_pairs_and_ranges() -> None:
 
 def test_every_kind_is_listed_under_its_own_name() -> None:
     assert all(name == kind.__name__ for name, kind in KINDS.items())
-    assert Ask not in TO_BROKER
+    assert StatusRequest not in TO_BROKER
     assert Apply not in FROM_BROKER
 
 
@@ -72,11 +72,11 @@ def test_ids_are_taken_once() -> None:
     assert len({new_id() for _ in range(1000)}) == 1000
 
 
-def test_B1_a_message_over_the_size_limit_is_refused_unread() -> None:
+def test_a_message_over_the_size_limit_is_refused_unread() -> None:
     assert cause_of(b"\xc0" * (wire.MESSAGE_SIZE + 1)) is WireCause.TOO_LARGE
 
 
-def test_B1_a_message_over_the_size_limit_is_not_sent() -> None:
+def test_a_message_over_the_size_limit_is_not_sent() -> None:
     with pytest.raises(WireError) as caught:
         encode(ID, Apply(name="f", text="x" * wire.MESSAGE_SIZE))
     assert caught.value.cause is WireCause.TOO_LARGE
@@ -107,7 +107,7 @@ def test_B1_a_message_over_the_size_limit_is_not_sent() -> None:
         pytest.param(encode(ID, Show())[:-1], id="cut short"),
     ],
 )
-def test_B2_bytes_that_are_not_msgpack_within_limits_are_a_typed_error(payload: bytes) -> None:
+def test_bytes_that_are_not_msgpack_within_limits_are_a_typed_error(payload: bytes) -> None:
     assert cause_of(payload) is WireCause.ENCODING
 
 
@@ -122,7 +122,7 @@ def test_B2_bytes_that_are_not_msgpack_within_limits_are_a_typed_error(payload: 
         (packed([]), WireCause.ENVELOPE),
         (packed({}, version=2), WireCause.VERSION),
         (packed({}, kind="Nonsense"), WireCause.KIND),
-        (packed({}, kind="Ask"), WireCause.KIND),
+        (packed({}, kind="StatusRequest"), WireCause.KIND),
         (packed({}), WireCause.BODY),
         (packed({"vm": "client", "pid": -1, "version": ""}), WireCause.BODY),
         (packed({"vm": "client", "pid": True, "version": ""}), WireCause.BODY),
@@ -132,15 +132,15 @@ def test_B2_bytes_that_are_not_msgpack_within_limits_are_a_typed_error(payload: 
         (packed({"vm": "client", "pid": 1, "version": "", "more": 1}), WireCause.BODY),
     ],
 )
-def test_B3_valid_msgpack_of_the_wrong_shape_is_a_typed_error(payload: bytes, cause: WireCause) -> None:
+def test_valid_msgpack_of_the_wrong_shape_is_a_typed_error(payload: bytes, cause: WireCause) -> None:
     assert cause_of(payload) is cause
 
 
-def test_B3_a_float_for_an_integer_is_refused_even_when_it_is_whole() -> None:
+def test_a_float_for_an_integer_is_refused_even_when_it_is_whole() -> None:
     assert cause_of(packed({"vm": "client", "pid": 1.0, "version": ""})) is WireCause.ENCODING
 
 
-def test_B3_the_error_carries_the_request_id_when_there_is_one() -> None:
+def test_the_error_carries_the_request_id_when_there_is_one() -> None:
     with pytest.raises(WireError) as caught:
         decode(packed({}), TO_BROKER)
     assert caught.value.request_id == ID
@@ -153,7 +153,7 @@ def test_B3_the_error_carries_the_request_id_when_there_is_one() -> None:
     "name",
     ["", "a/b", "..", "a\x00", "a\n", "a" * 64, "A", "-a", "раyment", "a.b", "a b"],  # the sixth is Cyrillic
 )
-def test_B9_a_vm_name_that_could_be_mistaken_is_refused(name: str) -> None:
+def test_a_vm_name_that_could_be_mistaken_is_refused(name: str) -> None:
     assert cause_of(packed({"vm": name, "pid": 1, "version": ""})) is WireCause.BODY
 
 
@@ -165,7 +165,7 @@ def test_terminal_codes_do_not_travel_in_texts() -> None:
 def test_an_answer_with_a_bad_ticket_text_is_refused() -> None:
     body = {"vm": "a", "link": "l", "side": 0, "ticket": "x" * 32}
     with pytest.raises(WireError):
-        decode(packed(body, kind="Take"), (Take,))
+        decode(packed(body, kind="Claim"), (Claim,))
 
 
 @given(st.binary(max_size=300))
@@ -191,5 +191,5 @@ def test_every_error_comes_back_as_it_was(cause: Cause, text: str) -> None:
 
 
 def test_counters_of_64_bits_pass() -> None:
-    told = Told(ports=[], loops=[], rules=[RuleCount(name="web", frames=2**64 - 1, bytes=0)])
+    told = Status(ports=[], loops=[], rules=[RuleCount(name="web", frames=2**64 - 1, bytes=0)])
     assert decode(encode(ID, told), TO_BROKER).message == told

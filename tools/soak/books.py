@@ -19,7 +19,7 @@ causes on the way.
                     took along is counted as `restart`, and none that was not made
     from bridge     offered to the ring out = logged by the receiver, from whomever + D + unlogged, as above
     restart         64 (RWAY_BURST) for each queue of a ring, or of the one that is forwarded to it, and each kill of
-                    one of its ends, at the most; and two copies of a burst for each queue of a bridge
+                    one of its ends, at most; and two copies of a burst for each queue of a bridge
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ringway.shm import RegionReading, RingReading
+from ringway.shm import RegionSnapshot, RingSnapshot
 from tools.soak.draw import (
     CHAIN_BACK,
     CHAIN_OUT,
@@ -127,7 +127,7 @@ class Totals:
         return sum(self.drops.values())
 
 
-def _totals(rings: list[RingReading]) -> Totals:
+def _totals(rings: list[RingSnapshot]) -> Totals:
     drops: dict[str, int] = {}
     for ring in rings:
         for half in (ring.produced.drops, ring.consumed.drops):
@@ -175,7 +175,7 @@ def nothing(setup: Setup) -> Statement:
 
 
 def state(
-    regions: Mapping[str, RegionReading], sent: Mapping[int, Sent], received: Mapping[tuple[int, str], Received]
+    regions: Mapping[str, RegionSnapshot], sent: Mapping[int, Sent], received: Mapping[tuple[int, str], Received]
 ) -> Statement:
     """`received`: by direction and who has logged it."""
     rings: dict[tuple[str, int], Totals] = {}
@@ -202,7 +202,7 @@ def state(
     return Statement(rings, accounts, heard, unbalanced)
 
 
-def held_between(forwarder: str, regions: Mapping[str, RegionReading]) -> Iterator[int]:
+def held_between(forwarder: str, regions: Mapping[str, RegionSnapshot]) -> Iterator[int]:
     """How many frames a forwarder has released and not published, by direction or in all. Exact while it rests."""
     rings = {
         (link, side): _totals([ring for ring in region.rings if ring.producing_side == side])
@@ -306,4 +306,4 @@ def _of_restarts(setup: Setup, link: Link, side: int, ring: Totals, kills: Mappi
     most = sum(kills.get(end.split(".")[0], 0) for end in link.ends) * queues * _RWAY_BURST
     lost = ring.drops.get("restart", 0)
     if lost > most:
-        yield f"{link.name}, from side {'ab'[side]}: {lost} lost in restarts, and {most} at the most can be"
+        yield f"{link.name}, from side {'ab'[side]}: {lost} lost in restarts, and {most} at most can be"

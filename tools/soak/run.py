@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ringway.control.errors import ControlError
 from ringway.control.registry import read_registry
-from ringway.shm import RegionError, RegionReading
+from ringway.shm import RegionError, RegionSnapshot
 from tools.soak.application import received_path, sent_path
 from tools.soak.books import (
     HEARD,
@@ -33,7 +33,7 @@ from tools.soak.stage import SoakError, Stage, end_by_pid
 from tools.soak.wire import INTERFACE
 
 _LOG_LINES = 12
-_CATCHES = 300  # how often a forwarder is stopped, at the most, to find it between its two rings
+_CATCHES = 300  # how often a forwarder is stopped, at most, to find it between its two rings
 _KEEPER_AGAIN = "has everything again"
 
 
@@ -329,7 +329,7 @@ class Soak:
         return "\n".join(lines)
 
 
-def _rings(link: str, region: RegionReading) -> Iterator[str]:
+def _rings(link: str, region: RegionSnapshot) -> Iterator[str]:
     sides = ", ".join(f"{side.state.name.lower()} {side.cause.name.lower()}" for side in region.sides)
     yield f"{link}: {sides}"
     for ring in region.rings:

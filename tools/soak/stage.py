@@ -22,7 +22,7 @@ from typing import Any
 from ringway.control.client import Client
 from ringway.control.errors import ControlError
 from ringway.control.messages import Applied, Apply, Show, Shown
-from ringway.shm import RegionError, RegionReading, read_region
+from ringway.shm import RegionError, RegionSnapshot, read_region
 from tools.soak import application, wire
 from tools.soak.application import Line, Task, enter
 from tools.soak.books import RECEIVERS
@@ -32,7 +32,7 @@ from tools.soak.pace import Death, Pace
 
 PATIENCE = 60.0  # seconds for what takes a second at most: the machine may have other things to do
 _STEP = 0.005
-_PRELOAD = ["tools.soak.stage", "ringway.cli.main", "ringway.broker.loop", "ringway.agent.run"]
+_PRELOAD = ["tools.soak.stage", "ringway.cli.main", "ringway.broker.loop", "ringway.agent.main"]
 _SPEAKING = ("client", "server", "guest", "wire")  # who takes commands
 
 
@@ -264,7 +264,7 @@ class Stage:
         if set(self._regions) != set(wanted.values()):
             raise SoakError(f"the broker holds the memory of {list(self._regions)} only")
 
-    def regions(self) -> dict[str, RegionReading]:
+    def regions(self) -> dict[str, RegionSnapshot]:
         return {name: read_region(fd) for name, fd in self._regions.items()}
 
     def possessions(self) -> dict[str, Possessions]:

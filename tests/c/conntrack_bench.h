@@ -6,15 +6,15 @@
 #include <string.h>
 
 #include "expect.h"
-#include "flow.h"
+#include "conntrack.h"
 
 enum { FIN = 1, SYN = 2, RST = 4, ACK = 16, INSIDE = 0, OUTSIDE = 1, ASIDE = 2, CONNECTIONS = RWAY_CONNECTIONS_MIN };
 
-static const struct rway_flow_timeouts TIMEOUTS = {60, 7440, 240, 120, 300, 60};
+static const struct rway_conntrack_timeouts TIMEOUTS = {60, 7440, 240, 120, 300, 60};
 
 struct bench {
     struct rway_filter *filter;
-    struct rway_flow_reader *flows;
+    struct rway_conntrack_reader *conntrack;
     uint32_t reader;
     uint32_t now;
 };
@@ -39,7 +39,7 @@ static inline struct bench bench_of(uint8_t protocol)
     EXPECT(rway_filter_track(bench.filter, CONNECTIONS, &TIMEOUTS, NULL) == 0);
     EXPECT(rway_filter_replace(bench.filter, table_that(RWAY_DENY, RWAY_ALLOW, protocol, INSIDE)) == 0);
     bench.reader = (uint32_t)rway_filter_reader_add(bench.filter);
-    bench.flows = rway_filter_flows(bench.filter, bench.reader);
+    bench.conntrack = rway_filter_conntrack(bench.filter, bench.reader);
     return bench;
 }
 
@@ -105,8 +105,8 @@ static inline int judge_bytes(struct bench *bench, const uint8_t *bytes, uint32_
     EXPECT(rway_parse(bytes, len, len, &headers) == RWAY_WELL_FORMED);
     judged.copied = len < RWAY_HEADERS_MAX ? len : RWAY_HEADERS_MAX;
     judged.frame_len = len;
-    rway_flow_turn(bench->flows, table, counts, bench->now);
-    rway_flow_judge(bench->flows, in_port, out_port, &judged, 1);
+    rway_conntrack_turn(bench->conntrack, table, counts, bench->now);
+    rway_conntrack_judge(bench->conntrack, in_port, out_port, &judged, 1);
     return judged.stopped;
 }
 
@@ -193,9 +193,9 @@ static inline bool is_open(struct bench *bench, uint32_t client)
     return came(bench, tcp_back(client, ACK, 501, 101)) == RWAY_PASSES;
 }
 
-static inline struct rway_flow_counts counts_of(const struct bench *bench)
+static inline struct rway_conntrack_counts counts_of(const struct bench *bench)
 {
-    struct rway_flow_counts counts;
+    struct rway_conntrack_counts counts;
 
     rway_filter_flow_counts(bench->filter, &counts);
     return counts;

@@ -9,14 +9,14 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from ringway.broker.checks import parse_config
-from ringway.broker.desk import listen
-from ringway.broker.effects import Resources
+from ringway.broker.config.checks import parse_config
+from ringway.broker.config.text import FabricError
 from ringway.broker.end import End
 from ringway.broker.fabric import Fabric
-from ringway.broker.fabric_file import FabricError
+from ringway.broker.handover_server import listen
 from ringway.broker.journal import Journal, journal_path
-from ringway.broker.keeper_entries import DESK, Found, KeeperEntries, close_all, end_key, link_key
+from ringway.broker.keeper_entries import HANDOVER, Found, KeeperEntries, close_all, end_key, link_key
+from ringway.broker.links import Resources
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 
@@ -61,16 +61,16 @@ def adopt_ends(found: Found, fabric: Fabric, keeping: KeeperEntries, take_over: 
             take_over(fabric.adopt_end(link, side, kept, descriptors))
 
 
-def adopt_desk(found: Found, path: Path, keeping: KeeperEntries) -> socket.socket:
+def adopt_handover(found: Found, path: Path, keeping: KeeperEntries) -> socket.socket:
     """The socket that agents connect to: the one that they wait at already, if it can still be reached by its path."""
     reachable = False
     with contextlib.suppress(OSError):
         reachable = stat.S_ISSOCK(os.lstat(path).st_mode)
-    if reachable and len(found.desk) == 1:
-        listener = socket.socket(fileno=found.desk[0])
+    if reachable and len(found.handover) == 1:
+        listener = socket.socket(fileno=found.handover[0])
     else:
-        close_all(found.desk)
+        close_all(found.handover)
         path.unlink(missing_ok=True)
         listener = listen(path)
-    keeping.put(DESK, b"", [listener.fileno()])
+    keeping.put(HANDOVER, b"", [listener.fileno()])
     return listener

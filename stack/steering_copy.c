@@ -31,7 +31,7 @@ static void scatter(const struct rway_producer *producer, const struct rway_fram
 }
 
 /* Each queue's frames are published in the order of their claims. */
-static void publish(struct rway_spread *spread, const struct burst *burst)
+static void publish(struct rway_steering *steering, const struct burst *burst)
 {
     for (uint32_t left = burst->queues; left != 0; left &= left - 1) {
         uint32_t queue = (uint32_t)__builtin_ctz(left);
@@ -40,17 +40,17 @@ static void publish(struct rway_spread *spread, const struct burst *burst)
         for (uint32_t i = 0; i < burst->count; i++)
             if (burst->queue[i] == queue)
                 frames[count++] = burst->frames[i];
-        rway_ring_publish(rway_spread_producer(spread, queue), frames, count);
+        rway_ring_publish(rway_steering_producer(steering, queue), frames, count);
     }
 }
 
 /* Returns whether the frame was dealt with; if not, *chosen is the queue that has no room for it. */
-static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *bytes, uint32_t len,
+static bool add(struct rway_steering *steering, struct burst *burst, const uint8_t *bytes, uint32_t len,
                 const struct rway_offload *offload, uint32_t *chosen)
 {
     uint32_t hash = hash_of(bytes, len);
-    *chosen = rway_spread_choose(spread, hash);
-    struct rway_producer *producer = rway_spread_producer(spread, *chosen);
+    *chosen = rway_steering_choose(steering, hash);
+    struct rway_producer *producer = rway_steering_producer(steering, *chosen);
     struct rway_frame *frame = &burst->frames[burst->count];
     *frame = (struct rway_frame){.len = len, .flags = RWAY_FLAG_HASH, .hash = hash};
     int unfit = rway_producer_fits(producer, len, 0);
@@ -68,8 +68,8 @@ static bool add(struct rway_spread *spread, struct burst *burst, const uint8_t *
     return unfit || claimed;
 }
 
-uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, const uint32_t *lens,
-                             const struct rway_offload *offloads, uint32_t count, uint32_t *stopped_by)
+uint32_t rway_steering_copy_in(struct rway_steering *steering, const uint8_t *bytes, const uint32_t *lens,
+                               const struct rway_offload *offloads, uint32_t count, uint32_t *stopped_by)
 {
     static const struct rway_offload nothing_left = {0};
     uint32_t done = 0;
@@ -77,14 +77,14 @@ uint32_t rway_spread_copy_in(struct rway_spread *spread, const uint8_t *bytes, c
     while (going && done < count) {
         struct burst burst;
         burst.count = burst.queues = 0;
-        rway_spread_follow(spread);
+        rway_steering_follow(steering);
         for (uint32_t i = 0; i < BURST && done < count; i++) {
-            going = add(spread, &burst, bytes, lens[done], offloads ? &offloads[done] : &nothing_left, stopped_by);
+            going = add(steering, &burst, bytes, lens[done], offloads ? &offloads[done] : &nothing_left, stopped_by);
             if (!going)
                 break;
             bytes += lens[done++];
         }
-        publish(spread, &burst);
+        publish(steering, &burst);
     }
     return done;
 }

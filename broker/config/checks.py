@@ -7,8 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
-from ringway.broker.config import MIB, End, FabricConfig, LinkConfig, VmConfig, config_from, setting_error
-from ringway.broker.fabric_file import FabricCause, FabricFile, read_text
+from ringway.broker.config.tables import MIB, EndName, FabricConfig, LinkConfig, VmConfig, config_from, setting_error
+from ringway.broker.config.text import FabricCause, FabricFile, read_text
 from ringway.broker.limits import LOOPS_MAX
 from ringway.broker.taps import check_taps
 from ringway.control.kinds import SettingError
@@ -40,7 +40,7 @@ def parse_config(text: str, name: str) -> FabricConfig:
 
 
 def _check_ends(file: FabricFile, config: FabricConfig) -> None:
-    used: dict[End, str] = {}
+    used: dict[EndName, str] = {}
     for link in config.links.values():
         key = ("link", link.name, "ends")
         for end in link.ends:
@@ -55,11 +55,11 @@ def _check_ends(file: FabricFile, config: FabricConfig) -> None:
             used[end] = link.name
 
 
-def _check_end_exists(file: FabricFile, config: FabricConfig, link: LinkConfig, end: End) -> None:
+def _check_end_exists(file: FabricFile, config: FabricConfig, link: LinkConfig, end: EndName) -> None:
     vm = config.vms.get(end.vm)
     if vm is not None and end.port in vm.ports:
         return
-    known = [str(End(name, port)) for name, owner in config.vms.items() for port in owner.ports]
+    known = [str(EndName(name, port)) for name, owner in config.vms.items() for port in owner.ports]
     what = f"VM {end.vm!r} has no port {end.port!r}" if vm else f"there is no VM {end.vm!r}"
     near = difflib.get_close_matches(str(end), known, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -87,12 +87,12 @@ def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> No
             raise setting_error(file, ("vm", end.vm, "port", end.port), error) from None
 
 
-def _check_forward(file: FabricFile, links: dict[End, LinkConfig], vm: VmConfig, stack: Stack) -> None:
+def _check_forward(file: FabricFile, links: dict[EndName, LinkConfig], vm: VmConfig, stack: Stack) -> None:
     """A frame that comes in must be able to go out, and the agent must be able to run all the loops."""
     key = ("vm", vm.name, "stack", "forward" if stack.bridge is None else "bridge")
     loops = 0
     for group in stack.forward if stack.bridge is None else [stack.bridge.ports]:
-        ends = [links[End(vm.name, port)] for port in group if End(vm.name, port) in links]
+        ends = [links[EndName(vm.name, port)] for port in group if EndName(vm.name, port) in links]
         if len(ends) < 2:
             continue  # a port that has no link yet
         first, most = ends[0], ends[0].shape().frame_max
@@ -112,10 +112,10 @@ def _check_forward(file: FabricFile, links: dict[End, LinkConfig], vm: VmConfig,
         raise file.error(FabricCause.LIMIT, key, message)
 
 
-def _check_waiting(file: FabricFile, links: dict[End, LinkConfig], vm: VmConfig, stack: Stack) -> None:
+def _check_waiting(file: FabricFile, links: dict[EndName, LinkConfig], vm: VmConfig, stack: Stack) -> None:
     """A link is not to say that a forwarder waits which cannot."""
     for pair in stack.forward:
-        ends = [links[End(vm.name, port)] for port in pair if End(vm.name, port) in links]
+        ends = [links[EndName(vm.name, port)] for port in pair if EndName(vm.name, port) in links]
         queues = [link.geometry.queues for link in ends]
         for link in ends:
             if link.full == "wait" and len(set(queues)) > 1:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ringway.broker.checks import parse_config
-from ringway.broker.effects import RESERVE, Resources, descriptors_of
+from ringway.broker.config.checks import parse_config
 from ringway.broker.fabric import Fabric, Plan
 from ringway.broker.keeper_entries import KeeperEntries
+from ringway.broker.links import RESERVE, Resources, descriptors_of
 from ringway.control.errors import ControlError
 from ringway.control.messages import Cause
 from ringway.shm import read_region

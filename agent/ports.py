@@ -24,13 +24,13 @@ from ringway.agent.wire import WireRunner
 from ringway.control.kinds import Kind
 from ringway.control.messages import (
     Connections,
-    LoopTold,
+    LoopStatus,
     Notice,
     Offer,
-    PortTold,
+    PortStatus,
     RuleCount,
     SetPort,
-    Told,
+    Status,
     UnparsedCount,
 )
 from ringway.control.names import printable
@@ -41,7 +41,7 @@ from ringway.stack.filter import Filter
 from ringway.stack.function import Function
 
 Log = Callable[[str], None]
-Problem = tuple[Literal["broken", "failed", "attached"], str]  # attached: it works, but for what the cause says
+Problem = tuple[Literal["broken", "failed", "attached"], str]  # attached: it works, except for what the cause says
 
 _CAUSE_MAX = 512  # characters of a notice's cause
 _NOTICES_MAX = 256  # kept for the broker; the latest count
@@ -50,11 +50,11 @@ _STOP_S = 10.0  # and how long the end of all does
 _NEXT_STACK_S = 10.0  # between attempts to replace a stack that runs, each of which stops it for a moment
 
 
-class Member:
+class Ports:
     """All methods may be called from any thread; each leaves the ports run as far as they can be.
 
     What fails does not keep the rest from running: the first error is raised when all has been tried. It is logged
-    here, once, and `told` says it for as long as it lasts.
+    here, once, and `status` says it for as long as it lasts.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Member:
         self._next_stack_at = 0.0  # when a stack that could not be made is tried again (monotonic)
         self._stack_error: Exception | None = None
         self._lacking: dict[str, tuple[Offer, str]] = {}  # what was offered and could not be attached, and why
-        self._leaving: list[Port] = []  # taken away, and held by somebody who has not let go yet
+        self._leaving: list[Port] = []  # taken away, and still in use somewhere
         self._problems: dict[str, Problem] = {}  # by port: what does not work, as last looked at
         self._notices: list[Notice] = []  # that the broker has not been told yet
 
@@ -198,17 +198,17 @@ class Member:
             notices, self._notices = self._notices, []
             return notices
 
-    def _port_told(self, port: Port) -> PortTold:
+    def _port_status(self, port: Port) -> PortStatus:
         found: Problem | None = self._problems.get(port.name)
         if port.broken is not BreakCause.WHOLE:
             found = ("broken", port.broken.name.lower())
         link = port.offer.link
         if found is not None and found[0] != "attached":
-            return PortTold(port.name, link, *found)
+            return PortStatus(port.name, link, *found)
         runner = next((runner for runner in self._all_runners() if port in runner.ports), None)
         if runner is None:
-            return PortTold(port.name, link, "attached")
-        return PortTold(port.name, link, "attached", _plain(runner.told(port)), runner.when_full(port))
+            return PortStatus(port.name, link, "attached")
+        return PortStatus(port.name, link, "attached", _plain(runner.told(port)), runner.when_full(port))
 
     def link_ids(self) -> list[int]:
         """The links that this VM's ends are attached to."""
@@ -248,18 +248,18 @@ class Member:
         with self._changed:
             return bool(self._lacking)
 
-    def told(self) -> Told:
+    def status(self) -> Status:
         """What a broker that asks gets to know."""
         with self._changed:
             judge = self._forwarder.filter if self._forwarder is not None else None
             rules = judge.counts() if judge is not None else []
             connections = judge.connections() if judge is not None else None
             lacking = [
-                PortTold(name, offer.link, "failed", _plain(why)) for name, (offer, why) in self._lacking.items()
+                PortStatus(name, offer.link, "failed", _plain(why)) for name, (offer, why) in self._lacking.items()
             ]
-            return Told(
-                ports=[self._port_told(port) for port in self._ports.values() if port.attached] + lacking,
-                loops=[LoopTold(loop.name, loop.counts()) for runner in self._all_runners() for loop in runner.loops],
+            return Status(
+                ports=[self._port_status(port) for port in self._ports.values() if port.attached] + lacking,
+                loops=[LoopStatus(loop.name, loop.counts()) for runner in self._all_runners() for loop in runner.loops],
                 rules=[RuleCount(rule.name, rule.frames, rule.bytes) for rule in rules],
                 connections=Connections(**dataclasses.asdict(connections)) if connections else None,
                 unparsed=[UnparsedCount(*count) for count in judge.unparsed()] if judge is not None else [],
@@ -407,7 +407,7 @@ class Member:
                 self._runners.append(runner)
 
     def _set_port(self, offer: Offer) -> None:
-        """To the settings of an offer of the link that the port has; what cannot change in place is run anew."""
+        """To the settings of an offer of the link that it has; what cannot change in place gets another runner."""
         port = self._ports[offer.port]
         offer = replace(offer, ticket=port.offer.ticket, incarnation=port.offer.incarnation)
         if offer == port.offer:

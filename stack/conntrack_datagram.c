@@ -17,7 +17,7 @@
  */
 #include <string.h>
 
-#include "flow.h"
+#include "conntrack.h"
 #include "ip6_chain.h"
 #include "spinlock.h"
 
@@ -27,10 +27,10 @@ enum {
 };
 
 struct datagram {
-    struct rway_flow_key key; /* all 0: a free place */
-    uint32_t deadline;        /* the last second in which it is known */
-    uint32_t age;             /* counts up in its bucket: the lowest is the oldest */
-    uint32_t first_end;       /* bytes of the datagram that the first fragment had */
+    struct rway_conntrack_key key; /* all 0: a free place */
+    uint32_t deadline;             /* the last second in which it is known */
+    uint32_t age;                  /* counts up in its bucket: the lowest is the oldest */
+    uint32_t first_end;            /* bytes of the datagram that the first fragment had */
     uint32_t pad;
 };
 
@@ -47,7 +47,7 @@ _Static_assert(RWAY_DATAGRAM_BUCKETS * sizeof(struct rway_datagram_bucket) == RW
 
 /* What a fragment says of itself. */
 struct fragment {
-    struct rway_flow_key datagram;
+    struct rway_conntrack_key datagram;
     uint32_t begins; /* bytes of the datagram */
     uint32_t ends;
 };
@@ -95,30 +95,31 @@ static bool read_fragment(const struct rway_judged *frame, uint32_t in_port, uin
     memcpy(words, headers->source, sizeof(headers->source));
     memcpy(words + 2, headers->destination, sizeof(headers->destination));
     words[4] = id | (uint64_t)(uint16_t)in_port << 32 | (uint64_t)(uint16_t)out_port << 48;
-    words[5] = rway_flow_vlan_ids(frame) | protocol << 32 | (uint64_t)headers->ip_version << 40;
+    words[5] = rway_conntrack_vlan_ids(frame) | protocol << 32 | (uint64_t)headers->ip_version << 40;
     return true;
 }
 
 /* ---- places ---- */
 
-static struct rway_datagram_bucket *lock_bucket(const struct rway_flows *flows, const struct rway_flow_key *key)
+static struct rway_datagram_bucket *lock_bucket(const struct rway_conntrack *conntrack,
+                                                const struct rway_conntrack_key *key)
 {
-    uint64_t value = (uint32_t)rway_flow_keyed_hash(flows, key);
-    struct rway_datagram_bucket *bucket = &flows->datagrams[value * RWAY_DATAGRAM_BUCKETS >> 32];
+    uint64_t value = (uint32_t)rway_conntrack_keyed_hash(conntrack, key);
+    struct rway_datagram_bucket *bucket = &conntrack->datagrams[value * RWAY_DATAGRAM_BUCKETS >> 32];
 
     rway_lock(&bucket->lock);
     return bucket;
 }
 
-static struct datagram *find(struct rway_datagram_bucket *bucket, const struct rway_flow_key *key)
+static struct datagram *find(struct rway_datagram_bucket *bucket, const struct rway_conntrack_key *key)
 {
     for (uint32_t place = 0; place < PLACES; place++)
-        if (rway_flow_key_equal(&bucket->places[place].key, key))
+        if (rway_conntrack_key_equal(&bucket->places[place].key, key))
             return &bucket->places[place];
     return NULL;
 }
 
-static uint16_t way_in(const struct rway_flow_key *key)
+static uint16_t way_in(const struct rway_conntrack_key *key)
 {
     return (uint16_t)(key->words[4] >> 32);
 }
@@ -159,19 +160,20 @@ static struct datagram *displaced(struct rway_datagram_bucket *bucket, uint16_t 
     return oldest;
 }
 
-static struct datagram *place_for(struct rway_datagram_bucket *bucket, const struct rway_flow_key *key, uint32_t now)
+static struct datagram *place_for(struct rway_datagram_bucket *bucket, const struct rway_conntrack_key *key,
+                                  uint32_t now)
 {
     struct datagram *known = find(bucket, key);
 
     for (uint32_t place = 0; !known && place < PLACES; place++)
-        if (bucket->places[place].key.words[5] == 0 || rway_flow_expired(bucket->places[place].deadline, now))
+        if (bucket->places[place].key.words[5] == 0 || rway_conntrack_expired(bucket->places[place].deadline, now))
             known = &bucket->places[place];
     return known ? known : displaced(bucket, way_in(key));
 }
 
 /* ---- verdicts ---- */
 
-void rway_datagram_note_first(const struct rway_flows *flows, const struct rway_judged *frame, uint32_t in_port,
+void rway_datagram_note_first(const struct rway_conntrack *conntrack, const struct rway_judged *frame, uint32_t in_port,
                               uint32_t out_port, uint32_t now)
 {
     struct rway_datagram_bucket *bucket;
@@ -180,7 +182,7 @@ void rway_datagram_note_first(const struct rway_flows *flows, const struct rway_
 
     if (!read_fragment(frame, in_port, out_port, &fragment))
         return;
-    bucket = lock_bucket(flows, &fragment.datagram);
+    bucket = lock_bucket(conntrack, &fragment.datagram);
     if (frame->stopped == RWAY_PASSES) {
         datagram = place_for(bucket, &fragment.datagram, now);
         *datagram = (struct datagram){.key = fragment.datagram,
@@ -193,8 +195,8 @@ void rway_datagram_note_first(const struct rway_flows *flows, const struct rway_
     rway_unlock(&bucket->lock);
 }
 
-bool rway_datagram_passes_later(const struct rway_flows *flows, const struct rway_judged *frame, uint32_t in_port,
-                                uint32_t out_port, uint32_t now)
+bool rway_datagram_passes_later(const struct rway_conntrack *conntrack, const struct rway_judged *frame,
+                                uint32_t in_port, uint32_t out_port, uint32_t now)
 {
     struct rway_datagram_bucket *bucket;
     const struct datagram *datagram;
@@ -203,9 +205,9 @@ bool rway_datagram_passes_later(const struct rway_flows *flows, const struct rwa
 
     if (!read_fragment(frame, in_port, out_port, &fragment))
         return false;
-    bucket = lock_bucket(flows, &fragment.datagram);
+    bucket = lock_bucket(conntrack, &fragment.datagram);
     datagram = find(bucket, &fragment.datagram);
-    passes = datagram && !rway_flow_expired(datagram->deadline, now) && fragment.begins >= datagram->first_end;
+    passes = datagram && !rway_conntrack_expired(datagram->deadline, now) && fragment.begins >= datagram->first_end;
     rway_unlock(&bucket->lock);
     return passes;
 }

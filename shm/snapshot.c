@@ -24,20 +24,20 @@ static int find_places(int fd, const struct rway_header *header, struct rway_sha
     return rway_header_check(header, (uint64_t)status.st_size, shape, places, error);
 }
 
-int rway_region_read(int fd, struct rway_reading *reading, struct rway_error *error)
+int rway_region_read(int fd, struct rway_snapshot *snapshot, struct rway_error *error)
 {
     struct rway_shape shape;
     struct rway_places places;
-    int refused = read_at(fd, &reading->header, sizeof reading->header, 0, error);
+    int refused = read_at(fd, &snapshot->header, sizeof snapshot->header, 0, error);
     if (!refused)
-        refused = find_places(fd, &reading->header, &shape, &places, error);
+        refused = find_places(fd, &snapshot->header, &shape, &places, error);
     for (int side = 0; side < 2 && !refused; side++)
-        refused = read_at(fd, &reading->sides[side], sizeof reading->sides[side], places.side[side], error);
+        refused = read_at(fd, &snapshot->sides[side], sizeof snapshot->sides[side], places.side[side], error);
     return refused;
 }
 
 /* Count frames between tail and head, a page of descriptors at a time. Ends early at a descriptor that cannot be. */
-static int walk(int fd, uint64_t descs_offset, uint32_t slot_count, uint64_t begun, struct rway_ring_reading *ring,
+static int walk(int fd, uint64_t descs_offset, uint32_t slot_count, uint64_t begun, struct rway_ring_snapshot *ring,
                 struct rway_error *error)
 {
     struct rway_desc page[256];
@@ -86,19 +86,19 @@ static bool is_settled(const struct rway_ring_control *control, uint32_t slot_co
            consumed.drops[RWAY_DROP_RESTART] == control->consumed.drops[RWAY_DROP_RESTART];
 }
 
-int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producing_side, uint32_t queue,
-                   struct rway_ring_reading *ring, struct rway_error *error)
+int rway_ring_read(int fd, const struct rway_snapshot *snapshot, uint32_t producing_side, uint32_t queue,
+                   struct rway_ring_snapshot *ring, struct rway_error *error)
 {
     struct rway_shape shape;
     struct rway_places places;
     struct rway_ring_control control;
-    if (producing_side > RWAY_SIDE_B || queue >= reading->header.geometry.queues)
-        return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "queue", queue, reading->header.geometry.queues);
-    int refused = find_places(fd, &reading->header, &shape, &places, error);
+    if (producing_side > RWAY_SIDE_B || queue >= snapshot->header.geometry.queues)
+        return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "queue", queue, snapshot->header.geometry.queues);
+    int refused = find_places(fd, &snapshot->header, &shape, &places, error);
     if (refused)
         return refused;
     uint64_t offset = places.rings[producing_side] + queue * shape.queue_size;
-    uint32_t slot_count = reading->header.geometry.slot_count;
+    uint32_t slot_count = snapshot->header.geometry.slot_count;
     int reads = 0;
     do {
         if ((refused = read_at(fd, &control, sizeof control, offset, error)))
@@ -106,13 +106,12 @@ int rway_ring_read(int fd, const struct rway_reading *reading, uint32_t producin
     } while (!is_settled(&control, slot_count) && ++reads < READS_MAX);
     int produced = rway_counts_settle(&control.produced, control.published, control.head);
     int consumed = rway_counts_settle(&control.consumed, control.released, control.tail);
-    *ring = (struct rway_ring_reading){
-        .head = control.head,
-        .tail = control.tail,
-        .produced = control.produced,
-        .consumed = control.consumed,
-        .originated = control.originated[produced < 0 ? 0 : produced],
-        .replicated = control.replicated[consumed < 0 ? 0 : consumed]};
+    *ring = (struct rway_ring_snapshot){.head = control.head,
+                                        .tail = control.tail,
+                                        .produced = control.produced,
+                                        .consumed = control.consumed,
+                                        .originated = control.originated[produced < 0 ? 0 : produced],
+                                        .replicated = control.replicated[consumed < 0 ? 0 : consumed]};
     if (control.head - control.tail > slot_count)
         return rway_refuse(error, RWAY_REFUSED_COUNTERS, "head minus tail", control.head - control.tail, slot_count);
     return walk(fd, offset + sizeof control, slot_count, control.begun, ring, error);

@@ -3,7 +3,7 @@
 
 #include <pthread.h>
 
-#include "flow_bench.h"
+#include "conntrack_bench.h"
 #include "siphash.h"
 
 /* ---- the hash ---- */
@@ -39,7 +39,7 @@ static void replies_of_an_allowed_connection_pass_and_nothing_else_does(void)
     EXPECT(came(&bench, tcp_back(1, SYN | ACK, 500, 101)) == RWAY_DROP_POLICY);
     EXPECT(connect_tcp(&bench, 1) && is_open(&bench, 1));
     EXPECT(!is_open(&bench, 2));
-    EXPECT(judge_with(&bench, &reply, NULL, ASIDE, INSIDE) == RWAY_DROP_POLICY); /* by another port */
+    EXPECT(judge_with(&bench, &reply, NULL, ASIDE, INSIDE) == RWAY_DROP_POLICY);  /* by another port */
     EXPECT(judge_with(&bench, &reply, NULL, OUTSIDE, ASIDE) == RWAY_DROP_POLICY); /* to another */
     reply.source_port++;
     EXPECT(came(&bench, reply) == RWAY_DROP_POLICY);
@@ -53,11 +53,11 @@ static void replies_of_an_allowed_connection_pass_and_nothing_else_does(void)
 static void an_echo_is_answered_only_by_its_own_reply(void)
 {
     struct bench bench = bench_of(IPPROTO_ICMP);
-    struct packet request = {.source = 1, .destination = 2, .source_port = 8 << 8, .protocol = IPPROTO_ICMP,
-                             .sequence = 77u << 16};
+    struct packet request = {
+        .source = 1, .destination = 2, .source_port = 8 << 8, .protocol = IPPROTO_ICMP, .sequence = 77u << 16};
     struct packet reply = {.source = 2, .destination = 1, .protocol = IPPROTO_ICMP, .sequence = 77u << 16};
-    struct packet asked_back = {.source = 2, .destination = 1, .source_port = 8 << 8, .protocol = IPPROTO_ICMP,
-                                .sequence = 77u << 16};
+    struct packet asked_back = {
+        .source = 2, .destination = 1, .source_port = 8 << 8, .protocol = IPPROTO_ICMP, .sequence = 77u << 16};
 
     EXPECT(came(&bench, reply) == RWAY_DROP_POLICY);
     EXPECT(sent(&bench, request) == RWAY_PASSES && came(&bench, reply) == RWAY_PASSES);
@@ -71,8 +71,8 @@ static void an_error_about_a_known_connection_passes_to_its_sender_only(void)
 {
     struct bench bench = bench_of(IPPROTO_UDP);
     struct packet query = udp(1);
-    struct packet error = {.source = 99, .destination = query.source, .source_port = 3 << 8 | 3,
-                           .protocol = IPPROTO_ICMP};
+    struct packet error = {
+        .source = 99, .destination = query.source, .source_port = 3 << 8 | 3, .protocol = IPPROTO_ICMP};
     struct packet answer = reversed(query);
     struct packet other = udp(2);
 
@@ -287,8 +287,8 @@ static void a_full_table_refuses_by_name_and_keeps_what_it_has(void)
         came(&bench, tcp_back(client, SYN | ACK, 500, 101));
         made += sent(&bench, tcp(client, ACK, 101, 501)) == RWAY_PASSES;
     }
-    EXPECT(last == RWAY_DROP_FLOWS && counts_of(&bench).refused == 4 * CONNECTIONS - made);
-    EXPECT(made >= CONNECTIONS && made <= rway_flows_places(CONNECTIONS));
+    EXPECT(last == RWAY_DROP_CONNECTIONS && counts_of(&bench).refused == 4 * CONNECTIONS - made);
+    EXPECT(made >= CONNECTIONS && made <= rway_conntrack_places(CONNECTIONS));
     for (uint32_t client = 0; client < 4 * CONNECTIONS; client++)
         open += is_open(&bench, client);
     EXPECT(open == made);
@@ -360,7 +360,7 @@ static void a_number_that_cannot_be_is_refused(void)
     EXPECT(rway_filter_track(filter, RWAY_CONNECTIONS_MIN - 1, &TIMEOUTS, &error) == -RWAY_REFUSED_ARGUMENT);
     EXPECT(error.found == RWAY_CONNECTIONS_MIN - 1);
     EXPECT(rway_filter_track(filter, RWAY_CONNECTIONS_MAX + 1, &TIMEOUTS, NULL) < 0);
-    EXPECT(rway_filter_flows(filter, 0) == NULL);
+    EXPECT(rway_filter_conntrack(filter, 0) == NULL);
     EXPECT(rway_filter_track(filter, RWAY_CONNECTIONS_MIN, &TIMEOUTS, &error) == 0);
     EXPECT(rway_filter_track(filter, RWAY_CONNECTIONS_MIN, &TIMEOUTS, &error) == -RWAY_REFUSED_ARGUMENT);
     rway_filter_free(filter);
@@ -437,7 +437,7 @@ static void loops_share_connections_and_make_none_twice(void)
     for (uint32_t index = 0; index < LOOPS; index++) {
         loops[index].bench = (struct bench){.filter = bench.filter};
         loops[index].bench.reader = (uint32_t)rway_filter_reader_add(bench.filter);
-        loops[index].bench.flows = rway_filter_flows(bench.filter, loops[index].bench.reader);
+        loops[index].bench.conntrack = rway_filter_conntrack(bench.filter, loops[index].bench.reader);
     }
     for (uint32_t index = 0; index < LOOPS; index++)
         EXPECT(pthread_create(&loops[index].thread, NULL, run_loop, &loops[index]) == 0);

@@ -2,7 +2,7 @@
 /* Fragments follow their first one, and ICMP errors about packets with extension headers find their connection. */
 #include <pthread.h>
 
-#include "flow_bench.h"
+#include "conntrack_bench.h"
 
 enum { FIRST_LEN = 64, LATER_LEN = 24 /* bytes of data behind the IP header */ };
 
@@ -330,7 +330,7 @@ static void loops_share_datagrams(void)
         loops[index].number = index;
         loops[index].bench = (struct bench){.filter = bench.filter, .now = bench.now};
         loops[index].bench.reader = (uint32_t)rway_filter_reader_add(bench.filter);
-        loops[index].bench.flows = rway_filter_flows(bench.filter, loops[index].bench.reader);
+        loops[index].bench.conntrack = rway_filter_conntrack(bench.filter, loops[index].bench.reader);
         EXPECT(pthread_create(&loops[index].thread, NULL, run_loop, &loops[index]) == 0);
     }
     for (uint32_t index = 0; index < LOOPS; index++) {

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from ringway.broker.effects import Held
 from ringway.broker.fabric import LinkState, geometry_message
+from ringway.broker.links import Held
 from ringway.control.messages import EndShown, LinkShown, RingShown
 from ringway.control.registry import EndEntry, LinkEntry
-from ringway.shm import Counts, RegionError, RingReading, SideReading, SideState, check_region, read_region, read_sides
+from ringway.shm import (
+    Counts,
+    RegionError,
+    RingSnapshot,
+    SideSnapshot,
+    SideState,
+    check_region,
+    read_region,
+    read_sides,
+)
 
 END_STATES: Final[dict[SideState, Literal["detached", "attached", "broken"]]] = {
     SideState.DETACHED: "detached",
@@ -49,8 +58,8 @@ def in_flight(held: Held | None) -> int:
 
 
 def show_link(link: LinkState, held: Held | None) -> LinkShown:
-    rings: list[RingReading] = []
-    sides: tuple[SideReading, SideReading] | None = None
+    rings: list[RingSnapshot] = []
+    sides: tuple[SideSnapshot, SideSnapshot] | None = None
     note = held.note if held is not None else f"link {link.config.name!r}: {LOST}: apply the fabric again to replace it"
     try:
         if held is not None:
@@ -90,22 +99,22 @@ def _state(ends: list[EndShown], readable: bool) -> Literal["up", "half", "down"
     return "up" if attached == 2 else "half" if attached else "down"
 
 
-def _end(link: LinkState, side: int, reading: SideReading | None) -> EndShown:
+def _end(link: LinkState, side: int, snapshot: SideSnapshot | None) -> EndShown:
     end = link.ends[side]
     return EndShown(
         vm=end.vm,
         port=end.port.name,
         settings=end.port.settings,
-        state=END_STATES[reading.state] if reading else "unreadable",
-        cause=reading.cause.name.lower() if reading and reading.state is SideState.BROKEN else "",
+        state=END_STATES[snapshot.state] if snapshot else "unreadable",
+        cause=snapshot.cause.name.lower() if snapshot and snapshot.state is SideState.BROKEN else "",
         incarnation=end.incarnation,
-        queues_served=reading.queues_served if reading else 0,
+        queues_served=snapshot.queues_served if snapshot else 0,
         held=end.holder is not None,
         pid=end.holder.pid if end.holder is not None else 0,
     )
 
 
-def _ring(ring: RingReading) -> RingShown:
+def _ring(ring: RingSnapshot) -> RingShown:
     produced, consumed = ring.produced, ring.consumed
     return RingShown(
         producing_side=ring.producing_side,

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from ringway.broker.fabric_file import LINKS_MAX, FabricCause, FabricError, FabricFile, Key
+from ringway.broker.config.text import LINKS_MAX, FabricCause, FabricError, FabricFile, Key
 from ringway.broker.limits import CONNECTIONS_MAX, CONNECTIONS_MIN, FUNCTIONS_MAX
 from ringway.control.carriers import CARRIERS
 from ringway.control.kinds import KINDS, Kind, SettingError, Settings, kind_of
@@ -55,7 +55,7 @@ class PortConfig(Struct, frozen=True):
         return kind_of(self.settings)
 
 
-class End(Struct, frozen=True):
+class EndName(Struct, frozen=True):
     vm: str
     port: str
 
@@ -71,7 +71,7 @@ def _shape(geometry: Geometry) -> Shape:
 
 class LinkConfig(Struct, frozen=True):
     name: str
-    ends: tuple[End, End]  # side a, side b
+    ends: tuple[EndName, EndName]  # side a, side b
     geometry: Geometry
     huge_pages: bool = False
     carriers: tuple[str, str] = ("fd", "fd")  # of the ends' VMs
@@ -99,7 +99,7 @@ class FabricConfig(Struct, frozen=True):
     vms: dict[str, VmConfig]
     links: dict[str, LinkConfig]
 
-    def port(self, end: End) -> PortConfig:
+    def port(self, end: EndName) -> PortConfig:
         return self.vms[end.vm].ports[end.port]
 
 
@@ -168,7 +168,7 @@ def config_from(file: FabricFile) -> FabricConfig:
 
 def _refuse_many_links(file: FabricFile, links: object) -> None:
     if isinstance(links, dict) and len(links) > LINKS_MAX:
-        message = f"{len(links)} links, and a fabric has {LINKS_MAX} at the most: divide it among several brokers"
+        message = f"{len(links)} links, and a fabric has {LINKS_MAX} at most: divide it among several brokers"
         raise file.error(FabricCause.LIMIT, ("link",), message)
 
 
@@ -371,7 +371,7 @@ def _stack(file: FabricFile, vm: str, value: object, ports: dict[str, PortConfig
 def _functions(file: FabricFile, key: Key, table: StackTable) -> list[FunctionUse]:
     """By name alone: which there are, and what options they take, the agent knows."""
     if len(table.function) > FUNCTIONS_MAX:
-        message = f"{len(table.function)} functions cannot run in one stack: use {FUNCTIONS_MAX} at the most"
+        message = f"{len(table.function)} functions cannot run in one stack: use {FUNCTIONS_MAX} at most"
         raise file.error(FabricCause.LIMIT, (*key, "function", FUNCTIONS_MAX), message)
     uses: dict[str, FunctionUse] = {}
     for index, value in enumerate(table.function):
@@ -389,7 +389,7 @@ def _functions(file: FabricFile, key: Key, table: StackTable) -> list[FunctionUs
             )
         for option, given in use.options.items():
             if isinstance(given, str) and (len(given.encode()) > OPTION_TEXT_MAX or "\0" in given):
-                message = f"a text of {len(given.encode())} bytes: use {OPTION_TEXT_MAX} at the most, and no NUL"
+                message = f"a text of {len(given.encode())} bytes: use {OPTION_TEXT_MAX} at most, and no NUL"
                 raise file.error(FabricCause.VALUE, (*at, "options", option), message)
         uses[use.name] = use
     return list(uses.values())
@@ -486,9 +486,9 @@ def _full(file: FabricFile, key: Key, value: str | None) -> WhenFull | None:
     raise file.error(FabricCause.VALUE, key, f'{value!r} is nothing to do with a full ring: use "wait" or "drop"')
 
 
-def _end(file: FabricFile, key: Key, text: str) -> End:
+def _end(file: FabricFile, key: Key, text: str) -> EndName:
     vm, dot, port = text.partition(".")
     if not dot or not vm or not port:
         message = f'{text!r} does not name an end: write "vm.port", such as "client.net"'
         raise file.error(FabricCause.NOWHERE, key, message)
-    return End(vm, port)
+    return EndName(vm, port)

@@ -23,8 +23,7 @@
 
 enum { FLOWS = 100, QUEUES = 4, LENGTH = 60, STEPS = 20000 };
 
-static const struct rway_geometry GEOMETRY = {
-    .queues = QUEUES, .slot_count = 64, .slot_payload = 256, .headroom = 64};
+static const struct rway_geometry GEOMETRY = {.queues = QUEUES, .slot_count = 64, .slot_payload = 256, .headroom = 64};
 static long seeds = 20, hostile, threads, frames_wanted = 100000;
 
 static uint64_t random_of(uint64_t *state)
@@ -40,7 +39,7 @@ struct world {
     void *memory;
     uint64_t size;
     struct rway_region *sender, *receiver;
-    struct rway_spread *spread;
+    struct rway_steering *steering;
     uint64_t sent[FLOWS], got[FLOWS];
     uint64_t accepted, taken, refused, by_queue[QUEUES];
 };
@@ -57,13 +56,13 @@ static void open_world(struct world *world)
     CHECK(world->sender != NULL, "attach: %s", error.what);
     world->receiver = rway_region_over(world->memory, world->size, &GEOMETRY, 7, 1, 1, &error);
     CHECK(world->receiver != NULL, "attach: %s", error.what);
-    world->spread = rway_spread_new(world->sender, ~0u);
-    CHECK(world->spread != NULL, "spread");
+    world->steering = rway_steering_new(world->sender, ~0u);
+    CHECK(world->steering != NULL, "steering");
 }
 
 static void close_world(struct world *world)
 {
-    rway_spread_free(world->spread);
+    rway_steering_free(world->steering);
     rway_region_detach(world->sender);
     rway_region_detach(world->receiver);
     munmap(world->memory, world->size);
@@ -79,9 +78,9 @@ static uint32_t hash_of(uint64_t flow)
 static bool send_one(struct world *world, uint32_t flow)
 {
     struct rway_frame frame = {.len = LENGTH, .hash = hash_of(flow), .flags = RWAY_FLAG_HASH};
-    uint32_t chosen = rway_spread_choose(world->spread, frame.hash);
+    uint32_t chosen = rway_steering_choose(world->steering, frame.hash);
     CHECK(chosen < QUEUES, "queue %u", chosen);
-    struct rway_producer *producer = rway_spread_producer(world->spread, chosen);
+    struct rway_producer *producer = rway_steering_producer(world->steering, chosen);
     if (rway_ring_claim(producer, &frame, 1) == 0)
         return false;
     uint64_t words[2] = {flow, world->sent[flow]++};
@@ -132,15 +131,15 @@ static void check_queues(struct world *world, uint32_t wanted)
     rway_region_serve(world->receiver, wanted);
     drain(world);
     memset(world->by_queue, 0, sizeof world->by_queue);
-    rway_spread_follow(world->spread);
+    rway_steering_follow(world->steering);
     for (uint32_t flow = 0; flow < FLOWS; flow++) {
         CHECK(send_one(world, flow), "flow %u waits", flow);
         drain(world);
-        rway_spread_follow(world->spread);
+        rway_steering_follow(world->steering);
     }
     for (uint32_t queue = 0; queue < QUEUES; queue++)
-        CHECK((world->by_queue[queue] != 0) == (wanted >> queue & 1), "queue %u, wanted %#x: %lu frames", queue,
-              wanted, (unsigned long)world->by_queue[queue]);
+        CHECK((world->by_queue[queue] != 0) == (wanted >> queue & 1), "queue %u, wanted %#x: %lu frames", queue, wanted,
+              (unsigned long)world->by_queue[queue]);
 }
 
 static void run_model(uint64_t seed)
@@ -151,7 +150,7 @@ static void run_model(uint64_t seed)
     for (uint32_t step = 0; step < STEPS; step++) {
         uint64_t random = random_of(&state);
         if (random % 16 < 8) {
-            rway_spread_follow(world.spread);
+            rway_steering_follow(world.steering);
             for (uint32_t left = (uint32_t)(random >> 8) % 40; left != 0; left--)
                 world.refused += !send_one(&world, (uint32_t)(random_of(&state) % FLOWS));
         } else if (random % 16 < 15) {
@@ -172,13 +171,13 @@ static void run_model(uint64_t seed)
     close_world(&world);
 }
 
-/* A tail that cannot be breaks the region, as everywhere; the spread goes on choosing, and nothing is sent. */
+/* A tail that cannot be breaks the region, as everywhere; the steering goes on choosing, and nothing is sent. */
 static void run_with_a_bad_tail(void)
 {
     struct world world;
     open_world(&world);
     rway_region_serve(world.receiver, 1);
-    rway_spread_follow(world.spread);
+    rway_steering_follow(world.steering);
     rway_write_once(&world.receiver->consumers[0].ring.control->tail, 1000);
     rway_write_once(&world.receiver->consumers[1].ring.control->tail, 1000);
     for (uint32_t flow = 0; flow < FLOWS; flow++)
@@ -192,7 +191,7 @@ static void *send_all(void *argument)
     struct world *world = argument;
     uint64_t state = 3;
     while (world->accepted < (uint64_t)frames_wanted) {
-        rway_spread_follow(world->spread);
+        rway_steering_follow(world->steering);
         for (int i = 0; i < 32; i++)
             world->refused += !send_one(world, (uint32_t)(random_of(&state) % FLOWS));
     }
@@ -232,8 +231,7 @@ int main(int argc, char **argv)
     const struct {
         const char *name;
         long *value;
-    } known[] = {
-        {"--seeds", &seeds}, {"--hostile", &hostile}, {"--threads", &threads}, {"--frames", &frames_wanted}};
+    } known[] = {{"--seeds", &seeds}, {"--hostile", &hostile}, {"--threads", &threads}, {"--frames", &frames_wanted}};
     for (int i = 1; i + 1 < argc; i += 2)
         for (size_t k = 0; k < sizeof known / sizeof *known; k++)
             if (strcmp(argv[i], known[k].name) == 0)

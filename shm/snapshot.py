@@ -23,7 +23,7 @@ class SideState(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class SideReading:
+class SideSnapshot:
     """One side's own words: a state or cause that this release does not know reads as DETACHED or WHOLE."""
 
     state: SideState
@@ -46,7 +46,7 @@ class Counts:
 
 
 @dataclasses.dataclass(frozen=True)
-class RingReading:
+class RingSnapshot:
     """One ring; head and tail in slots, `in_flight` in frames; counts are those that belong to head and tail."""
 
     producing_side: int
@@ -90,13 +90,13 @@ class RingReading:
 
 
 @dataclasses.dataclass(frozen=True)
-class RegionReading:
+class RegionSnapshot:
     """Everything a tool can know of a region."""
 
     geometry: Geometry
     link_id: int
-    sides: tuple[SideReading, SideReading]
-    rings: list[RingReading]
+    sides: tuple[SideSnapshot, SideSnapshot]
+    rings: list[RingSnapshot]
 
 
 def _known(kind: Any, value: int, otherwise: Any) -> Any:
@@ -106,8 +106,8 @@ def _known(kind: Any, value: int, otherwise: Any) -> Any:
         return otherwise
 
 
-def _side_of(native: Any) -> SideReading:
-    return SideReading(
+def _side_of(native: Any) -> SideSnapshot:
+    return SideSnapshot(
         state=_known(SideState, native.state, SideState.DETACHED),
         cause=_known(BreakCause, native.cause, BreakCause.WHOLE),
         incarnation=native.incarnation,
@@ -121,13 +121,13 @@ def _counts_of(native: Any) -> Counts:
     return Counts(native.frames, native.bytes, native.bells, native.sleeps, native.bells_idle, native.mutes, drops)
 
 
-def _read_ring(fd: int, reading: Any, side: int, queue: int, believe: bool = False) -> RingReading:
+def _read_ring(fd: int, snapshot: Any, side: int, queue: int, believe: bool = False) -> RingSnapshot:
     """`believe`: also a head and tail that contradict each other; then nothing is in flight."""
-    ring, error = ffi.new("struct rway_ring_reading *"), ffi.new("struct rway_error *")
-    refused = -lib.rway_ring_read(fd, reading, side, queue, ring, error)
+    ring, error = ffi.new("struct rway_ring_snapshot *"), ffi.new("struct rway_error *")
+    refused = -lib.rway_ring_read(fd, snapshot, side, queue, ring, error)
     if refused not in ((0, lib.RWAY_REFUSED_COUNTERS) if believe else (0,)):
         raise error_of(error)
-    return RingReading(
+    return RingSnapshot(
         producing_side=side,
         queue=queue,
         head=ring.head,
@@ -141,48 +141,48 @@ def _read_ring(fd: int, reading: Any, side: int, queue: int, believe: bool = Fal
     )
 
 
-def read_sides(fd: int) -> tuple[SideReading, SideReading]:
+def read_sides(fd: int) -> tuple[SideSnapshot, SideSnapshot]:
     """What the sides say of themselves, also when a ring cannot be read. RegionError when the header is damaged."""
-    reading = _read(fd)
-    return _side_of(reading.sides[0]), _side_of(reading.sides[1])
+    snapshot = _read(fd)
+    return _side_of(snapshot.sides[0]), _side_of(snapshot.sides[1])
 
 
 def _read(fd: int) -> Any:
-    reading, error = ffi.new("struct rway_reading *"), ffi.new("struct rway_error *")
-    if lib.rway_region_read(fd, reading, error) != 0:
+    snapshot, error = ffi.new("struct rway_snapshot *"), ffi.new("struct rway_error *")
+    if lib.rway_region_read(fd, snapshot, error) != 0:
         raise error_of(error)
-    return reading
+    return snapshot
 
 
-def read_region(fd: int) -> RegionReading:
+def read_region(fd: int) -> RegionSnapshot:
     """Read a region. RegionError when its header is damaged or head and tail of a ring cannot be."""
-    reading = _read(fd)
-    geometry = Geometry.of(reading.header.geometry)
-    return RegionReading(
+    snapshot = _read(fd)
+    geometry = Geometry.of(snapshot.header.geometry)
+    return RegionSnapshot(
         geometry=geometry,
-        link_id=reading.header.link_id,
-        sides=(_side_of(reading.sides[0]), _side_of(reading.sides[1])),
-        rings=[_read_ring(fd, reading, side, queue) for side in (0, 1) for queue in range(geometry.queues)],
+        link_id=snapshot.header.link_id,
+        sides=(_side_of(snapshot.sides[0]), _side_of(snapshot.sides[1])),
+        rings=[_read_ring(fd, snapshot, side, queue) for side in (0, 1) for queue in range(geometry.queues)],
     )
 
 
-def check_region(fd: int) -> tuple[Geometry, tuple[SideReading, SideReading]]:
-    """Geometry and sides of a region, all of which could be read: RegionError as of `read_region`, which is slower."""
-    reading = _read(fd)
-    geometry = Geometry.of(reading.header.geometry)
-    ring, error = ffi.new("struct rway_ring_reading *"), ffi.new("struct rway_error *")
+def check_region(fd: int) -> tuple[Geometry, tuple[SideSnapshot, SideSnapshot]]:
+    """Geometry and sides of a region, all of which could be read: RegionError as in `read_region`, slower."""
+    snapshot = _read(fd)
+    geometry = Geometry.of(snapshot.header.geometry)
+    ring, error = ffi.new("struct rway_ring_snapshot *"), ffi.new("struct rway_error *")
     for side in (0, 1):
         for queue in range(geometry.queues):
-            if lib.rway_ring_read(fd, reading, side, queue, ring, error) != 0:
+            if lib.rway_ring_read(fd, snapshot, side, queue, ring, error) != 0:
                 raise error_of(error)
-    return geometry, (_side_of(reading.sides[0]), _side_of(reading.sides[1]))
+    return geometry, (_side_of(snapshot.sides[0]), _side_of(snapshot.sides[1]))
 
 
-def read_what_is_left(fd: int) -> list[RingReading]:
+def read_what_is_left(fd: int) -> list[RingSnapshot]:
     """The rings of a region that cannot be continued, also those whose head and tail contradict each other.
 
     RegionError when its header is damaged or a ring lies behind the carrier's end.
     """
-    reading = _read(fd)
-    queues = reading.header.geometry.queues
-    return [_read_ring(fd, reading, side, queue, believe=True) for side in (0, 1) for queue in range(queues)]
+    snapshot = _read(fd)
+    queues = snapshot.header.geometry.queues
+    return [_read_ring(fd, snapshot, side, queue, believe=True) for side in (0, 1) for queue in range(queues)]

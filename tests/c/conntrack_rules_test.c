@@ -1,5 +1,5 @@
 /* Connections and the rules: what is taken up under way, and what rules that change leave of a connection. */
-#include "flow_bench.h"
+#include "conntrack_bench.h"
 
 enum { TUNNEL_PORT = 51820 };
 
@@ -63,8 +63,8 @@ static void neither_is_one_that_denies_the_protocol_both_addresses_or_the_far_en
 
 static void a_rule_for_the_other_direction_forbids_it_where_nothing_speaks_for_this_one(void)
 {
-    struct rway_rule answers = rule_of(RWAY_ALLOW, RWAY_MATCH_PROTOCOL | RWAY_MATCH_IN_PORT | RWAY_MATCH_TCP_FLAGS,
-                                       IPPROTO_TCP, INSIDE);
+    struct rway_rule answers =
+        rule_of(RWAY_ALLOW, RWAY_MATCH_PROTOCOL | RWAY_MATCH_IN_PORT | RWAY_MATCH_TCP_FLAGS, IPPROTO_TCP, INSIDE);
     struct rway_rule to_client = rule_of(RWAY_DENY, RWAY_MATCH_DESTINATION, 0, 0);
 
     answers.tcp_mask = answers.tcp_value = ACK; /* lets nobody open */
@@ -105,8 +105,7 @@ static void the_far_end_begins_anew_where_a_rule_lets_it(void)
 
     for (uint32_t i = 0; i < 2; i++) {
         struct packet query = of(PROTOCOLS[i]);
-        struct bench bench =
-            bench_with_denied(query, table_of(RWAY_DENY, from(RWAY_ALLOW, OUTSIDE), all(RWAY_DENY)));
+        struct bench bench = bench_with_denied(query, table_of(RWAY_DENY, from(RWAY_ALLOW, OUTSIDE), all(RWAY_DENY)));
 
         EXPECT(came(&bench, reversed(query)) == RWAY_PASSES);
         EXPECT(sent(&bench, query) == RWAY_PASSES); /* its answer */
@@ -116,8 +115,8 @@ static void the_far_end_begins_anew_where_a_rule_lets_it(void)
 
 static void an_echo_reply_that_a_rule_lets_pass_is_not_held_up_by_a_request_that_is_denied(void)
 {
-    struct packet request = {.source = 1, .destination = 2, .source_port = 8 << 8, .protocol = IPPROTO_ICMP,
-                             .sequence = 77u << 16};
+    struct packet request = {
+        .source = 1, .destination = 2, .source_port = 8 << 8, .protocol = IPPROTO_ICMP, .sequence = 77u << 16};
     struct packet reply = {.source = 2, .destination = 1, .protocol = IPPROTO_ICMP, .sequence = 77u << 16};
     struct bench bench = bench_of(IPPROTO_ICMP);
 
@@ -134,9 +133,9 @@ static void what_allows_everybody_does_not_make_a_denied_connection_known_the_ot
     struct packet query = of(IPPROTO_UDP);
 
     for (int by_rule = 0; by_rule < 2; by_rule++) {
-        struct bench bench = bench_with_denied(
-            query, by_rule ? table_of(RWAY_DENY, from(RWAY_DENY, INSIDE), all(RWAY_ALLOW))
-                           : table_of(RWAY_ALLOW, from(RWAY_DENY, INSIDE), from(RWAY_DENY, ASIDE)));
+        struct bench bench =
+            bench_with_denied(query, by_rule ? table_of(RWAY_DENY, from(RWAY_DENY, INSIDE), all(RWAY_ALLOW))
+                                             : table_of(RWAY_ALLOW, from(RWAY_DENY, INSIDE), from(RWAY_DENY, ASIDE)));
 
         for (int step = 0; step < 10; step++) { /* as long as the far end goes on, which rules alone would let */
             EXPECT(came(&bench, reversed(query)) == RWAY_DROP_POLICY);

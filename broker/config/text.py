@@ -146,7 +146,7 @@ def _refuse_laborious(text: str, name: str) -> None:
     if marks > MARKS_MAX:
         message = (
             f"has {marks} line ends, brackets, '=', ',', '.' and '\\' (a '.' counts for 2, a table header for "
-            f"{HEADER_MARKS} more), and {MARKS_MAX} are possible: a fabric has {LINKS_MAX} links at the most; divide "
+            f"{HEADER_MARKS} more), and {MARKS_MAX} are possible: a fabric has {LINKS_MAX} links at most; divide "
             "it among several brokers, or write each table in a line: [link], and below it NAME = {ends = [...]}"
         )
         raise FabricError(FabricCause.LIMIT, message, name)

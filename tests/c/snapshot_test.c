@@ -40,9 +40,9 @@ static void *consume(void *argument)
     return NULL;
 }
 
-static void read_once(int fd, struct rway_ring_reading *ring)
+static void read_once(int fd, struct rway_ring_snapshot *ring)
 {
-    struct rway_reading reading;
+    struct rway_snapshot reading;
     struct rway_error error;
     CHECK(rway_region_read(fd, &reading, &error) == 0, "%s %lu", error.what, (unsigned long)error.found);
     CHECK(rway_ring_read(fd, &reading, RWAY_SIDE_A, 0, ring, &error) == 0, "%s %ld", error.what, (long)error.found);
@@ -54,7 +54,7 @@ static void read_once(int fd, struct rway_ring_reading *ring)
 int main(int argc, char **argv)
 {
     struct rway_error error;
-    struct rway_ring_reading ring;
+    struct rway_ring_snapshot ring;
     pthread_t producing, consuming;
     long readings = argc == 3 && strcmp(argv[1], "--readings") == 0 ? atol(argv[2]) : 100000;
     int fd = rway_region_create(&GEOMETRY, 7, 0, &error);

@@ -10,7 +10,7 @@ from ringway.shm._native import ffi, lib
 from ringway.shm.frame import packed
 
 
-class Spread:
+class Steering:
     """Chooses the queue for each frame by its flow, and follows the peer's wishes. One thread at a time.
 
     While it is used, nobody else may send into these queues: what others send is in no order with it.
@@ -20,10 +20,10 @@ class Spread:
         """`owned`: the queues it may use, bit q for queue q; all of the link when it is None."""
         self._region = region
         every = (1 << region.geometry.queues) - 1
-        native = lib.rway_spread_new(region.native, every if owned is None else owned)
+        native = lib.rway_steering_new(region.native, every if owned is None else owned)
         if native == ffi.NULL:
-            raise MemoryError("no memory for a spread, or no queue for it")
-        self.native = ffi.gc(native, lib.rway_spread_free)
+            raise MemoryError("no memory for a steering, or no queue for it")
+        self.native = ffi.gc(native, lib.rway_steering_free)
 
     def hold(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Keep the region mapped whose queues it chooses among: Region.hold."""
@@ -38,9 +38,9 @@ class Spread:
         """
         bytes_, lens, offloads = packed(frames)
         stopped_by = ffi.new("uint32_t *")
-        with self.hold("a spread"):
+        with self.hold("a steering"):
             self._check()
-            done = int(lib.rway_spread_copy_in(self.native, bytes_, lens, offloads, len(frames), stopped_by))
+            done = int(lib.rway_steering_copy_in(self.native, bytes_, lens, offloads, len(frames), stopped_by))
             self._check()
         return done, None if done == len(frames) else int(stopped_by[0])
 

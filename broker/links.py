@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ringway.broker.carriers import EndBells, carrier
-from ringway.broker.config import MIB, LinkConfig
+from ringway.broker.config.tables import MIB, LinkConfig
 from ringway.broker.fabric import Effect, MakeLink, RemoveLink
 from ringway.broker.keeper_entries import KeeperEntries, close_all, link_key
 from ringway.broker.memory import available, huge_available
@@ -22,7 +22,7 @@ HUGE_PAGE: Final = 2 << 20  # bytes; st_blksize of memory that has them
 RESERVE: Final = 512  # descriptors for sockets, agents, the interpreter; a keeper needs some 290 of its own
 CONNECTIONS: Final = 2  # descriptors by which a link's ends are held
 LIFELINES: Final = 2
-DESK: Final = 1  # descriptor of the keeper's, besides those of links
+HANDOVER: Final = 1  # descriptor of the keeper's, besides those of links
 DESCRIPTORS_LEAST: Final = RESERVE + 1 + 8 + CONNECTIONS + LIFELINES
 
 
@@ -232,4 +232,4 @@ class Resources:
                 f"may have {self._descriptors_max}: raise its hard limit (ulimit -Hn, LimitNOFILE) or make fewer links"
             )
             raise ControlError(Cause.LIMIT, message)
-        self._keeping.make_room(wanted + taken + DESK)
+        self._keeping.make_room(wanted + taken + HANDOVER)

@@ -6,7 +6,7 @@
  */
 #include <string.h>
 
-#include "flow.h"
+#include "conntrack.h"
 #include "ip6_chain.h"
 
 enum {
@@ -47,7 +47,7 @@ static bool is_lower(const struct end *one, const struct end *other)
     return one->side < other->side;
 }
 
-static bool join(const struct end *source, const struct end *destination, uint64_t rest, struct rway_flow_key *key)
+static bool join(const struct end *source, const struct end *destination, uint64_t rest, struct rway_conntrack_key *key)
 {
     bool from_low = is_lower(source, destination);
     const struct end *low = from_low ? source : destination;
@@ -62,7 +62,7 @@ static bool join(const struct end *source, const struct end *destination, uint64
     return from_low;
 }
 
-uint32_t rway_flow_vlan_ids(const struct rway_judged *frame)
+uint32_t rway_conntrack_vlan_ids(const struct rway_judged *frame)
 {
     uint32_t ids = frame->vlan & VLAN_ID;
 
@@ -73,7 +73,7 @@ uint32_t rway_flow_vlan_ids(const struct rway_judged *frame)
 
 static uint64_t rest_of(const struct rway_judged *frame, uint8_t protocol)
 {
-    return rway_flow_vlan_ids(frame) | (uint64_t)protocol << 32 | (uint64_t)frame->headers->ip_version << 40;
+    return rway_conntrack_vlan_ids(frame) | (uint64_t)protocol << 32 | (uint64_t)frame->headers->ip_version << 40;
 }
 
 /* The first bytes of an ICMP or ICMPv6 message, or NULL when the frame holds no whole header of one. */
@@ -99,8 +99,8 @@ static bool echo_ports(const uint8_t *icmp, uint8_t ip_version, uint16_t *source
     return request || reply;
 }
 
-bool rway_flow_key_of(const struct rway_judged *frame, uint32_t in_port, uint32_t out_port, struct rway_flow_key *key,
-                      bool *from_low)
+bool rway_conntrack_key_of(const struct rway_judged *frame, uint32_t in_port, uint32_t out_port,
+                           struct rway_conntrack_key *key, bool *from_low)
 {
     const struct rway_headers *headers = frame->headers;
     struct end source = {.port = headers->source_port, .side = (uint16_t)in_port};
@@ -181,9 +181,9 @@ static bool read_embedded_ports(const struct embedded *packet, uint8_t ip_versio
     return packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP || packet->protocol == IPPROTO_SCTP;
 }
 
-/* The packet that it is about went the other way, and the error is for who sent it. */
-bool rway_flow_key_of_error(const struct rway_judged *frame, uint32_t in_port, uint32_t out_port,
-                            struct rway_flow_key *key)
+/* The packet that it is about went the other way, and the error is for its sender. */
+bool rway_conntrack_key_of_error(const struct rway_judged *frame, uint32_t in_port, uint32_t out_port,
+                                 struct rway_conntrack_key *key)
 {
     const struct rway_headers *headers = frame->headers;
     const uint8_t *icmp = icmp_of(frame);
@@ -193,8 +193,7 @@ bool rway_flow_key_of_error(const struct rway_judged *frame, uint32_t in_port, u
 
     if (!icmp || !is_error(icmp[0], headers->ip_version) || headers->flags & RWAY_HEADERS_FIRST_FRAGMENT)
         return false;
-    packet = (struct embedded){.bytes = icmp + ICMP_HEADER,
-                               .len = frame->copied - headers->l4_offset - ICMP_HEADER};
+    packet = (struct embedded){.bytes = icmp + ICMP_HEADER, .len = frame->copied - headers->l4_offset - ICMP_HEADER};
     if (!read_embedded(&packet, headers->ip_version, &source, &destination) ||
         !read_embedded_ports(&packet, headers->ip_version, &source, &destination))
         return false;
@@ -204,7 +203,7 @@ bool rway_flow_key_of_error(const struct rway_judged *frame, uint32_t in_port, u
     return true;
 }
 
-/* ---- asking rules about a flow ---- */
+/* ---- asking rules about a connection ---- */
 
 /* Of the ids as vlan_ids has them: the first one that is none of a priority tag. */
 static uint16_t outermost_vlan(uint32_t ids)
@@ -214,12 +213,12 @@ static uint16_t outermost_vlan(uint32_t ids)
     return outer != 0 ? outer : ids & VLAN_ID;
 }
 
-uint32_t rway_flow_headers(const struct rway_flow_key *key, bool from_low, uint8_t tcp_flags,
-                           struct rway_headers *headers)
+uint32_t rway_conntrack_headers(const struct rway_conntrack_key *key, bool from_low, uint8_t tcp_flags,
+                                struct rway_headers *headers)
 {
     const uint64_t *words = key->words;
     uint8_t ip_version = (uint8_t)(words[5] >> 40);
-    uint8_t protocol = rway_flow_protocol(key);
+    uint8_t protocol = rway_conntrack_protocol(key);
     bool ports = protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6;
 
     *headers = (struct rway_headers){
@@ -228,7 +227,9 @@ uint32_t rway_flow_headers(const struct rway_flow_key *key, bool from_low, uint8
         .protocol = protocol,
         .tcp_flags = tcp_flags,
         .flags = ports ? RWAY_HEADERS_PORTS : RWAY_HEADERS_ICMP,
-        .icmp_type = ports ? 0 : ip_version == 4 ? ECHO_REQUEST : ECHO_REQUEST6, /* what opens one: rway_flow_opens */
+        .icmp_type = ports             ? 0
+                     : ip_version == 4 ? ECHO_REQUEST
+                                       : ECHO_REQUEST6, /* what opens one: rway_conntrack_opens */
         .vlan = outermost_vlan((uint32_t)words[5]),
         .source_port = (uint16_t)(words[4] >> (from_low ? 0 : 16)),
         .destination_port = (uint16_t)(words[4] >> (from_low ? 16 : 0)),
@@ -238,7 +239,7 @@ uint32_t rway_flow_headers(const struct rway_flow_key *key, bool from_low, uint8
     return (uint16_t)(words[4] >> (from_low ? 32 : 48));
 }
 
-bool rway_flow_opens(const struct rway_judged *frame)
+bool rway_conntrack_opens(const struct rway_judged *frame)
 {
     const uint8_t *icmp = icmp_of(frame);
 

@@ -4,7 +4,7 @@ It never blocks and trusts nobody: a connection that says nothing is closed afte
 unanswered at once, and descriptors sent to it are never received.
 
     state    message      next
-    silent   Take         kept, when answered; closed, when refused
+    silent   Claim        kept, when answered; closed, when refused
     silent   anything     answered and closed
     silent   1 s passes   closed
     kept     anything     kept (an end has nothing more to say; it is read and forgotten)
@@ -13,7 +13,7 @@ unanswered at once, and descriptors sent to it are never received.
 Connections outlive the broker in the keeper. A claim is read for good only by `settle`, when its answer is out and the
 two ends are introduced: until then another broker finds it again, on a connection that it has adopted.
 
-    adopted  Take                     said again; kept
+    adopted  Claim                    said again; kept
     adopted  anything else, closed    as kept
 
 Whoever else has a descriptor of a connection, the keeper for one, would keep it open: hanging up is a shutdown.
@@ -34,8 +34,8 @@ from typing import Final, NamedTuple
 
 from ringway.control import wire
 from ringway.control.errors import ControlError
-from ringway.control.handover import TAKE_SIZE
-from ringway.control.messages import TO_HANDOVER, Cause, Message, Take
+from ringway.control.handover import CLAIM_SIZE
+from ringway.control.messages import TO_HANDOVER, Cause, Claim, Message
 
 SILENCE: Final = 1.0  # seconds a connection may stay silent
 SILENT_MAX: Final = 64
@@ -44,10 +44,10 @@ ACCEPTS: Final = 64  # per round, so that a flood of connections cannot keep the
 CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
-class Claim(NamedTuple):
+class ClaimReceived(NamedTuple):
     connection: int
     request_id: str
-    take: Take
+    message: Claim
     again: bool  # from before this broker: perhaps it was answered
 
 
@@ -69,7 +69,7 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-class Desk:
+class HandoverServer:
     """A connection is known by its descriptor number until it is closed. `events` is where those are polled."""
 
     def __init__(self, listener: socket.socket, events: select.epoll) -> None:
@@ -110,7 +110,7 @@ class Desk:
         """When `expire` is next to be called (monotonic)."""
         return next((deadline for _, deadline in self._silent.values()), None)
 
-    def on_readable(self, fd: int, now: float) -> Claim | Closed | None:
+    def on_readable(self, fd: int, now: float) -> ClaimReceived | Closed | None:
         if fd == self._listener.fileno():
             for _ in range(ACCEPTS):
                 if not self._accept(now):
@@ -151,7 +151,9 @@ class Desk:
             return False
         try:
             peek = socket.MSG_PEEK if fd in self._adopted else 0
-            alive = bool(connection.recv(TAKE_SIZE, peek))  # an empty message counts as leaving, as an end of file does
+            alive = bool(
+                connection.recv(CLAIM_SIZE, peek)
+            )  # an empty message counts as leaving, as an end of file does
         except BlockingIOError:
             alive = True
         except OSError:
@@ -207,10 +209,10 @@ class Desk:
         except OSError:
             self._spare = -1  # another thread took the place; the next one to leave makes room again
 
-    def _hear(self, connection: socket.socket) -> Claim | None:
+    def _hear(self, connection: socket.socket) -> ClaimReceived | None:
         try:
             # No room for ancillary data: the kernel closes what was sent along and says so in the flags.
-            payload, _, flags, _ = connection.recvmsg(TAKE_SIZE, 0, socket.MSG_PEEK)
+            payload, _, flags, _ = connection.recvmsg(CLAIM_SIZE, 0, socket.MSG_PEEK)
         except BlockingIOError:
             return None
         except OSError:
@@ -220,7 +222,7 @@ class Desk:
             self._hang_up(connection)
             return None
         if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-            message = f"a claim has no descriptors and no more than {TAKE_SIZE} bytes"
+            message = f"a claim has no descriptors and no more than {CLAIM_SIZE} bytes"
             self._turn_away(connection, wire.NO_ID, ControlError(Cause.BAD_MESSAGE, message))
             return None
         try:
@@ -229,16 +231,16 @@ class Desk:
             self._turn_away(connection, error.request_id, error.refusal())
             return None
 
-    def _hear_again(self, fd: int) -> Claim | Closed | None:
+    def _hear_again(self, fd: int) -> ClaimReceived | Closed | None:
         """The first word of an adopted connection: a claim that its broker did not live to have read, or no news."""
         self._adopted.discard(fd)
         connection = self._kept[fd]
         try:
-            return _claim(connection, connection.recv(TAKE_SIZE, socket.MSG_PEEK), again=True)
+            return _claim(connection, connection.recv(CLAIM_SIZE, socket.MSG_PEEK), again=True)
         except (OSError, wire.WireError):
             return None if self.is_open(fd) else Closed(fd)
 
-    def answer(self, claim: Claim, message: Message, descriptors: Sequence[int]) -> bool:
+    def answer(self, claim: ClaimReceived, message: Message, descriptors: Sequence[int]) -> bool:
         """Keep the claim's connection. False, and it is hung up, when that does not take the answer."""
         fd = claim.connection
         if fd in self._silent:
@@ -248,12 +250,12 @@ class Desk:
         self.drop(fd)
         return False
 
-    def settle(self, claim: Claim) -> None:
+    def settle(self, claim: ClaimReceived) -> None:
         """Nothing that the claim asks for is left to do: a later broker need not find it again."""
         with contextlib.suppress(OSError):
-            self._kept[claim.connection].recv(TAKE_SIZE)
+            self._kept[claim.connection].recv(CLAIM_SIZE)
 
-    def refuse(self, claim: Claim, error: ControlError) -> None:
+    def refuse(self, claim: ClaimReceived, error: ControlError) -> None:
         """Say why, and hang up."""
         if claim.connection in self._silent:
             self._turn_away(self._silent[claim.connection][0], claim.request_id, error)
@@ -261,15 +263,15 @@ class Desk:
     def _turn_away(self, connection: socket.socket, request_id: str, error: ControlError) -> None:
         self._silent.pop(connection.fileno(), None)
         with contextlib.suppress(OSError):
-            connection.recv(TAKE_SIZE)  # closed with something unread, the other end would see that and not the answer
+            connection.recv(CLAIM_SIZE)  # closed with something unread, the other end would see that and not the answer
         _send(connection, request_id, error.reply(), ())
         self._hang_up(connection)
 
 
-def _claim(connection: socket.socket, payload: bytes, again: bool) -> Claim:
-    request_id, take = wire.decode(payload, TO_HANDOVER, TAKE_SIZE)
-    assert isinstance(take, Take)
-    return Claim(connection.fileno(), request_id, take, again)
+def _claim(connection: socket.socket, payload: bytes, again: bool) -> ClaimReceived:
+    request_id, claim = wire.decode(payload, TO_HANDOVER, CLAIM_SIZE)
+    assert isinstance(claim, Claim)
+    return ClaimReceived(connection.fileno(), request_id, claim, again)
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int]:
@@ -280,7 +282,7 @@ def _credentials(connection: socket.socket) -> tuple[int, int]:
 def _send(connection: socket.socket, request_id: str, message: Message, descriptors: Sequence[int]) -> bool:
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     try:
-        connection.sendmsg([wire.encode(request_id, message, TAKE_SIZE)], ancillary)
+        connection.sendmsg([wire.encode(request_id, message, CLAIM_SIZE)], ancillary)
     except OSError:
         return False  # it left before the answer; what it held in flight the kernel has closed
     return True
