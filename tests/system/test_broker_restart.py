@@ -36,7 +36,7 @@ from tests.support.waiting import until
 from tools.soak.census import keeper_pid
 
 SEED = 20
-ROUNDS, ROUNDS_FULL = 10, 100  # the soak kills brokers under traffic as well, at its own moments
+ROUNDS, ROUNDS_FULL = 10, 200
 APPLIES, APPLIES_FULL = 6, 100
 SIDE = 16  # each of so many VMs on one side has a link with each of so many on the other
 

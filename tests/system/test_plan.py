@@ -27,7 +27,7 @@ from tests.support.waiting import until
 
 PORTS = 3  # of each of the VMs a and b; link number n begins at a's port number n
 FLIGHT_MAX = 40  # frames, of rings with 64 slots at least
-EXAMPLES, EXAMPLES_FULL = 3, 60  # with STEPS in each; --full draws others every time
+EXAMPLES, EXAMPLES_FULL = 3, 100  # with STEPS in each; --full draws others every time
 STEPS = 14
 ZMQ_MAY_CLOSE = 4  # descriptors of clients before, at any time
 
