@@ -7,8 +7,8 @@ This is what a user's own C code does: compile against the headers, and be loade
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,12 @@ def _compiled() -> Path:
     made = folder / f"loops-{_digest(sources)}.so"
     if not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / f"loops-{os.getpid()}.tmp"
         includes = [f"-I{path}" for path in include_dirs()]
-        subprocess.run([*COMMAND, *includes, *map(str, sources), "-o", str(scratch)], check=True)
-        scratch.rename(made)
+        # Not a name by pid: processes in two PID namespaces may have the same.
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            output = Path(scratch) / "loops.so"
+            subprocess.run([*COMMAND, *includes, *map(str, sources), "-o", str(output)], check=True)
+            output.rename(made)
     return made
 
 
