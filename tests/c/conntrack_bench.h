@@ -197,7 +197,7 @@ static inline struct rway_conntrack_counts counts_of(const struct bench *bench)
 {
     struct rway_conntrack_counts counts;
 
-    rway_filter_flow_counts(bench->filter, &counts);
+    rway_filter_conntrack_counts(bench->filter, &counts);
     return counts;
 }
 

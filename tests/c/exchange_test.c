@@ -302,14 +302,14 @@ static struct rway_region *attach(int fd, void *memory, uint64_t size, uint32_t 
 
 static void check_books(int fd, uint64_t frames)
 {
-    struct rway_snapshot reading;
+    struct rway_snapshot snapshot;
     struct rway_error error;
     uint64_t dropped = 0;
-    CHECK(rway_region_read(fd, &reading, &error) == 0, "read: %s", error.what);
+    CHECK(rway_region_read(fd, &snapshot, &error) == 0, "read: %s", error.what);
     for (uint32_t side = 0; side < 2; side++)
         for (uint32_t queue = 0; queue < (uint32_t)options.queues; queue++) {
             struct rway_ring_snapshot ring;
-            CHECK(rway_ring_read(fd, &reading, side, queue, &ring, &error) == 0, "read: %s", error.what);
+            CHECK(rway_ring_read(fd, &snapshot, side, queue, &ring, &error) == 0, "read: %s", error.what);
             uint64_t full = ring.produced.drops[RWAY_DROP_FULL];
             CHECK(ring.produced.frames + full == frames, "offered %lu", (unsigned long)(ring.produced.frames + full));
             CHECK(ring.produced.frames == ring.consumed.frames + ring.in_flight, "published %lu, released %lu + %lu",

@@ -138,11 +138,11 @@ static void drain(struct rway_region *far)
 
 static void check_books(int fd)
 {
-    struct rway_snapshot reading;
+    struct rway_snapshot snapshot;
     struct rway_error error;
     struct rway_ring_snapshot ring;
-    CHECK(rway_region_read(fd, &reading, &error) == 0, "%s", error.what);
-    CHECK(rway_ring_read(fd, &reading, RWAY_SIDE_A, 0, &ring, &error) == 0, "%s", error.what);
+    CHECK(rway_region_read(fd, &snapshot, &error) == 0, "%s", error.what);
+    CHECK(rway_ring_read(fd, &snapshot, RWAY_SIDE_A, 0, &ring, &error) == 0, "%s", error.what);
     CHECK(ring.in_flight == 0 && ring.produced.frames == ring.consumed.frames, "the good region's books");
 }
 
@@ -198,17 +198,17 @@ static void *read_on(void *argument)
     struct worker *worker = argument;
     struct patience patience = {.region = worker->region, .until_ms = now_ms() + ROUND_MS};
     while (goes_on(&patience)) {
-        struct rway_snapshot reading;
+        struct rway_snapshot snapshot;
         struct rway_ring_snapshot ring;
         struct rway_side peer;
         struct rway_error error;
         rway_region_peer(worker->region, &peer);
-        if (rway_region_read(worker->fd, &reading, &error) != 0)
+        if (rway_region_read(worker->fd, &snapshot, &error) != 0)
             continue;
         CHECK(snapshot.header.geometry.queues <= RWAY_QUEUES_MAX, "queues");
         for (uint32_t queue = 0; queue < snapshot.header.geometry.queues; queue++)
             for (uint32_t side = 0; side < 2; side++)
-                if (rway_ring_read(worker->fd, &reading, side, queue, &ring, &error) == 0) {
+                if (rway_ring_read(worker->fd, &snapshot, side, queue, &ring, &error) == 0) {
                     CHECK(ring.in_flight <= snapshot.header.geometry.slot_count, "in flight");
                     COUNT(seen.readings, 1);
                 }

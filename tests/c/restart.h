@@ -189,10 +189,10 @@ static inline uint64_t delivered_in(const struct books *books)
 static inline struct rway_ring_snapshot read_ring(int fd, uint32_t queue)
 {
     struct rway_error error;
-    struct rway_snapshot reading;
+    struct rway_snapshot snapshot;
     struct rway_ring_snapshot ring;
-    CHECK(rway_region_read(fd, &reading, &error) == 0, "%s", error.what);
-    CHECK(rway_ring_read(fd, &reading, RWAY_SIDE_A, queue, &ring, &error) == 0, "%s", error.what);
+    CHECK(rway_region_read(fd, &snapshot, &error) == 0, "%s", error.what);
+    CHECK(rway_ring_read(fd, &snapshot, RWAY_SIDE_A, queue, &ring, &error) == 0, "%s", error.what);
     return ring;
 }
 

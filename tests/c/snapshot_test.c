@@ -42,10 +42,10 @@ static void *consume(void *argument)
 
 static void read_once(int fd, struct rway_ring_snapshot *ring)
 {
-    struct rway_snapshot reading;
+    struct rway_snapshot snapshot;
     struct rway_error error;
-    CHECK(rway_region_read(fd, &reading, &error) == 0, "%s %lu", error.what, (unsigned long)error.found);
-    CHECK(rway_ring_read(fd, &reading, RWAY_SIDE_A, 0, ring, &error) == 0, "%s %ld", error.what, (long)error.found);
+    CHECK(rway_region_read(fd, &snapshot, &error) == 0, "%s %lu", error.what, (unsigned long)error.found);
+    CHECK(rway_ring_read(fd, &snapshot, RWAY_SIDE_A, 0, ring, &error) == 0, "%s %ld", error.what, (long)error.found);
     CHECK(ring->head - ring->tail <= GEOMETRY.slot_count, "head %lu, tail %lu", (unsigned long)ring->head,
           (unsigned long)ring->tail);
     CHECK(ring->in_flight <= GEOMETRY.slot_count, "in flight %lu", (unsigned long)ring->in_flight);

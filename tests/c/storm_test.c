@@ -156,10 +156,10 @@ static void a_storm_wakes_a_sleeper_hardly_ever(void)
     CHECK(counts->bells_idle < STREAK * (counts->mutes + 1), "%lu idle bells, %lu mutes",
           (unsigned long)counts->bells_idle, (unsigned long)counts->mutes);
     CHECK(wakes < BELLS / 40, "%lu wake-ups by %d bells", (unsigned long)wakes, BELLS);
-    struct rway_snapshot reading;
+    struct rway_snapshot snapshot;
     struct rway_ring_snapshot shown;
-    CHECK(rway_region_read(victim.fd, &reading, NULL) == 0, "read");
-    CHECK(rway_ring_read(victim.fd, &reading, RWAY_SIDE_B, 0, &shown, NULL) == 0, "read");
+    CHECK(rway_region_read(victim.fd, &snapshot, NULL) == 0, "read");
+    CHECK(rway_ring_read(victim.fd, &snapshot, RWAY_SIDE_B, 0, &shown, NULL) == 0, "read");
     CHECK(shown.consumed.mutes >= 1, "nobody can see that it was muted");
     send_one(&victim);
     CHECK(sleep_once(&victim, 1000000) == 1 && take(&victim) == 1, "no frame after the storm");
