@@ -88,7 +88,7 @@ class Agent:
         owner = Owner.of(self._runtime, vm)
         directory = FunctionDirectory(None if functions is None else Path(functions))
         most_loops = loops or int(lib.RWAY_QUEUES_MAX)
-        self._ports = Ports(vm, owner, spin_us, most_loops, directory, self._log, self._wake)
+        self._ports = Ports(vm, owner, self._runtime, spin_us, most_loops, directory, self._log, self._wake)
         self._session: AgentSession | None = None
         self._waits_for = ""  # as it was last said
         self._hello_due = False  # the broker is another one than we said hello to

@@ -8,6 +8,7 @@ import enum
 class AgentCause(enum.StrEnum):
     NO_TUN = "no_tun"  # the host has no /dev/net/tun, or forbids it
     INTERFACE = "interface"  # a kernel interface could not be made or set up
+    SOCKET = "socket"  # a vhost port's socket could not be made
     NAME = "name"  # what no VM can be called
     NO_PORT = "no_port"  # the broker offers no such port
     NOT_LOCAL = "not_local"  # the port is driven by the agent itself, not by an application

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from msgspec.structs import replace
@@ -61,6 +62,7 @@ class Ports:
         self,
         vm: str,
         owner: Owner,
+        runtime: Path,
         spin_us: int,
         most_loops: int,
         functions: FunctionDirectory,
@@ -72,7 +74,7 @@ class Ports:
         `on_lack` is called when a port has to be offered once more, for `lacks_ports`.
         """
         self.vm = vm
-        self._terms = Terms(owner, spin_us, most_loops, functions, log)
+        self._terms = Terms(owner, runtime, spin_us, most_loops, functions, log)
         self._log = log
         self._on_lack = on_lack
         self._changed = threading.Condition()  # guards all below; notified when ports come or go

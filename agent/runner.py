@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ringway.agent.functions import FunctionDirectory
@@ -62,6 +63,7 @@ class Terms(NamedTuple):
     """What all of a VM's runners have in common."""
 
     owner: Owner  # of the interfaces that the VM's agents leave to each other
+    runtime: Path  # the broker's runtime directory
     spin_us: int
     most_loops: int
     functions: FunctionDirectory

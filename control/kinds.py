@@ -18,6 +18,7 @@ MTU_MIN: Final = 68  # RFC 791
 MTU_MAX: Final = 65521  # what the kernel lets a tap have: 65535 less an Ethernet header
 CARRIER_DELAY_MAX_MS: Final = 3_600_000
 INTERFACE_PATTERN: Final = r"[A-Za-z0-9_.-]{1,15}"  # of what dev_valid_name() takes, what is safe to print
+SOCKET_PATH_MAX: Final = 107  # struct sockaddr_un less its terminating 0
 TAKEN_INTERFACES: Final = (".", "..", "lo", "all", "default")  # by the kernel, as names or in /proc/sys/net
 
 
@@ -90,13 +91,36 @@ class Tap(Kind, frozen=True):
             raise SettingError("mtu", message, "mtu")
 
 
-Settings = Tap | Local
+class Vhost(Kind, frozen=True):
+    """A stock guest's virtio-net device; the agent is the guest's pump, on the host."""
+
+    socket: str | None = None  # None: vhost/VM.PORT in the broker's runtime directory
+    connect: bool = False  # the front end listens at the socket
+    mode: str = "0600"  # of the socket, in octal
+    sealed: bool = False  # take no memory that could be shortened under us
+
+    def __post_init__(self) -> None:
+        if self.socket is not None and not (self.socket.startswith("/") and _is_plain(self.socket)):
+            message = f"{self.socket!r} is no path for a socket: write one that begins with '/', in printable ASCII"
+            raise SettingError("socket", message)
+        if self.socket is not None and len(self.socket) > SOCKET_PATH_MAX:
+            message = f"{len(self.socket)} characters are more than a socket's path can have, {SOCKET_PATH_MAX}"
+            raise SettingError("socket", f"{message}: use a shorter one")
+        if re.fullmatch(r"0[0-7]{3}", self.mode) is None:
+            raise SettingError("mode", f'{self.mode!r} is no mode: write it in octal, as "0660"')
+
+
+Settings = Tap | Local | Vhost
 
 KINDS: Final[dict[str, type[Kind]]] = {str(kind.__struct_config__.tag): kind for kind in get_args(Settings)}
 
 
 def kind_of(settings: Kind) -> str:
     return str(settings.__struct_config__.tag)
+
+
+def _is_plain(text: str) -> bool:
+    return re.fullmatch(r"[!-~]+", text) is not None
 
 
 def _address(text: str) -> str:

@@ -10,9 +10,12 @@ from cffi import FFI
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parent.parent))
 
 # In the order in which they build on each other: the folder, its private header for C, its public declarations.
-FOLDERS = ("shm", "engine", "stack", "agent")
-PRIVATE_HEADERS = ("shm/ringway.h", "engine/job.h", "stack/stack.h", "agent/agent.h")
-PUBLIC_HEADERS = ("shm/layout.h", "shm/api.h", "engine/api.h", "stack/api.h", "stack/function_api.h", "agent/api.h")
+FOLDERS = ("shm", "engine", "stack", "vhost", "agent")
+PRIVATE_HEADERS = ("shm/ringway.h", "engine/job.h", "stack/stack.h", "vhost/vhost.h", "agent/agent.h")
+PUBLIC_HEADERS = (
+    *("shm/layout.h", "shm/api.h", "engine/api.h", "stack/api.h", "stack/function_api.h", "vhost/api.h"),
+    "agent/api.h",
+)
 
 
 def existing(paths: tuple[str, ...]) -> list[Path]:

@@ -1,5 +1,6 @@
 /* An end's hold on a region: attached, used, broken, detached. */
 #define _GNU_SOURCE
+#include "guard.h"
 #include "ring.h"
 
 #include <stdlib.h>
@@ -160,7 +161,7 @@ static struct rway_region *over(void *memory, uint64_t size, uint64_t carrier_si
     }
     region->memory = memory;
     region->size = size;
-    if (rway_guard_add(region, error) != 0) {
+    if (rway_guard_add(region->memory, region->size, &region->broken, error) != 0) {
         free(region);
         return NULL;
     }
@@ -168,7 +169,7 @@ static struct rway_region *over(void *memory, uint64_t size, uint64_t carrier_si
     if (!refused && rway_read_once(&region->broken) == RWAY_BROKEN_VANISHED)
         refused = rway_refuse(error, RWAY_REFUSED_SIZE, "memory that is really there", 0, size);
     if (refused) {
-        rway_guard_remove(region);
+        rway_guard_remove(region->memory, &region->broken);
         free_region(region);
         return NULL;
     }
@@ -224,7 +225,7 @@ void rway_region_detach(struct rway_region *region)
     }
     rway_write_once(&region->own->queues_served, 0);
     rway_store_release(&region->own->state, RWAY_SIDE_DETACHED);
-    rway_guard_remove(region);
+    rway_guard_remove(region->memory, &region->broken);
     if (region->mapped)
         munmap(region->memory, region->size);
     free_region(region);
@@ -232,7 +233,7 @@ void rway_region_detach(struct rway_region *region)
 
 void rway_region_leave_to_parent(struct rway_region *region)
 {
-    rway_guard_remove_in_child(region);
+    rway_guard_remove_in_child(region->memory, &region->broken);
     if (region->mapped)
         munmap(region->memory, region->size);
     free_region(region);

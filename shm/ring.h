@@ -192,9 +192,4 @@ uint64_t rway_counts_dropped(const struct rway_counts *counts);
 int rway_producer_resume(struct rway_producer *producer, struct rway_ring ring, struct rway_error *error);
 int rway_consumer_resume(struct rway_consumer *consumer, struct rway_ring ring, struct rway_error *error);
 
-/* Register memory: a SIGBUS in it breaks the region instead of ending the process. Refuses as rway_refuse does. */
-int rway_guard_add(struct rway_region *region, struct rway_error *error);
-void rway_guard_remove(struct rway_region *region);
-void rway_guard_remove_in_child(struct rway_region *region); /* after fork, before any other thread is started */
-
 #endif

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("shm", "engine", "stack", "agent")
+FOLDERS = ("shm", "engine", "stack", "vhost", "agent")
 PROGRAMS = ROOT / "tests" / "c"
 
 WARNINGS = ("-Wall", "-Wextra", "-Werror")

@@ -38,7 +38,7 @@ UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 MILLISECONDS: Final = "_ms"  # what a setting's name ends in that a fabric file has in seconds, without that
 BUILT_IN: Final = ("filter", "conntrack", "bridge")
 OPTION_TEXT_MAX: Final = 1024  # bytes, for a packet function
-LATER_KINDS: Final = ("ivshmem", "vhost")
+LATER_KINDS: Final = ("ivshmem", "nic")
 
 
 class LimitsConfig(Struct, frozen=True):

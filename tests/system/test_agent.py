@@ -147,7 +147,8 @@ def test_a_replaced_link_that_somebody_will_not_let_go_of_keeps_no_port_from_its
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ringway.shm.region._HELD_S", 0.05)
-    ports = Ports("client", Owner.of(fabric.runtime, "client"), 0, 1, FunctionDirectory(None), lambda _: None)
+    owner = Owner.of(fabric.runtime, "client")
+    ports = Ports("client", owner, fabric.runtime, 0, 1, FunctionDirectory(None), lambda _: None)
     fabric.broker.apply(TWO_LINKS)
     with session_of(fabric.runtime, "client") as session:
         ports.take_up(session.hello().offers, None)

@@ -251,7 +251,7 @@ def awaited(lines: Iterator[str], wanted: str) -> None:
 
 
 def test_a_port_kind_is_its_type_and_a_file_of_the_agent(copy: Copy) -> None:
-    kinds = "Settings = Tap | Local"
+    kinds = "Settings = Tap | Local | Vhost"
     dummy = 'class Dummy(Kind, frozen=True):\n    colour: str = "red"\n    delay_ms: int = 0\n\n\n'
     copy.edit("control/kinds.py", kinds, f"{dummy}{kinds} | Dummy")
     copy.add("agent/kinds/dummy.py", KIND)

@@ -244,7 +244,7 @@ def test_an_impossible_address_is_refused(address: str) -> None:
     assert refused_after("10.77.0.1/24", address).cause is FabricCause.VALUE
 
 
-@pytest.mark.parametrize("kind", ["ivshmem", "vhost"])
+@pytest.mark.parametrize("kind", ["ivshmem", "nic"])
 def test_a_kind_of_a_later_release_says_so(kind: str) -> None:
     error = refused_after('kind = "tap"', f'kind = "{kind}"')
     assert error.cause is FabricCause.KIND
