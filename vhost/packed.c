@@ -35,15 +35,20 @@ static uint16_t load_flags(const struct rway_vring *ring, uint16_t at)
     return rway_load_acquire(&entry(ring, at)->flags);
 }
 
-static struct rway_vring_desc load(const struct rway_vring *ring, uint16_t at, uint16_t flags)
+static struct rway_vring_desc load(const uint8_t *at, uint16_t flags)
 {
-    const struct vring_packed_desc *peer_x = entry(ring, at);
+    const struct vring_packed_desc *peer_x = (const struct vring_packed_desc *)at;
     return (struct rway_vring_desc){
         .address = rway_read_once(&peer_x->addr),
         .len = rway_read_once(&peer_x->len),
         .flags = flags,
         .next = rway_read_once(&peer_x->id),
     };
+}
+
+struct rway_vring_desc rway_packed_load(const uint8_t *at)
+{
+    return load(at, rway_read_once(&((const struct vring_packed_desc *)at)->flags));
 }
 
 enum rway_fetch rway_packed_fetch(struct rway_vring *ring, struct rway_chain *chain)
@@ -59,7 +64,7 @@ enum rway_fetch rway_packed_fetch(struct rway_vring *ring, struct rway_chain *ch
             rway_vring_break(ring, RWAY_VRING_WRAP);
             return RWAY_FETCH_BROKEN;
         }
-        struct rway_vring_desc desc = load(ring, ring->next.at, flags);
+        struct rway_vring_desc desc = load((const uint8_t *)entry(ring, ring->next.at), flags);
         enum rway_fetch added = rway_chain_add(ring, chain, &desc);
         if (added != RWAY_FETCH_CHAIN)
             return added;

@@ -32,9 +32,9 @@ static bool refresh(struct rway_vring *ring)
     return true;
 }
 
-static struct rway_vring_desc load(const struct rway_vring *ring, uint32_t index)
+struct rway_vring_desc rway_split_load(const uint8_t *at)
 {
-    const struct vring_desc *peer_x = (const struct vring_desc *)ring->desc + index;
+    const struct vring_desc *peer_x = (const struct vring_desc *)at;
     return (struct rway_vring_desc){
         .address = rway_read_once(&peer_x->addr),
         .len = rway_read_once(&peer_x->len),
@@ -57,7 +57,7 @@ enum rway_fetch rway_split_fetch(struct rway_vring *ring, struct rway_chain *cha
     chain->id = (uint16_t)index;
     chain->slots = 1;
     for (uint32_t walked = 0; walked < ring->size; walked++) {
-        struct rway_vring_desc desc = load(ring, index);
+        struct rway_vring_desc desc = rway_split_load(ring->desc + index * sizeof(struct vring_desc));
         enum rway_fetch added = rway_chain_add(ring, chain, &desc);
         if (added != RWAY_FETCH_CHAIN)
             return added;

@@ -168,6 +168,10 @@ struct rway_vring_desc {
     uint16_t next; /* packed: the buffer's id */
 };
 
+/* The one at that place, each word of it loaded once. The two formats have their words in different order. */
+struct rway_vring_desc rway_split_load(const uint8_t *at);
+struct rway_vring_desc rway_packed_load(const uint8_t *at);
+
 /*
  * Add the memory of a descriptor, or of the indirect table that it names, to a chain: CHAIN, NO_ROOM or BROKEN. What is
  * no memory of the guest, or for the other direction, makes the chain bad, and is not touched.

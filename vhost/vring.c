@@ -161,34 +161,33 @@ static enum rway_fetch break_ring(struct rway_vring *ring, int cause)
     return RWAY_FETCH_BROKEN;
 }
 
-/* A table may lie over two regions; no descriptor of it does, because regions end at pages. */
+/* A table may lie over two regions; a descriptor that does is none that a driver has made. */
 static bool load_indirect(const struct rway_vring *ring, uint64_t address, struct rway_vring_desc *desc)
 {
     uint64_t len = 16;
     const uint8_t *at = rway_guest_at(ring->guest, address, &len);
     if (at == NULL || len != 16)
         return false;
-    const struct vring_desc *peer_x = (const struct vring_desc *)at;
-    desc->address = rway_read_once(&peer_x->addr);
-    desc->len = rway_read_once(&peer_x->len);
-    desc->flags = rway_read_once(&peer_x->flags);
-    desc->next = rway_read_once(&peer_x->next);
+    *desc = ring->packed ? rway_packed_load(at) : rway_split_load(at);
     return true;
 }
 
 /*
- * virtio 1.2, 2.7.5.3 and 2.8.7: tables of split rings are linked by next, those of packed ones taken in order. Each
- * descriptor is loaded once; a length that changes under way changes nothing, because this private one bounds the walk.
+ * virtio 1.2, 2.7.5.3 and 2.8.7: tables of split rings are linked by next, those of packed ones taken in order, and of
+ * their flags only the one for writing is looked at (DPDK's driver leaves others in them). Each descriptor is loaded
+ * once; a length that changes under way changes nothing, because this private one bounds the walk.
  */
 static enum rway_fetch add_indirect(struct rway_vring *ring, struct rway_chain *chain,
                                     const struct rway_vring_desc *table)
 {
     uint32_t count = table->len / 16, at = 0;
-    if (!ring->indirect || count == 0 || table->len % 16 != 0 || table->address % 16 != 0 || count > RWAY_CHAIN_MAX)
+    if (!ring->indirect || count == 0 || table->len % 16 != 0 || table->address % 8 != 0 || count > RWAY_CHAIN_MAX)
         return break_ring(ring, RWAY_VRING_INDIRECT);
     for (uint32_t walked = 0; walked < count; walked++) {
         struct rway_vring_desc desc;
-        if (!load_indirect(ring, table->address + 16 * (uint64_t)at, &desc) || desc.flags & VRING_DESC_F_INDIRECT)
+        if (!load_indirect(ring, table->address + 16 * (uint64_t)at, &desc))
+            return break_ring(ring, RWAY_VRING_INDIRECT);
+        if (desc.flags & VRING_DESC_F_INDIRECT && !ring->packed)
             return break_ring(ring, RWAY_VRING_INDIRECT);
         enum rway_fetch added = add_memory(ring, chain, &desc);
         if (added != RWAY_FETCH_CHAIN)
