@@ -174,8 +174,11 @@ static bool load_indirect(const struct rway_vring *ring, uint64_t address, struc
 
 /*
  * virtio 1.2, 2.7.5.3 and 2.8.7: tables of split rings are linked by next, those of packed ones taken in order, and of
- * their flags only the one for writing is looked at (DPDK's driver leaves others in them). Each descriptor is loaded
- * once; a length that changes under way changes nothing, because this private one bounds the walk.
+ * their flags only the one for writing means anything. Each descriptor is loaded once; a length that changes under way
+ * changes nothing, because this private one bounds the walk.
+ *
+ * DPDK's driver (22.11) leaves the flag for writing in the header's entry of a packed transmit ring's table, and its own
+ * back end never looks at it. We only read there, so it costs nothing to take it for what is meant.
  */
 static enum rway_fetch add_indirect(struct rway_vring *ring, struct rway_chain *chain,
                                     const struct rway_vring_desc *table)
@@ -189,6 +192,8 @@ static enum rway_fetch add_indirect(struct rway_vring *ring, struct rway_chain *
             return break_ring(ring, RWAY_VRING_INDIRECT);
         if (desc.flags & VRING_DESC_F_INDIRECT && !ring->packed)
             return break_ring(ring, RWAY_VRING_INDIRECT);
+        if (ring->packed && !ring->writable)
+            desc.flags &= (uint16_t)~VRING_DESC_F_WRITE;
         enum rway_fetch added = add_memory(ring, chain, &desc);
         if (added != RWAY_FETCH_CHAIN)
             return added;
