@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ringway.shm._native import ffi, lib
 from ringway.vhost.protocol import MemoryRegion
-from ringway.vhost.session import Refused, RingSetup
+from ringway.vhost.session import RefusedError, RingSetup
 
 # By enum rway_vring_break; what `show` says of a ring.
 BREAKS: Final = {
@@ -47,7 +47,7 @@ class QueuePairs:
                 self._map(fresh, region, fd)
             with self._paused():
                 if not all(lib.rway_pair_fits(job, fresh) for job in self._jobs):
-                    raise Refused("a ring that runs would not lie in it")
+                    raise RefusedError("a ring that runs would not lie in it")
                 self._set(fresh)
         except BaseException:
             lib.rway_guest_free(fresh)
@@ -64,7 +64,7 @@ class QueuePairs:
         error = ffi.new("struct rway_error *")
         with self._paused():
             if any(lib.rway_pair_uses(job, native) for job in self._jobs):
-                raise Refused("a ring that runs lies in it")
+                raise RefusedError("a ring that runs lies in it")
             if lib.rway_guest_remove(self._guest, native, error) != 0:
                 raise _refused(error)
 
@@ -79,7 +79,7 @@ class QueuePairs:
                 raise _refused(error)
             if lib.rway_pair_set_kick(job, ring, kick_fd) != 0:
                 lib.rway_pair_stop(job, ring)
-                raise Refused(f"its kick cannot be watched: {os.strerror(ffi.errno)}")
+                raise RefusedError(f"its kick cannot be watched: {os.strerror(ffi.errno)}")
             lib.rway_pair_set_call(job, ring, call_fd)
             lib.rway_pair_enable(job, ring, enabled)
 
@@ -92,7 +92,7 @@ class QueuePairs:
         job, ring = self._ring(index)
         with self._paused():
             if lib.rway_pair_set_kick(job, ring, kick_fd) != 0:
-                raise Refused(f"its kick cannot be watched: {os.strerror(ffi.errno)}")
+                raise RefusedError(f"its kick cannot be watched: {os.strerror(ffi.errno)}")
 
     def set_call(self, index: int, call_fd: int) -> None:
         job, ring = self._ring(index)
@@ -166,8 +166,8 @@ class QueuePairs:
                 lib.rway_pair_resume(job)
 
 
-def _refused(error: Any) -> Refused:
+def _refused(error: Any) -> RefusedError:
     what = ffi.string(error.what).decode("ascii", "replace")
     if error.cause == lib.RWAY_REFUSED_SYSTEM:
-        return Refused(f"{what}: {os.strerror(error.sys_errno)}")
-    return Refused(f"{what}: {error.found:#x}, expected {error.expected:#x}")
+        return RefusedError(f"{what}: {os.strerror(error.sys_errno)}")
+    return RefusedError(f"{what}: {error.found:#x}, expected {error.expected:#x}")

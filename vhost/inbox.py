@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from ringway.vhost.protocol import FDS_MAX, HEADER, PAYLOAD_MAX, Message
-from ringway.vhost.session import SessionEnd
+from ringway.vhost.session import SessionError
 
 STALL_S: Final = 1.0  # that a message may take from its first byte to its last
 
@@ -24,7 +24,7 @@ class Inbox:
         self._began = 0.0  # monotonic, of a message under way
 
     def receive(self) -> Message | None:
-        """The next message; None while it is not all there. SessionEnd when the front end has closed, or talks nonsense."""
+        """The next message; None while it is not all there. SessionError when there will be none."""
         while True:
             missing = self._missing()
             if missing == 0:
@@ -51,7 +51,7 @@ class Inbox:
             return HEADER.size - len(self._bytes)
         request, _, size = HEADER.unpack_from(self._bytes)
         if size > PAYLOAD_MAX:
-            raise SessionEnd(f"request {request} announces {size} bytes: {PAYLOAD_MAX} are the most there can be")
+            raise SessionError(f"request {request} announces {size} bytes: {PAYLOAD_MAX} are the most there can be")
         return int(HEADER.size + size - len(self._bytes))
 
     def _complete(self) -> Message:
@@ -69,12 +69,12 @@ class Inbox:
         except BlockingIOError:
             return None
         except OSError as error:
-            raise SessionEnd(f"its connection fails: {error.strerror}") from None
+            raise SessionError(f"its connection fails: {error.strerror}") from None
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._fds += array.array("i", content[: len(content) - len(content) % 4])
         if flags & socket.MSG_CTRUNC or len(self._fds) > FDS_MAX:
-            raise SessionEnd(f"more than {FDS_MAX} descriptors with one message, or more than this process may have")
+            raise SessionError(f"more than {FDS_MAX} descriptors with one message, or more than this process may have")
         if not data:
-            raise SessionEnd("it has closed the connection")
+            raise SessionError("it has closed the connection")
         return data

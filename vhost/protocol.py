@@ -1,4 +1,4 @@
-"""The numbers and the form of vhost-user messages, as QEMU's docs/interop/vhost-user.rst has them. Nothing is judged here."""
+"""The numbers and the form of vhost-user messages, after QEMU's docs/interop/vhost-user.rst. Nothing is judged here."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from ringway.vhost.back_end import QueuePairs
 from ringway.vhost.inbox import Inbox
-from ringway.vhost.session import Session, SessionEnd, State
+from ringway.vhost.session import Session, SessionError, State
 
 PATH_MAX: Final = 107  # bytes: struct sockaddr_un less its terminating 0
 RETRY_S: Final = 0.2  # between attempts to reach a front end that listens
@@ -71,22 +71,22 @@ class FrontEnd:
         self._silent_until: float | None = time.monotonic() + SILENT_S
 
     def serve(self) -> None:
-        """Answer what is there. SessionEnd."""
+        """Answer what is there. SessionError."""
         while (message := self._inbox.receive()) is not None:
             self._silent_until = None
             answer = self.session.on_message(message)
             try:
                 # A front end reads the answer that it waits for; one that lets them pile up is no loss.
                 if answer and self.connection.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) != len(answer):
-                    raise SessionEnd("it does not read its answers")
+                    raise SessionError("it does not read its answers")
             except OSError as error:
-                raise SessionEnd(f"it takes no answer: {error.strerror}") from None
+                raise SessionError(f"it takes no answer: {error.strerror}") from None
 
     def check_time(self, now: float) -> None:
-        """SessionEnd when it keeps us waiting in the middle of a message, or says nothing at all."""
+        """SessionError when it keeps us waiting in the middle of a message, or says nothing at all."""
         deadline = self.deadline()
         if deadline is not None and now >= deadline:
-            raise SessionEnd("it has not gone on with a message, or never begun one")
+            raise SessionError("it has not gone on with a message, or never begun one")
 
     def deadline(self) -> float | None:
         return self._inbox.deadline() or self._silent_until
@@ -213,9 +213,9 @@ class Server:
                 front_end.serve()
             front_end.check_time(time.monotonic())
             if self._pairs.vanished():
-                raise SessionEnd("its memory was taken away")
+                raise SessionError("its memory was taken away")
             self._look_for_breaks(front_end)
-        except SessionEnd as end:
+        except SessionError as end:
             self._end(str(end))
 
     def _look_for_breaks(self, front_end: FrontEnd) -> None:

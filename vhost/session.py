@@ -12,6 +12,7 @@ import os
 import select
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol
 
 from ringway.shm._native import lib
@@ -46,11 +47,11 @@ PROTOCOL_OFFERED: Final = bits(*ProtocolFeature)
 _EVENTFD: Final = "anon_inode:[eventfd]"
 
 
-class SessionEnd(Exception):
+class SessionError(Exception):
     """The connection is to be closed; the message says why, for people."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What a message asks for is not done, and nothing is changed; the message says why."""
 
 
@@ -79,10 +80,10 @@ class RingSetup:
 
 
 class BackEnd(Protocol):
-    """What a session works on. Each method does all of what it says, or raises Refused and changes nothing.
+    """What a session works on. Each method does all of what it says, or raises RefusedError and changes nothing.
 
-    Descriptors stay the caller's, and those of a ring are open until it is stopped or given others. Rings are numbered as
-    in the messages: 2 n receives and 2 n + 1 transmits, seen from the guest.
+    Descriptors stay the caller's, and those of a ring are open until it is stopped or given others. Rings are numbered
+    as in the messages: 2 n receives and 2 n + 1 transmits, seen from the guest.
     """
 
     def set_memory(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None: ...
@@ -231,7 +232,7 @@ class Session:
         return State.OWNED if self._owned else State.NEW
 
     def on_message(self, message: Message) -> bytes:
-        """The bytes to answer with, if any. SessionEnd. The message's descriptors are closed or taken in any case."""
+        """The bytes to answer with, if any. SessionError. The message's descriptors are closed or taken in any case."""
         try:
             return self._judge(message)
         finally:
@@ -257,23 +258,23 @@ class Session:
 
     def _judge(self, message: Message) -> bytes:
         if message.flags & REPLY:
-            raise SessionEnd(f"{message.name} has the flag of a reply: nothing was asked")
+            raise SessionError(f"{message.name} has the flag of a reply: nothing was asked")
         row = ROWS.get(message.request, NOT_LISTED)
         wanted = bool(message.flags & NEED_REPLY) and self._negotiated(ProtocolFeature.REPLY_ACK)
         judged = row.verdict(self.state)
         try:
             if judged is Verdict.END:
-                raise SessionEnd(f"{message.name} is not answered in state {self.state.value!r}")
+                raise SessionError(f"{message.name} is not answered in state {self.state.value!r}")
             if judged is not Verdict.DO:
-                raise Refused(f"not in state {self.state.value!r}, or not offered")
+                raise RefusedError(f"not in state {self.state.value!r}, or not offered")
             self._check_form(message, row)
             answer = self._handlers[message.request](message)
-        except Refused as refused:
+        except RefusedError as refused:
             if wanted and not row.replies:
                 return protocol.reply_to(message, protocol.U64.pack(1))
             if judged is Verdict.IGNORE:
                 return b""
-            raise SessionEnd(f"{message.name} is refused: {refused}") from None
+            raise SessionError(f"{message.name} is refused: {refused}") from None
         if answer is not None:
             return protocol.reply_to(message, answer)
         return protocol.reply_to(message, protocol.U64.pack(0)) if wanted else b""
@@ -283,14 +284,14 @@ class Session:
 
     def _check_form(self, message: Message, row: Row) -> None:
         if message.flags & VERSION_MASK != VERSION:
-            raise Refused(f"its version is {message.flags & VERSION_MASK}, and {VERSION} is known")
+            raise RefusedError(f"its version is {message.flags & VERSION_MASK}, and {VERSION} is known")
         if row.needs is not None and not self._negotiated(row.needs):
-            raise Refused(f"protocol feature {row.needs.name} was not negotiated")
+            raise RefusedError(f"protocol feature {row.needs.name} was not negotiated")
         size = protocol.memory_table_size(message.payload) if row.size < 0 else row.size
         if len(message.payload) != size:
-            raise Refused(f"{len(message.payload)} bytes of payload, and not {size}")
+            raise RefusedError(f"{len(message.payload)} bytes of payload, and not {size}")
         if row.fds >= 0 and len(message.fds) != row.fds:
-            raise Refused(f"{len(message.fds)} descriptors, and not {row.fds}")
+            raise RefusedError(f"{len(message.fds)} descriptors, and not {row.fds}")
 
     # ---- features ----
 
@@ -300,9 +301,9 @@ class Session:
     def _set_features(self, message: Message) -> None:
         (features,) = protocol.U64.unpack(message.payload)
         if features & ~self.offered:
-            raise Refused(f"features {features & ~self.offered:#x} were not offered")
+            raise RefusedError(f"features {features & ~self.offered:#x} were not offered")
         if self.state is State.RUNNING and features != self.features:
-            raise Refused("features cannot change while a ring runs")
+            raise RefusedError("features cannot change while a ring runs")
         self.features = features
         if not features >> Feature.PROTOCOL_FEATURES & 1:
             for ring in self.rings:
@@ -311,16 +312,16 @@ class Session:
     def _set_protocol_features(self, message: Message) -> None:
         (features,) = protocol.U64.unpack(message.payload)
         if features & ~PROTOCOL_OFFERED:
-            raise Refused(f"protocol features {features & ~PROTOCOL_OFFERED:#x} were not offered")
+            raise RefusedError(f"protocol features {features & ~PROTOCOL_OFFERED:#x} were not offered")
         if self.state is State.RUNNING and features != self.protocol_features:
-            raise Refused("protocol features cannot change while a ring runs")
+            raise RefusedError("protocol features cannot change while a ring runs")
         self.protocol_features = features
 
     def _set_status(self, message: Message) -> None:
         """0 is a reset of the device: virtio 1.2, 2.1. Memory and what is enabled are not sent again, and stay."""
         (status,) = protocol.U64.unpack(message.payload)
         if status > 0xFF:
-            raise Refused(f"status {status:#x} is not one byte")
+            raise RefusedError(f"status {status:#x} is not one byte")
         self.status = status
         if status == 0:
             self._stop_all()
@@ -347,7 +348,7 @@ class Session:
     def _set_mem_table(self, message: Message) -> None:
         regions = protocol.memory_table(message.payload)
         if len(message.fds) != len(regions):
-            raise Refused(f"{len(message.fds)} descriptors for {len(regions)} regions")
+            raise RefusedError(f"{len(message.fds)} descriptors for {len(regions)} regions")
         self._back_end.set_memory(regions, message.fds)
         self._has_memory = bool(regions)
         self._start_what_can()
@@ -360,7 +361,7 @@ class Session:
 
     def _rem_mem_reg(self, message: Message) -> None:
         if len(message.fds) > 1:
-            raise Refused(f"{len(message.fds)} descriptors, and not 0")
+            raise RefusedError(f"{len(message.fds)} descriptors, and not 0")
         _, *values = protocol.ONE_REGION.unpack(message.payload)
         self._back_end.remove_memory(MemoryRegion(*values))
 
@@ -368,13 +369,13 @@ class Session:
 
     def _ring(self, index: int) -> Ring:
         if index >= len(self.rings):
-            raise Refused(f"ring {index}: there are {len(self.rings)}")
+            raise RefusedError(f"ring {index}: there are {len(self.rings)}")
         return self.rings[index]
 
     def _stopped_ring(self, index: int) -> Ring:
         ring = self._ring(index)
         if ring.started:
-            raise Refused(f"ring {index} is running: ask for its base first")
+            raise RefusedError(f"ring {index} is running: ask for its base first")
         return ring
 
     def _set_vring_num(self, message: Message) -> None:
@@ -382,7 +383,9 @@ class Session:
         ring = self._stopped_ring(index)
         packed = self.features is not None and bool(self.features >> Feature.RING_PACKED & 1)
         if not 1 <= size <= RING_SIZE_MAX or (size & (size - 1) and not packed):
-            raise Refused(f"ring {index} of {size} entries: use a power of two to {RING_SIZE_MAX}, or a packed ring")
+            raise RefusedError(
+                f"ring {index} of {size} entries: use a power of two to {RING_SIZE_MAX}, or a packed ring"
+            )
         ring.size = size
 
     def _set_vring_base(self, message: Message) -> None:
@@ -393,7 +396,7 @@ class Session:
         index, flags, desc, used, avail, _ = protocol.RING_ADDRESSES.unpack(message.payload)
         ring = self._stopped_ring(index)
         if flags != 0:
-            raise Refused(f"ring {index} with flags {flags:#x}: dirty logging is not offered")
+            raise RefusedError(f"ring {index} with flags {flags:#x}: dirty logging is not offered")
         ring.addresses = RingAddresses(desc, used, avail)
         self._start_what_can()
 
@@ -409,7 +412,7 @@ class Session:
         if ring.started:
             try:
                 self._back_end.set_kick(index, fd)
-            except Refused:
+            except RefusedError:
                 _closed(fd)
                 raise
         _closed(ring.kick_fd)
@@ -433,7 +436,7 @@ class Session:
         index, enabled = protocol.RING_STATE.unpack(message.payload)
         self._ring(index)
         if enabled > 1:
-            raise Refused(f"ring {index} enabled by {enabled}: use 0 or 1")
+            raise RefusedError(f"ring {index} enabled by {enabled}: use 0 or 1")
         self._enable(index, bool(enabled))
 
     def _eventfd(self, message: Message) -> tuple[int, int]:
@@ -444,15 +447,15 @@ class Session:
         (word,) = protocol.U64.unpack(message.payload)
         index = word & RING_INDEX_MASK
         if word & ~(RING_INDEX_MASK | RING_NO_FD):
-            raise Refused(f"{word:#x} names no ring")
+            raise RefusedError(f"{word:#x} names no ring")
         self._ring(index)
         expected = 0 if word & RING_NO_FD else 1
         if len(message.fds) != expected:
-            raise Refused(f"{len(message.fds)} descriptors, and not {expected}")
+            raise RefusedError(f"{len(message.fds)} descriptors, and not {expected}")
         if not expected:
             return index, -1
-        if os.readlink(f"/proc/self/fd/{message.fds[0]}") != _EVENTFD:
-            raise Refused("a descriptor that is no eventfd")
+        if str(Path(f"/proc/self/fd/{message.fds[0]}").readlink()) != _EVENTFD:
+            raise RefusedError("a descriptor that is no eventfd")
         fd = message.take_fd()
         os.set_blocking(fd, False)
         return index, fd
@@ -464,7 +467,7 @@ class Session:
             self._back_end.enable(index, enabled)
 
     def _start_what_can(self) -> None:
-        """Rings for which all is there. One that cannot be started is as if it had been stopped: it takes new addresses."""
+        """Rings for which all is there. One that cannot be started takes new addresses, as if it had been stopped."""
         for index, ring in enumerate(self.rings):
             if ring.started or ring.addresses is None or not ring.kicks or ring.size == 0:
                 continue
@@ -473,7 +476,7 @@ class Session:
             setup = RingSetup(ring.addresses, ring.size, ring.base, self.features)
             try:
                 self._back_end.start(index, setup, ring.kick_fd, ring.call_fd, ring.enabled)
-            except Refused:
+            except RefusedError:
                 ring.forget_start()
                 raise
             ring.started = True

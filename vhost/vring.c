@@ -177,8 +177,8 @@ static bool load_indirect(const struct rway_vring *ring, uint64_t address, struc
  * their flags only the one for writing means anything. Each descriptor is loaded once; a length that changes under way
  * changes nothing, because this private one bounds the walk.
  *
- * DPDK's driver (22.11) leaves the flag for writing in the header's entry of a packed transmit ring's table, and its own
- * back end never looks at it. We only read there, so it costs nothing to take it for what is meant.
+ * DPDK's driver (22.11) leaves the flag for writing in the header's entry of a packed transmit ring's table, and its
+ * own back end never looks at it. We only read there, so it costs nothing to take it for what is meant.
  */
 static enum rway_fetch add_indirect(struct rway_vring *ring, struct rway_chain *chain,
                                     const struct rway_vring_desc *table)

@@ -83,7 +83,7 @@ class VhostRunner:
             lib.rway_pair_set_full(job, offer.full == "drop")
 
     def takes(self, offer: Offer) -> bool:
-        """What a full ring means is changed in place; a socket or memory that is judged otherwise takes a new session."""
+        """What a full ring means is changed in place; all else takes a new session."""
         if _settings(offer) != _settings(self.ports[0].offer):
             return False
         self._set_full(offer)

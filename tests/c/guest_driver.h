@@ -1,6 +1,6 @@
 /*
- * A guest for tests of vhost/: its memory in a memfd, a driver that can be told to do wrong, and the job that serves it,
- * run turn by turn. The link's other end is the test's own too.
+ * A guest for tests of vhost/: its memory in a memfd, a driver that can be told to do wrong, and the job that serves
+ * it, run turn by turn. The link's other end is the test's own too.
  */
 #ifndef GUEST_DRIVER_H
 #define GUEST_DRIVER_H
@@ -24,7 +24,6 @@ enum { TX = RWAY_VRING_TRANSMIT, RX = RWAY_VRING_RECEIVE };
 #define PACKED (SPLIT | BIT(VIRTIO_F_RING_PACKED))
 #define OFFLOADS (BIT(VIRTIO_NET_F_CSUM) | BIT(VIRTIO_NET_F_HOST_TSO4))
 
-/* A frame of a guest as its driver posts it: header, then bytes. */
 static const struct rway_geometry GEOMETRY = {.queues = 1, .slot_count = 256, .slot_payload = 2048, .headroom = 64};
 
 struct guest {
