@@ -244,7 +244,7 @@ uint32_t pair_receive(struct pair *pair)
     uint32_t taken = fate == FATE_TAKEN ? rway_ring_peek(pair->consumer, frames, RWAY_BURST) : 0, done = 0;
     while (done < taken && fate != FATE_STARVED && rway_segmenter_next_len(&pair->cut) == 0) {
         uint32_t cause;
-        fate = frames[done].kind == RWAY_DESC_FRAME ? give_frame(pair, &frames[done], &cause) : FATE_TAKEN;
+        fate = give_frame(pair, &frames[done], &cause);
         if (fate == FATE_UNFIT)
             rway_consumer_drop(pair->consumer, cause, 1);
         done += fate != FATE_STARVED;

@@ -383,9 +383,7 @@ class Session:
         ring = self._stopped_ring(index)
         packed = self.features is not None and bool(self.features >> Feature.RING_PACKED & 1)
         if not 1 <= size <= RING_SIZE_MAX or (size & (size - 1) and not packed):
-            raise RefusedError(
-                f"ring {index} of {size} entries: use a power of two to {RING_SIZE_MAX}, or a packed ring"
-            )
+            raise RefusedError(f"ring {index} of {size} entries: use a power of two, {RING_SIZE_MAX} at the most")
         ring.size = size
 
     def _set_vring_base(self, message: Message) -> None:

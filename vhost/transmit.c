@@ -74,7 +74,7 @@ static enum outcome take_chain(struct pair *pair, const struct rway_chain *chain
     const struct rway_piece target = {.data = (uint8_t *)&header, .len = sizeof header};
     struct place from = {.piece = ring->pieces}, to = {.piece = &target};
     pieces_copy(&to, &from, header_len);
-    *frame = (struct rway_frame){.kind = RWAY_DESC_FRAME, .len = (uint32_t)len};
+    *frame = (struct rway_frame){.len = (uint32_t)len};
     if (offload_of(ring, (const struct virtio_net_hdr *)&header, &offload) != 0 ||
         rway_offload_check(&offload, frame->len) != 0)
         return drop(pair, RWAY_DROP_OFFLOAD);

@@ -19,9 +19,10 @@ import pytest
 from ringway.agent import Port
 from ringway.vhost import protocol
 from ringway.vhost.protocol import HEADER, VERSION, Request
-from tests.hostile.front_end import MEMORY, USER, FrontEnd
-from tests.system.broker_process import BrokerProcess, short_directory
-from tests.system.fabric_fixtures import AgentProcess, Fabric, until
+from tests.support.broker_process import BrokerProcess, short_directory
+from tests.support.fabric import AgentProcess, Fabric
+from tests.support.front_end import MEMORY, USER, FrontEnd
+from tests.support.waiting import until
 
 FABRIC = """
 [vm.guest.port.net]

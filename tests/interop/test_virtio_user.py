@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from ringway.agent import Port
-from tests.interop.testpmd import Testpmd
-from tests.system.fabric_fixtures import Fabric, until
+from tests.support.fabric import Fabric
+from tests.support.testpmd import Testpmd
+from tests.support.waiting import until
 
 FABRIC = """
 [vm.guest.port.in]
