@@ -1,4 +1,4 @@
-"""Real guests: QEMU with Debian's kernel, which `./run test` unpacks without installing it, and busybox as all of its root.
+"""Real guests: QEMU with Debian's kernel, which `./run test` unpacks and never installs, and busybox as their root.
 
 A command goes to a guest by its second serial port, where a shell reads line by line; the first one has the kernel's
 messages. No guest outlives its test: each is ended by its pid, and QEMU dies with the process that started it.
@@ -6,11 +6,9 @@ messages. No guest outlives its test: each is ended by its pid, and QEMU dies wi
 
 from __future__ import annotations
 
-import ctypes
 import gzip
 import os
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -25,7 +23,6 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 KERNELS: Final = ROOT / "build" / "guests"
 _MODULES: Final = ("virtio_pci", "virtio_net")
 _READY_S: Final = 90.0  # a guest in software emulation on a busy machine; 3 s on a quiet one
-_PR_SET_PDEATHSIG: Final = 1
 _INIT: Final = """\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -48,9 +45,8 @@ def needs_guests() -> None:
     """Skip, with what is missing, where no guest can be started."""
     require(shutil.which("qemu-system-x86_64") is not None, "needs QEMU: apt-get install qemu-system-x86")
     require(Path("/bin/busybox").exists(), "needs busybox for the guest's root: apt-get install busybox-static")
-    require(
-        bool(list(KERNELS.glob("boot/vmlinuz-*"))), f"needs a kernel in {KERNELS}: ./run test fetches it where it may"
-    )
+    there = bool(list(KERNELS.glob("boot/vmlinuz-*")))
+    require(there, f"needs a kernel in {KERNELS}: ./run test --full fetches it where it may")
 
 
 def _entry(name: str, mode: int, data: bytes = b"") -> bytes:
@@ -82,10 +78,6 @@ def _initramfs(version: str) -> Path:
     return made
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 class Guest:
     """A guest that has come up. `options`: QEMU's, for its devices."""
 
@@ -95,16 +87,25 @@ class Guest:
         self._initramfs = _initramfs(kernel.name.removeprefix("vmlinuz-"))
         self.console = folder / f"{name}.console"
         shell = folder / f"{name}.shell"
-        command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "qemu-system-x86_64",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]
         command += ["-accel", "tcg", "-cpu", "max", "-m", str(memory_mib), "-machine", "q35,memory-backend=memory"]
         command += ["-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"]
         command += ["-kernel", str(kernel), "-initrd", str(self._initramfs)]
         command += ["-append", "console=ttyS0 quiet panic=-1 tsc=reliable nokaslr mitigations=off"]
         command += ["-serial", f"file:{self.console}", "-serial", f"unix:{shell},server=on,wait=off", *options]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            preexec_fn=_die_with_parent,
-        )  # fmt: skip
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         self._shell = socket.socket(socket.AF_UNIX)
         self._output = ""
         deadline = time.monotonic() + _READY_S
