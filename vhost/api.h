@@ -30,12 +30,13 @@ void rway_guest_leave_to_parent(struct rway_guest *guest);
  * Map a region of a file in memory (memfd, shm, hugetlbfs). fd stays the caller's and is not needed afterwards. With
  * sealed other than 0 a file that could be shortened is refused; otherwise the SIGBUS guard watches over it. Returns 0,
  * or -enum rway_refusal for what no region can be: empty, past the end of the file, wrapping, overlapping another one.
+ * The same region of the same file is added once.
  */
 int rway_guest_add(struct rway_guest *guest, int fd, const struct rway_guest_region *region, int sealed,
                    struct rway_error *error);
 
-/* Unmap the region with this guest address, size and user address. 0, or -RWAY_REFUSED_ARGUMENT. No job is running. */
-int rway_guest_remove(struct rway_guest *guest, const struct rway_guest_region *region, struct rway_error *error);
+/* Unmap the region with this guest address, size and user address, if there is one. All jobs are paused. */
+void rway_guest_remove(struct rway_guest *guest, const struct rway_guest_region *region);
 
 /* Regions mapped. */
 uint32_t rway_guest_count(const struct rway_guest *guest);

@@ -62,35 +62,35 @@ static int check_region(const struct rway_guest *guest, const struct rway_guest_
     return 0;
 }
 
-/* Is it memory, long enough, and sealed if it has to be? Fills in the size of its pages. */
-static int check_file(int fd, const struct rway_guest_region *region, int sealed, uint64_t *page_size,
+/* Is it memory, long enough, and sealed if it has to be? */
+static int check_file(int fd, const struct stat *status, const struct rway_guest_region *region, int sealed,
                       struct rway_error *error)
 {
-    struct stat status;
     uint64_t end;
-    if (fstat(fd, &status) != 0)
-        return rway_refuse_errno(error, "fstat of a region");
-    if (!S_ISREG(status.st_mode))
-        return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "kind of a region's descriptor", status.st_mode & S_IFMT,
+    if (!S_ISREG(status->st_mode))
+        return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "kind of a region's descriptor", status->st_mode & S_IFMT,
                            S_IFREG);
-    if (__builtin_add_overflow(region->offset, region->size, &end) || end > (uint64_t)status.st_size)
+    if (__builtin_add_overflow(region->offset, region->size, &end) || end > (uint64_t)status->st_size)
         return rway_refuse(error, RWAY_REFUSED_SIZE, "end of a region in its file", region->offset + region->size,
-                           (uint64_t)status.st_size);
+                           (uint64_t)status->st_size);
     int seals = fcntl(fd, F_GET_SEALS);
     if (sealed && (seals < 0 || !(seals & F_SEAL_SHRINK)))
         return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "seals of a region", seals < 0 ? 0 : (uint64_t)seals,
                            F_SEAL_SHRINK);
-    /* hugetlbfs says its pages' size here; of other files 4096 or more. */
-    *page_size = (uint64_t)sysconf(_SC_PAGESIZE);
-    if ((uint64_t)status.st_blksize > *page_size && ((uint64_t)status.st_blksize & (status.st_blksize - 1)) == 0)
-        *page_size = (uint64_t)status.st_blksize;
     return 0;
 }
 
-static int map_region(struct rway_guest *guest, int fd, const struct rway_guest_region *region, uint64_t page_size,
-                      struct rway_error *error)
+/* hugetlbfs says its pages' size there; of other files it is 4096 or more. */
+static uint64_t page_size_of(const struct stat *status)
 {
-    uint64_t into = region->offset & (page_size - 1), size;
+    uint64_t usual = (uint64_t)sysconf(_SC_PAGESIZE), said = (uint64_t)status->st_blksize;
+    return said > usual && (said & (said - 1)) == 0 ? said : usual;
+}
+
+static int map_region(struct rway_guest *guest, int fd, const struct stat *status,
+                      const struct rway_guest_region *region, struct rway_error *error)
+{
+    uint64_t page_size = page_size_of(status), into = region->offset & (page_size - 1), size;
     if (__builtin_add_overflow(region->size, into + page_size - 1, &size))
         return rway_refuse(error, RWAY_REFUSED_SIZE, "size of a region", region->size, UINT64_MAX);
     size &= ~(page_size - 1);
@@ -104,18 +104,41 @@ static int map_region(struct rway_guest *guest, int fd, const struct rway_guest_
         return refused;
     }
     guest->mappings[guest->count++] = (struct rway_guest_mapping){
-        .region = *region, .at = (uint8_t *)map + into, .map = map, .map_size = size};
+        .region = *region,
+        .at = (uint8_t *)map + into,
+        .map = map,
+        .map_size = size,
+        .device = status->st_dev,
+        .inode = status->st_ino,
+    };
     return 0;
+}
+
+/* QEMU 7.2 adds each region once for every queue pair. */
+static bool is_there(const struct rway_guest *guest, const struct stat *status, const struct rway_guest_region *region)
+{
+    for (uint32_t i = 0; i < guest->count; i++) {
+        const struct rway_guest_mapping *found = &guest->mappings[i];
+        if (found->region.guest == region->guest && found->region.size == region->size &&
+            found->region.user == region->user && found->region.offset == region->offset &&
+            found->device == status->st_dev && found->inode == status->st_ino)
+            return true;
+    }
+    return false;
 }
 
 int rway_guest_add(struct rway_guest *guest, int fd, const struct rway_guest_region *region, int sealed,
                    struct rway_error *error)
 {
-    uint64_t page_size = 0;
+    struct stat status;
+    if (fstat(fd, &status) != 0)
+        return rway_refuse_errno(error, "fstat of a region");
+    if (is_there(guest, &status, region))
+        return 0;
     int refused = check_region(guest, region, error);
     if (!refused)
-        refused = check_file(fd, region, sealed, &page_size, error);
-    return refused ? refused : map_region(guest, fd, region, page_size, error);
+        refused = check_file(fd, &status, region, sealed, error);
+    return refused ? refused : map_region(guest, fd, &status, region, error);
 }
 
 static void unmap(struct rway_guest *guest, struct rway_guest_mapping *mapping)
@@ -124,7 +147,7 @@ static void unmap(struct rway_guest *guest, struct rway_guest_mapping *mapping)
     munmap(mapping->map, mapping->map_size);
 }
 
-int rway_guest_remove(struct rway_guest *guest, const struct rway_guest_region *region, struct rway_error *error)
+void rway_guest_remove(struct rway_guest *guest, const struct rway_guest_region *region)
 {
     for (uint32_t i = 0; i < guest->count; i++) {
         const struct rway_guest_region *found = &guest->mappings[i].region;
@@ -132,9 +155,8 @@ int rway_guest_remove(struct rway_guest *guest, const struct rway_guest_region *
             continue;
         unmap(guest, &guest->mappings[i]);
         guest->mappings[i] = guest->mappings[--guest->count];
-        return 0;
+        return;
     }
-    return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "guest address, of no region", region->guest, 0);
 }
 
 void rway_guest_free(struct rway_guest *guest)

@@ -21,6 +21,8 @@ struct rway_guest_mapping {
     uint8_t *at; /* where the region begins */
     void *map;   /* what was mapped, by whole pages */
     uint64_t map_size;
+    uint64_t device; /* the file's, by which it is known again */
+    uint64_t inode;
 };
 
 struct rway_guest {

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -39,7 +39,9 @@ SIZE = 4 << 20
 
 
 @contextlib.contextmanager
-def started(fabric: Fabric, device: str = "", queues: int = 1) -> Iterator[tuple[Guest, AgentProcess]]:
+def started(
+    fabric: Fabric, device: str = "", queues: int = 1, more: Sequence[str] = ()
+) -> Iterator[tuple[Guest, AgentProcess]]:
     """A guest at 10.77.0.2, whose link's other end is fast0 in the namespace east."""
     folder = fabric.runtime.parent
     needs_guests()
@@ -51,7 +53,7 @@ def started(fabric: Fabric, device: str = "", queues: int = 1) -> Iterator[tuple
     options += ["-device", ",".join(filter(None, ["virtio-net-pci,netdev=net,vectors=0,romfile=", device]))]
     with namespaces("east"):
         fabric.agent("host", "east")
-        with Guest(folder, "guest", options) as guest:
+        with Guest(folder, "guest", [*options, *more]) as guest:
             guest.run("ip link set eth0 up && ip address add 10.77.0.2/24 dev eth0")
             await_carriers("east")
             yield guest, pump
@@ -107,6 +109,17 @@ def test_a_stock_guest_speaks_with_a_tap(fabric: Fabric, device: str) -> None:
     for ring in rings:
         assert "offload" not in ring.drops_produced | ring.drops_consumed
         assert "malformed" not in ring.drops_produced | ring.drops_consumed
+
+
+@pytest.mark.full
+@pytest.mark.needs_root
+@pytest.mark.timeout(300)
+def test_a_guest_of_two_processors_has_two_queue_pairs(fabric: Fabric) -> None:
+    with started(fabric, "mq=on", queues=2, more=["-smp", "2"]) as (guest, _):
+        pings(guest)
+        for _ in range(8):  # flows of their own, which either side spreads
+            send_from_guest(guest)
+        assert all(ring.offered for ring in fabric.quiet("one").rings)
 
 
 @pytest.mark.full

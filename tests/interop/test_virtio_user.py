@@ -138,6 +138,41 @@ def test_frames_longer_than_a_buffer_take_several(fabric: Fabric, folder: Path, 
 
 
 @pytest.mark.parametrize("ring", [SPLIT, PACKED])
+def test_front_ends_that_listen_are_met_again_and_again(fabric: Fabric, folder: Path, ring: str) -> None:
+    fabric.apply(FABRIC.format(folder=folder, queues=1).replace('kind = "vhost"', 'kind = "vhost"\nconnect = true'))
+    fabric.agent("guest")
+    app = fabric.local("app")
+    sender, receiver = app.port("to"), app.port("from")
+    for seed in range(2):
+        with Testpmd([f"path={folder}/{name},server=1,{ring}" for name in ("in", "out")]) as guest:
+            guest.say("start")
+            exchange(sender, receiver, frames_of([200] * 500, seed))
+        until(lambda: vhost_told(fabric, "out") == "no front end is connected", "the port has seen the guest go")
+        for name in ("in", "out"):
+            (folder / name).unlink()  # testpmd leaves it, and does not listen where one is
+
+
+@pytest.mark.parametrize("ring", [SPLIT, PACKED])
+def test_guests_that_are_killed_under_load_are_followed_by_others(fabric: Fabric, folder: Path, ring: str) -> None:
+    """Nothing is left of any, and the books balance."""
+    sender, receiver = started(fabric, folder)
+    for seed in range(4):
+        with Testpmd([f"path={folder}/{name},{ring}" for name in ("in", "out")]) as guest:
+            guest.say("start")
+            exchange(sender, receiver, frames_of([500] * 300, seed))
+            guest.say("stop")
+            guest.say("set fwd flowgen")
+            guest.say("start")
+            assert receiver.receive(timeout=20)
+            guest.kill()
+        until(lambda: vhost_told(fabric, "out") == "no front end is connected", "the port has seen the guest go")
+        while receiver.receive(timeout=0.2) or sender.receive(timeout=0.2):
+            pass
+    fabric.quiet("in")
+    fabric.quiet("out")
+
+
+@pytest.mark.parametrize("ring", [SPLIT, PACKED])
 def test_all_that_a_guest_has_sent_arrives(fabric: Fabric, folder: Path, ring: str) -> None:
     """At full rate: what finds no room stays in the guest's ring, and it drops itself what it cannot queue."""
     _, receiver = started(fabric, folder)
