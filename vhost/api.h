@@ -117,6 +117,13 @@ void rway_pair_set_call(struct rway_job *job, uint32_t ring, int call_fd);
 /* A disabled ring gives no frames to the guest, and discards those that come from it. */
 void rway_pair_enable(struct rway_job *job, uint32_t ring, int enabled);
 
+/*
+ * The link's queues whose frames go to this pair's receive ring: count consumers, at most RWAY_QUEUES_MAX; at first its
+ * own alone. A pair that the guest does not use leaves its consumer to one that it does, with all jobs of the link
+ * paused: each consumer is one job's at a time. The consumers are the caller's, and outlive the job.
+ */
+void rway_pair_set_sources(struct rway_job *job, struct rway_consumer *const *consumers, uint32_t count);
+
 /* With drop other than 0, frames of the guest that find no room in the link are dropped, not left to wait. */
 void rway_pair_set_full(struct rway_job *job, int drop);
 

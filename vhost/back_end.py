@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from ringway.shm._native import ffi, lib
@@ -29,10 +29,19 @@ class QueuePairs:
     It owns the guest's memory. The jobs are their loops', and `close` comes after those are closed.
     """
 
-    def __init__(self, jobs: Sequence[Any], sealed: bool) -> None:
-        """`jobs`: of lib.rway_pair_new. `sealed`: memory that could be shortened under us is refused."""
+    def __init__(
+        self, jobs: Sequence[Any], consumers: Sequence[Any], sealed: bool, serve: Callable[[int], None]
+    ) -> None:
+        """`jobs`: of lib.rway_pair_new, each with its consumer. `sealed`: what could be shortened under us is refused.
+
+        `serve` is called with the pairs by which the guest takes frames, bit n for pair n, whenever that changes; 0: it
+        takes none, and frames wait for it in all.
+        """
         self._jobs = list(jobs)
+        self._consumers = list(consumers)
         self._sealed = sealed
+        self._serve = serve
+        self._receiving = 0
         self._guest = self._new_guest()
         self._set(self._guest)
 
@@ -80,10 +89,12 @@ class QueuePairs:
                 raise RefusedError(f"its kick cannot be watched: {os.strerror(ffi.errno)}")
             lib.rway_pair_set_call(job, ring, call_fd)
             lib.rway_pair_enable(job, ring, enabled)
+            self._receives(index, enabled)
 
     def stop(self, index: int) -> int:
         job, ring = self._ring(index)
         with self._paused():
+            self._receives(index, False)
             return int(lib.rway_pair_stop(job, ring))
 
     def set_kick(self, index: int, kick_fd: int) -> None:
@@ -101,6 +112,7 @@ class QueuePairs:
         job, ring = self._ring(index)
         with self._paused():
             lib.rway_pair_enable(job, ring, enabled)
+            self._receives(index, enabled)
 
     def trouble_fds(self) -> list[int]:
         """Readable once a ring is broken; the jobs' own."""
@@ -133,6 +145,25 @@ class QueuePairs:
         self._jobs.clear()
         if guest is not None:
             lib.rway_guest_free(guest)
+
+    def _receives(self, index: int, enabled: bool) -> None:
+        """Frames go by the pairs that the guest uses, and those of other queues beside them. While it is paused."""
+        pair, ring = divmod(index, 2)
+        before = self._receiving
+        if ring == lib.RWAY_VRING_RECEIVE:
+            self._receiving = before | 1 << pair if enabled else before & ~(1 << pair)
+        if self._receiving != before:
+            self._share_out([number for number in range(self.count) if self._receiving >> number & 1])
+            self._serve(self._receiving)
+
+    def _share_out(self, receiving: Sequence[int]) -> None:
+        """Each of the link's queues to a pair that receives; to its own where that does, or none."""
+        sources: list[list[Any]] = [[] for _ in self._jobs]
+        for queue, consumer in enumerate(self._consumers):
+            own = queue in receiving or not receiving
+            sources[queue if own else receiving[queue % len(receiving)]].append(consumer)
+        for job, consumers in zip(self._jobs, sources, strict=True):
+            lib.rway_pair_set_sources(job, ffi.new("struct rway_consumer *[]", consumers), len(consumers))
 
     def _ring(self, index: int) -> tuple[Any, int]:
         return self._jobs[index // 2], index % 2

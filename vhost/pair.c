@@ -102,12 +102,10 @@ static bool await_kick(struct rway_vring *ring)
 
 static bool arm_receive(struct pair *pair, struct rway_waiter *waiter)
 {
-    struct rway_vring *ring = &pair->rings[RWAY_VRING_RECEIVE];
-    if (!rway_vring_runs(ring) || !ring->enabled)
-        return false;
-    if (pair->starved)
-        return await_kick(ring);
-    rway_waiter_add_consumer(waiter, pair->consumer);
+    if (pair_receives(pair) && pair->starved)
+        return await_kick(&pair->rings[RWAY_VRING_RECEIVE]);
+    for (uint32_t i = 0; pair_receives(pair) && i < pair->source_count; i++)
+        rway_waiter_add_consumer(waiter, pair->sources[i]);
     return false;
 }
 
@@ -157,7 +155,8 @@ struct rway_job *rway_pair_new(struct rway_producer *producer, struct rway_consu
         return NULL;
     pair->job = (struct rway_job){.run = run, .arm = arm, .free = pair_free};
     pair->producer = producer;
-    pair->consumer = consumer;
+    pair->sources[0] = consumer;
+    pair->source_count = 1;
     pair->frame_max = frame_max;
     pair->rings[RWAY_VRING_RECEIVE].writable = true;
     pthread_mutex_init(&pair->lock, NULL);
@@ -259,6 +258,15 @@ void rway_pair_set_call(struct rway_job *job, uint32_t id, int call_fd)
 void rway_pair_enable(struct rway_job *job, uint32_t id, int enabled)
 {
     pair_of(job)->rings[id].enabled = enabled != 0;
+}
+
+void rway_pair_set_sources(struct rway_job *job, struct rway_consumer *const *consumers, uint32_t count)
+{
+    struct pair *pair = pair_of(job);
+    pair->source_count = count < RWAY_QUEUES_MAX ? count : RWAY_QUEUES_MAX;
+    for (uint32_t i = 0; i < pair->source_count; i++)
+        pair->sources[i] = consumers[i];
+    pair->next_source = 0;
 }
 
 void rway_pair_set_full(struct rway_job *job, int drop)

@@ -17,7 +17,9 @@ _Static_assert(HEADER_LEN == 12 && LEGACY_HEADER_LEN == 10, "the two lengths of 
 struct pair {
     struct rway_job job;
     struct rway_producer *producer;
-    struct rway_consumer *consumer;
+    struct rway_consumer *sources[RWAY_QUEUES_MAX]; /* of the frames for the guest */
+    uint32_t source_count;
+    uint32_t next_source; /* to begin with, so that none is always the last */
     uint32_t frame_max; /* bytes of the link's longest frame */
     struct rway_guest *guest;
     struct rway_vring rings[2]; /* by enum rway_vring_id */
@@ -65,6 +67,12 @@ static inline void pieces_copy(struct place *to, struct place *from, size_t len)
         if (from->into == from->piece->len)
             *from = (struct place){.piece = from->piece + 1};
     }
+}
+
+/* Does the guest take frames by this pair? */
+static inline bool pair_receives(const struct pair *pair)
+{
+    return rway_vring_runs(&pair->rings[RWAY_VRING_RECEIVE]) && pair->rings[RWAY_VRING_RECEIVE].enabled;
 }
 
 /* Tell the guest that buffers were given back, if it wants to know. */

@@ -202,7 +202,8 @@ static enum fate give_finished(struct pair *pair, struct outgoing *out, struct r
 
 /* ---- the burst ---- */
 
-static enum fate give_frame(struct pair *pair, const struct rway_frame *frame, uint32_t *cause)
+static enum fate give_frame(struct pair *pair, const struct rway_consumer *source, const struct rway_frame *frame,
+                            uint32_t *cause)
 {
     const struct rway_vring *ring = &pair->rings[RWAY_VRING_RECEIVE];
     const uint8_t tag_bytes[TAG_LEN] = {0x81, 0x00, (uint8_t)(frame->vlan >> 8), (uint8_t)frame->vlan};
@@ -211,10 +212,10 @@ static enum fate give_frame(struct pair *pair, const struct rway_frame *frame, u
     struct rway_offload offload;
     memset(&out.header, 0, sizeof out.header);
     *cause = RWAY_DROP_OFFLOAD;
-    if (rway_frame_offload(pair->consumer, frame, &offload) != 0)
+    if (rway_frame_offload(source, frame, &offload) != 0)
         return FATE_UNFIT;
     uint32_t first = tag ? 3 : 1;
-    rway_consumer_pieces(pair->consumer, frame, &out.pieces[first]);
+    rway_consumer_pieces(source, frame, &out.pieces[first]);
     if (tag) {
         /* A tag that was taken off goes back between the addresses and the type. */
         out.pieces[1] = (struct rway_piece){.data = out.pieces[3].data, .len = TAG_AT};
@@ -233,25 +234,37 @@ static enum fate give_frame(struct pair *pair, const struct rway_frame *frame, u
     return give(pair, &out);
 }
 
+/* A burst of one queue's frames. Returns how many it dealt with, and what became of the last one. */
+static uint32_t receive_from(struct pair *pair, struct rway_consumer *source, enum fate *fate)
+{
+    struct rway_frame frames[RWAY_BURST];
+    uint32_t taken = rway_ring_peek(source, frames, RWAY_BURST), done = 0;
+    while (done < taken && *fate != FATE_STARVED) {
+        uint32_t cause;
+        *fate = give_frame(pair, source, &frames[done], &cause);
+        if (*fate == FATE_UNFIT)
+            rway_consumer_drop(source, cause, 1);
+        done += *fate != FATE_STARVED;
+        if (rway_segmenter_next_len(&pair->cut) != 0)
+            *fate = FATE_STARVED; /* of this frame's segments there are some left */
+    }
+    rway_consumer_put_back(source, &frames[done], taken - done);
+    rway_ring_release(source);
+    return done;
+}
+
 uint32_t pair_receive(struct pair *pair)
 {
     struct rway_vring *ring = &pair->rings[RWAY_VRING_RECEIVE];
-    struct rway_frame frames[RWAY_BURST];
     uint64_t before = pair->state.returned;
-    if (!rway_vring_runs(ring) || !ring->enabled)
+    uint32_t done = 0;
+    if (!pair_receives(pair))
         return 0;
     enum fate fate = give_segments(pair);
-    uint32_t taken = fate == FATE_TAKEN ? rway_ring_peek(pair->consumer, frames, RWAY_BURST) : 0, done = 0;
-    while (done < taken && fate != FATE_STARVED && rway_segmenter_next_len(&pair->cut) == 0) {
-        uint32_t cause;
-        fate = give_frame(pair, &frames[done], &cause);
-        if (fate == FATE_UNFIT)
-            rway_consumer_drop(pair->consumer, cause, 1);
-        done += fate != FATE_STARVED;
-    }
-    pair->starved = fate == FATE_STARVED || rway_segmenter_next_len(&pair->cut) != 0;
-    rway_consumer_put_back(pair->consumer, &frames[done], taken - done);
-    rway_ring_release(pair->consumer);
+    uint32_t first = pair->next_source++;
+    for (uint32_t i = 0; i < pair->source_count && fate != FATE_STARVED; i++)
+        done += receive_from(pair, pair->sources[(first + i) % pair->source_count], &fate);
+    pair->starved = fate == FATE_STARVED;
     rway_vring_show(ring);
     pair_call(pair, RWAY_VRING_RECEIVE);
     return done + (uint32_t)(pair->state.returned - before);

@@ -18,13 +18,12 @@ static uint16_t *used_idx(const struct rway_vring *ring)
     return (uint16_t *)ring->used + 1;
 }
 
-/* An index further ahead than the ring is long, or behind the one before, would have us take what is not ours. */
+/* An index that is further ahead than the ring is long, or has gone back, would have us take what is not ours. */
 static bool refresh(struct rway_vring *ring)
 {
     /* Acquire: pairs with the driver's barrier before the index; entries and descriptors are written before it. */
     uint16_t peer_x = rway_load_acquire(avail_word(ring, IDX));
-    uint16_t ahead = (uint16_t)(peer_x - ring->next.at), before = (uint16_t)(ring->seen.at - ring->next.at);
-    if (ahead > ring->size || ahead < before) {
+    if ((uint16_t)(peer_x - ring->next.at) > ring->size) {
         rway_vring_break(ring, RWAY_VRING_AVAIL);
         return false;
     }

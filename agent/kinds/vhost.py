@@ -69,7 +69,8 @@ class VhostRunner:
                 job = lib.rway_pair_new(producer.native, consumer.native, port.frame_max)
                 self._jobs.append(loop.add(job, producer, consumer))
             self._set_full(port.offer)
-            self._pairs = QueuePairs(self._jobs, settings.sealed)
+            consumers = [consumer.native for consumer in region.consumers]
+            self._pairs = QueuePairs(self._jobs, consumers, settings.sealed, self._serve)
             start_loops(self.loops)
             try:
                 mode = None if settings.connect else int(settings.mode, 8)
@@ -77,6 +78,10 @@ class VhostRunner:
             except SocketError as error:
                 raise AgentError(AgentCause.SOCKET, str(error)) from None
             self._server.start()
+
+    def _serve(self, pairs: int) -> None:
+        """The peer's frames go by the guest's queue pairs, and while it has none by a queue for each loop."""
+        self.ports[0].region.serve(pairs or (1 << len(self.loops)) - 1)
 
     def _set_full(self, offer: Offer) -> None:
         for job in self._jobs:

@@ -93,6 +93,12 @@ static void r6_indirect_tables_that_cannot_be(void)
     put_desc(&nested, TX, 0, GUEST_BASE + TABLES_AT, 16, VRING_DESC_F_INDIRECT, 0);
     make_available(&nested, TX, 0);
     expect_broken(&nested, RWAY_VRING_INDIRECT);
+    struct guest beyond = guest_new(SPLIT);
+    table = (struct vring_desc *)(beyond.memory + TABLES_AT);
+    table[0] = (struct vring_desc){.addr = buffer_address(0), .len = 20, .flags = VRING_DESC_F_NEXT, .next = 2};
+    put_desc(&beyond, TX, 0, GUEST_BASE + TABLES_AT, 32, VRING_DESC_F_INDIRECT, 0);
+    make_available(&beyond, TX, 0);
+    expect_broken(&beyond, RWAY_VRING_NEXT);
     struct guest circle = guest_new(SPLIT);
     table = (struct vring_desc *)(circle.memory + TABLES_AT);
     table[0] = (struct vring_desc){.addr = buffer_address(0), .len = 20, .flags = VRING_DESC_F_NEXT, .next = 0};

@@ -125,6 +125,18 @@ def test_a_guest_of_two_processors_has_two_queue_pairs(fabric: Fabric) -> None:
 @pytest.mark.full
 @pytest.mark.needs_root
 @pytest.mark.timeout(300)
+def test_a_guest_that_uses_fewer_pairs_than_the_link_has_queues(fabric: Fabric) -> None:
+    with started(fabric, "mq=on", queues=4, more=["-smp", "2"]) as (guest, _):
+        pings(guest)
+        for _ in range(4):
+            send_to_guest(guest, random.Random(1).randbytes(1 << 20))
+        carried = [ring.offered for ring in fabric.quiet("one").rings if ring.producing_side == 1]
+        assert sum(carried) > 100, carried
+
+
+@pytest.mark.full
+@pytest.mark.needs_root
+@pytest.mark.timeout(300)
 def test_a_driver_that_is_taken_away_and_comes_back(fabric: Fabric) -> None:
     with started(fabric) as (guest, _):
         pings(guest)
