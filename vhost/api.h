@@ -11,7 +11,7 @@ enum { RWAY_GUEST_REGIONS_MAX = 64 };
 
 /* What a front end says of one region. Sizes in bytes. */
 struct rway_guest_region {
-    uint64_t guest;  /* address in the guest */
+    uint64_t guest; /* address in the guest */
     uint64_t size;
     uint64_t user;   /* address in the front end's own process */
     uint64_t offset; /* of the region in the descriptor's file */
@@ -67,11 +67,11 @@ enum rway_vring_break {
 /* A ring as its front end has set it up. Addresses are user addresses, as in VHOST_USER_SET_VRING_ADDR. */
 struct rway_vring_setup {
     uint64_t desc;
-    uint64_t avail; /* packed: driver event suppression */
-    uint64_t used;  /* packed: device event suppression */
+    uint64_t avail;    /* packed: driver event suppression */
+    uint64_t used;     /* packed: device event suppression */
     uint64_t features; /* as negotiated: VIRTIO_F_…, VIRTIO_NET_F_… */
-    uint32_t size; /* entries */
-    uint32_t base; /* as in VHOST_USER_SET_VRING_BASE */
+    uint32_t size;     /* entries */
+    uint32_t base;     /* as in VHOST_USER_SET_VRING_BASE */
 };
 
 /*
@@ -131,7 +131,7 @@ void rway_pair_set_full(struct rway_job *job, int drop);
 int rway_pair_uses(const struct rway_job *job, const struct rway_guest_region *region);
 
 struct rway_pair_state {
-    int broken[2];          /* enum rway_vring_break, of each ring */
+    int broken[2];        /* enum rway_vring_break, of each ring */
     uint64_t moved[2];    /* frames and segments that went through each ring, dropped ones included */
     uint64_t notified[2]; /* times that the guest wanted to be notified */
     uint64_t returned;    /* receive buffers that could hold nothing, given back empty */

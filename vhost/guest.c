@@ -56,8 +56,7 @@ static int check_region(const struct rway_guest *guest, const struct rway_guest_
             return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "guest address, in two regions", region->guest,
                                other->guest);
         if (overlap(region->user, region->size, other->user, other->size))
-            return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "user address, in two regions", region->user,
-                               other->user);
+            return rway_refuse(error, RWAY_REFUSED_ARGUMENT, "user address, in two regions", region->user, other->user);
     }
     return 0;
 }

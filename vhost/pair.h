@@ -20,18 +20,18 @@ struct pair {
     struct rway_consumer *sources[RWAY_QUEUES_MAX]; /* of the frames for the guest */
     uint32_t source_count;
     uint32_t next_source; /* to begin with, so that none is always the last */
-    uint32_t frame_max; /* bytes of the link's longest frame */
+    uint32_t frame_max;   /* bytes of the link's longest frame */
     struct rway_guest *guest;
     struct rway_vring rings[2]; /* by enum rway_vring_id */
-    pthread_mutex_t lock; /* over guest and rings: the loop's thread in a turn, or whoever has paused the job */
-    uint32_t paused;      /* somebody wants the lock, or has it; the loop's thread then stays away */
-    int epoll_fd;         /* what wakes the loop: kicks and wake_fd, edge by edge, so that nothing has to be read */
+    pthread_mutex_t lock;       /* over guest and rings: the loop's thread in a turn, or whoever has paused the job */
+    uint32_t paused;            /* somebody wants the lock, or has it; the loop's thread then stays away */
+    int epoll_fd; /* what wakes the loop: kicks and wake_fd, edge by edge, so that nothing has to be read */
     int wake_fd;
-    int trouble_fd; /* readable once a ring is broken */
-    bool drops;     /* frames that find no room in the link; written by any thread */
-    bool held;      /* the link has no room for the guest's next frame */
-    uint32_t held_len; /* bytes of that frame */
-    bool starved;   /* the guest has no buffers for the link's next frame */
+    int trouble_fd;            /* readable once a ring is broken */
+    bool drops;                /* frames that find no room in the link; written by any thread */
+    bool held;                 /* the link has no room for the guest's next frame */
+    uint32_t held_len;         /* bytes of that frame */
+    bool starved;              /* the guest has no buffers for the link's next frame */
     struct rway_segmenter cut; /* the frame whose segments the guest is being given; all 0: none */
     uint8_t *whole;            /* its bytes, and behind them room for a segment; made when the first such frame comes */
     struct rway_pair_state state;

@@ -82,9 +82,9 @@ struct rway_vring {
     uint8_t *avail;
     uint8_t *used;
     uint32_t size;
-    struct rway_vring_cursor next;    /* to be fetched */
-    struct rway_vring_cursor done;    /* to be given back */
-    struct rway_vring_cursor shown;   /* given back, as the guest has been told */
+    struct rway_vring_cursor next;     /* to be fetched */
+    struct rway_vring_cursor done;     /* to be given back */
+    struct rway_vring_cursor shown;    /* given back, as the guest has been told */
     struct rway_vring_cursor notified; /* up to here it was considered whether to notify */
     struct rway_vring_cursor seen;     /* split: the available index, checked; packed: where nothing was found */
     uint16_t first_flags; /* packed: of the first descriptor given back, kept back until the batch is shown */
@@ -106,10 +106,10 @@ bool rway_vring_place(struct rway_vring *ring, struct rway_guest *guest);
 uint32_t rway_vring_base(const struct rway_vring *ring);
 
 enum rway_fetch {
-    RWAY_FETCH_NONE,   /* there is no chain */
+    RWAY_FETCH_NONE, /* there is no chain */
     RWAY_FETCH_CHAIN,
     RWAY_FETCH_NO_ROOM, /* for its pieces, beside those of others; it stays where it is */
-    RWAY_FETCH_BROKEN  /* the ring, now or before */
+    RWAY_FETCH_BROKEN   /* the ring, now or before */
 };
 
 /* Fetch the next chain; its pieces go behind those there are (rway_vring_put_back forgets them). */

@@ -131,8 +131,7 @@ uint32_t rway_vring_base(const struct rway_vring *ring)
 /* ---- chains ---- */
 
 /* Without the look at every piece's address a guest would have us read from it, or write to it, what is ours. */
-static enum rway_fetch add_memory(struct rway_vring *ring, struct rway_chain *chain,
-                                  const struct rway_vring_desc *desc)
+static enum rway_fetch add_memory(struct rway_vring *ring, struct rway_chain *chain, const struct rway_vring_desc *desc)
 {
     uint64_t address = desc->address, left = desc->len;
     if (((desc->flags & VRING_DESC_F_WRITE) != 0) != ring->writable)

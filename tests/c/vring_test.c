@@ -455,10 +455,10 @@ static void v14_v17_v18_v19_rings_that_cannot_be(void)
     struct rway_vring_setup good = setup_of(&guest, TX);
     struct rway_error error;
     rway_pair_stop(guest.job, TX);
-#define REFUSED(change) \
-    do { \
-        struct rway_vring_setup setup = good; \
-        change; \
+#define REFUSED(change)                                             \
+    do {                                                            \
+        struct rway_vring_setup setup = good;                       \
+        change;                                                     \
         EXPECT(rway_pair_start(guest.job, TX, &setup, &error) < 0); \
     } while (0)
     REFUSED(setup.size = 0);
