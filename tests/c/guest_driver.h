@@ -193,14 +193,14 @@ static inline void sends_well(struct guest *guest)
 
 static inline uint64_t dropped(struct guest *guest, bool produced, uint32_t cause)
 {
-    struct rway_reading reading;
-    struct rway_ring_reading ring;
+    struct rway_snapshot snapshot;
+    struct rway_ring_snapshot ring;
     struct rway_error error;
     rway_ring_publish(rway_region_producer(guest->a, 0), NULL, 0);
     rway_ring_release(rway_region_consumer(guest->a, 0));
-    CHECK(rway_region_read(guest->link_fd, &reading, &error) == 0, "%s", error.what);
+    CHECK(rway_region_read(guest->link_fd, &snapshot, &error) == 0, "%s", error.what);
     uint32_t side = produced ? RWAY_SIDE_A : RWAY_SIDE_B;
-    CHECK(rway_ring_read(guest->link_fd, &reading, side, 0, &ring, &error) == 0, "%s", error.what);
+    CHECK(rway_ring_read(guest->link_fd, &snapshot, side, 0, &ring, &error) == 0, "%s", error.what);
     return produced ? ring.produced.drops[cause] : ring.consumed.drops[cause];
 }
 
