@@ -47,6 +47,15 @@ class AgentProcess:
         return cpu_ticks(self.process.pid)
 
 
+def fell(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Kill or stop it, and return when none of its threads runs on: a signal takes a while on a busy machine."""
+    process.send_signal(number)
+    if number is signal.SIGSTOP:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    else:
+        process.wait()
+
+
 def cpu_ticks(pid: int) -> int:
     """User and system time of all its threads: proc(5), fields 14 and 15."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

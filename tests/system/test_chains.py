@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ringway.agent import Port
-from tests.support.fabric import AgentProcess, Fabric, check_books
+from tests.support.fabric import AgentProcess, Fabric, check_books, fell
 from tests.support.waiting import until
 
 SLOTS = 64
@@ -117,9 +117,7 @@ def test_before_a_firewall_that_is_killed_or_stopped_only_the_one_before_it_drop
     fabric.apply(chain(hops))
     agents: list[AgentProcess] = [fabric.agent(f"firewall{hop}") for hop in range(hops)]
     left, right = fabric.port("left"), fabric.port("right")
-    agents[dead].process.send_signal(number)
-    if number is signal.SIGKILL:
-        agents[dead].process.wait()
+    fell(agents[dead].process, number)
     send_all(left, range(FRAMES))
     await_drops(fabric, f"link{dead}")
     until(lambda: fabric.ring(f"link{dead}").offered == FRAMES, "all frames came to the dead end")
@@ -156,7 +154,7 @@ def test_a_circle_of_firewalls_that_is_full_in_all_its_rings_goes_on(fabric: Fab
         assert out.send([frame(0)] * SLOTS, timeout=60) == SLOTS
         until(lambda link=f"link{hop}": fabric.ring(link).in_flight == SLOTS, f"link{hop} is full")  # type: ignore[misc]
         if hop != 0:
-            agents[hop - 1].process.send_signal(signal.SIGSTOP)
+            fell(agents[hop - 1].process, signal.SIGSTOP)
     first.stop()
     fabric.apply(text)
     fabric.agent("firewall0")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ringway.control.messages import RingShown
-from tests.support.fabric import Fabric, check_books
+from tests.support.fabric import Fabric, check_books, fell
 from tests.support.waiting import until
 from tests.system.test_chains import FRAMES, SLOTS, frame, receive_all, send_all
 
@@ -43,12 +42,6 @@ def carry_both_ways(fabric: Fabric) -> None:
         work = [threads.submit(what, port, range(FRAMES)) for what in (send_all, receive_all) for port in (left, right)]
         for done in work:
             done.result()
-
-
-def fell(peer: subprocess.Popen[str], number: signal.Signals) -> None:
-    peer.send_signal(number)
-    if number is signal.SIGKILL:
-        peer.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

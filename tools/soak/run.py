@@ -32,7 +32,8 @@ from tools.soak.ledger import Received, Sent
 from tools.soak.stage import SoakError, Stage, end_by_pid
 from tools.soak.wire import INTERFACE
 
-_LOG_LINES = 12
+_LOG_LINES = {"broker": 200}
+_LOG_LINES_OF_OTHERS = 12
 _CATCHES = 300  # how often a forwarder is stopped, at most, to find it between its two rings
 _KEEPER_AGAIN = "has everything again"
 
@@ -324,7 +325,8 @@ class Soak:
             lines.append(f"direction {direction}: incarnation {incarnation} has made {made}, {last} has arrived last")
         for name in self._stage.names:
             with contextlib.suppress(OSError):
-                said = self._stage.log(name).read_text().splitlines()[-_LOG_LINES:]
+                most = _LOG_LINES.get(name, _LOG_LINES_OF_OTHERS)
+                said = self._stage.log(name).read_text().splitlines()[-most:]
                 lines += [f"-- {name}", *said]
         return "\n".join(lines)
 
