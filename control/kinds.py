@@ -48,6 +48,10 @@ class Kind(Struct, frozen=True, tag_field="kind", tag=str.lower, forbid_unknown_
     def check_link(self, link: str, frame_max: int) -> None:
         """SettingError where a link with frames up to `frame_max` bytes is too small."""
 
+    def alone_at(self) -> tuple[str, str] | None:
+        """A setting, by name and value, that no other port of the fabric may have."""
+        return None
+
 
 class Local(Kind, frozen=True):
     """For an application, or for the VM's stack."""
@@ -108,6 +112,9 @@ class Vhost(Kind, frozen=True):
             raise SettingError("socket", f"{message}: use a shorter one")
         if re.fullmatch(r"0[0-7]{3}", self.mode) is None:
             raise SettingError("mode", f'{self.mode!r} is no mode: write it in octal, as "0660"')
+
+    def alone_at(self) -> tuple[str, str] | None:
+        return None if self.socket is None else ("socket", self.socket)
 
 
 Settings = Tap | Local | Vhost

@@ -28,6 +28,7 @@ def parse_config(text: str, name: str) -> FabricConfig:
     config = config_from(file)
     _check_ends(file, config)
     check_taps(file, config)
+    _check_alone(file, config)
     for link in config.links.values():
         _check_shape(file, config, link)
     links = {end: link for link in config.links.values() for end in link.ends}
@@ -65,6 +66,22 @@ def _check_end_exists(file: FabricFile, config: FabricConfig, link: LinkConfig, 
     hint = f"did you mean {near[0]!r}? " if near else ""
     message = f"{str(end)!r} leads nowhere, {what}; {hint}ports are: {', '.join(known[:20]) or 'none'}"
     raise file.error(FabricCause.NOWHERE, ("link", link.name, "ends"), message)
+
+
+def _check_alone(file: FabricFile, config: FabricConfig) -> None:
+    """Two ports at one socket would take each other's guests."""
+    first: dict[tuple[str, str], EndName] = {}
+    for vm in config.vms.values():
+        for port in vm.ports.values():
+            alone = port.settings.alone_at()
+            if alone is None:
+                continue
+            end = EndName(vm.name, port.name)
+            if alone in first:
+                name, value = alone
+                message = f"{value!r} is that of port {str(first[alone])!r} already: give each port its own"
+                raise file.error(FabricCause.PORT_USED, ("vm", vm.name, "port", port.name, name), message)
+            first[alone] = end
 
 
 def _check_shape(file: FabricFile, config: FabricConfig, link: LinkConfig) -> None:
